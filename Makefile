@@ -1,0 +1,45 @@
+# Two commands to know: `make demo` and `make test`. README.md says what they show.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+export EMBEDDING_ASSETS_HOME ?= $(CURDIR)/.embedding_assets
+export DAGSTER_HOME ?= $(EMBEDDING_ASSETS_HOME)/dagster
+# Nothing of the tools' own writing outside the project either.
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: demo test test-slow lint ui stop clean bench
+
+demo: .venv/installed ## real documents, searchable in two regions
+	$(BIN)/embedding-assets demo
+
+test: .venv/installed ## everything but the slow tier
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed ## the kill sweep and other minutes-long tests
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+ui: .venv/installed ## the Dagster UI on http://127.0.0.1:3000, with what the demo materialized
+	$(BIN)/embedding-assets dagster-home
+	$(BIN)/dagster dev --workspace workspace.yaml --host 127.0.0.1 --port 3000
+
+bench: .venv/installed ## side by side with peers, which get an environment of their own
+	$(BIN)/python -m bench
+
+stop: ## the embedded Postgres
+	if [ -x $(BIN)/embedding-assets ]; then $(BIN)/embedding-assets stop; fi
+
+clean: stop ## leaves nothing behind, no process either
+	rm -rf "$(EMBEDDING_ASSETS_HOME)" .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv || { echo "cure: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

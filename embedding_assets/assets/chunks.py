@@ -1,0 +1,56 @@
+"""The second asset: documents cut into chunks."""
+
+import dagster as dg
+
+from embedding_assets.assets import metadata
+from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.checks import inline
+from embedding_assets.chunking.stage import ASSET, snapshot_chunks
+from embedding_assets.deployment import Deployment
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.changes import count_changes
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.work.pool import in_process
+
+
+def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`chunks`, one partition a source."""
+
+    @dg.asset(
+        name=ASSET,
+        partitions_def=partitions,
+        group_name="ingest",
+        kinds={"python", "parquet"},
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(ASSET, "offsets_reproduce_text", "Every chunk is the span of its document that it names.")
+        ],
+    )
+    def chunks(
+        context: dg.AssetExecutionContext, raw_docs: Snapshot, deployment: dg.ResourceParam[Deployment]
+    ) -> dg.MaterializeResult:
+        """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
+        source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        chunking = deployment.settings.sources[source].chunking
+        with domain_errors(context), deployment.sole_writer(ASSET, source):
+            previous = log.head(store, ASSET, source)
+            snapshot = snapshot_chunks(
+                store, raw_docs, max_tokens=chunking.max_tokens, overlap=chunking.overlap, run_shards=in_process
+            )
+            seconds = watch.seconds
+            changes = count_changes(store, ASSET, "chunk_id", "text_hash", previous, snapshot)
+            made = inline.made(previous, snapshot)
+            offsets = inline.offsets_reproduce_text(store, raw_docs, snapshot, made)
+            found = metadata.of_snapshot(snapshot, seconds) | changes._asdict()
+            if made:
+                sample = read_part(store, source, made[0], ["document_id", "ordinal", "tokens", "text"])
+                found["sample"] = metadata.table(sample.slice(0, 8).to_pylist())
+                found["chunks_per_second"] = round(sum(part.rows for part in made) / max(seconds, 1e-9))
+        return dg.MaterializeResult(
+            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=[offsets]
+        )
+
+    return chunks

@@ -1,0 +1,114 @@
+"""The embeddings assets: one factory, one asset a model version."""
+
+import dataclasses
+
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_assets.assets import metadata
+from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.checks import inline
+from embedding_assets.deployment import Deployment
+from embedding_assets.embedding.figures import Progress
+from embedding_assets.embedding.stage import asset_of, snapshot_embeddings
+from embedding_assets.resources.progress import ProgressDisplay
+from embedding_assets.settings import Slot
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Snapshot
+
+_MAP_SAMPLE = 400
+
+
+def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`embeddings_v1` or `embeddings_v2`, one partition a source."""
+    asset = asset_of(slot)
+
+    @dg.asset(
+        name=asset,
+        partitions_def=partitions,
+        group_name="embed",
+        kinds={"openai", "parquet"},
+        # Slots of this pool divide the provider's quota between runs.
+        pool="embedding-api",
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        description=f"Unit vectors of every chunk by model {slot}; only texts without a stored vector are sent.",
+        check_specs=[
+            inline.spec(asset, "normalization", "Every vector is finite and of unit length."),
+            inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter."),
+            inline.spec(asset, "nothing_rejected", "No chunk is dead-lettered.", blocking=False),
+        ],
+    )
+    def embeddings(
+        context: dg.AssetExecutionContext,
+        chunks: Snapshot,
+        deployment: dg.ResourceParam[Deployment],
+        progress: dg.ResourceParam[ProgressDisplay],
+    ) -> dg.MaterializeResult:
+        source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        binding = deployment.binding(slot)
+        with domain_errors(context), deployment.sole_writer(asset, source):
+            previous = log.head(store, asset, source)
+            snapshot, bought = snapshot_embeddings(
+                store,
+                chunks,
+                binding,
+                deployment.journals,
+                live=deployment.settings.live_model == slot,
+                on_progress=lambda now, settled, total: progress.show(
+                    context, f"{asset} of {source}", settled, total, _rates(now)
+                ),
+            )
+            seconds = watch.seconds
+            found = metadata.of_snapshot(snapshot, seconds)
+            found |= {
+                "model": binding.name,
+                "dimensions": binding.dimensions,
+                "new": bought.new,
+                "reused": bought.reused,
+            }
+            if bought.usage is not None:
+                found |= dataclasses.asdict(bought.usage)
+            made = inline.made(previous, snapshot)
+            norms = [
+                inline.norms_of(read_part(store, source, part, ["embedding"]).column("embedding"), binding.dimensions)
+                for part in made
+            ]
+            lengths = np.concatenate(norms) if norms else np.zeros(0)
+            if len(lengths):
+                found["norms"] = metadata.norm_histogram(lengths)
+                found["map"] = metadata.embedding_map(_samples(deployment, asset, binding.dimensions))
+            checks = [
+                inline.normalization(lengths),
+                inline.vectors_complete(store, chunks, snapshot, made),
+                inline.nothing_rejected(snapshot),
+            ]
+        return dg.MaterializeResult(
+            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
+        )
+
+    return embeddings
+
+
+def _rates(now: Progress) -> str:
+    """What somebody who watches wants to know besides how far it is."""
+    seconds = max(now.seconds, 1e-9)
+    waits = f", {now.throttled} × 429, {now.retries} retries" if now.throttled or now.retries else ""
+    breaker = ", provider down: waiting" if now.breaker_open else ""
+    return f"({now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{waits}{breaker})"
+
+
+def _samples(deployment: Deployment, asset: str, dimensions: int) -> dict[str, NDArray[np.float32]]:
+    """Some vectors of every source's first shard, for the map."""
+    samples: dict[str, NDArray[np.float32]] = {}
+    for source in sorted(deployment.settings.sources):
+        snapshot = log.head(deployment.primary, asset, source)
+        if snapshot is None or not snapshot.parts:
+            continue
+        column = read_part(deployment.primary, source, snapshot.parts[0], ["embedding"]).column("embedding")
+        vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), "<f4").reshape(-1, dimensions)
+        samples[source] = vectors[:: max(1, len(vectors) // _MAP_SAMPLE)]
+    return samples

@@ -1,0 +1,82 @@
+"""The index: built and measured on the loaded table, which is then published."""
+
+from typing import Any
+
+import dagster as dg
+
+from embedding_assets.assets import metadata
+from embedding_assets.assets.edge import PATIENT, Stopwatch, domain_errors
+from embedding_assets.checks import inline
+from embedding_assets.deployment import Deployment
+from embedding_assets.partitions import region_and_source
+from embedding_assets.pgvector.generations import published_generation
+from embedding_assets.pgvector.index import TARGET_RECALL, build_indexes, invalid_indexes
+from embedding_assets.pgvector.publish import publish
+from embedding_assets.shards import shard_refs
+from embedding_assets.snapshots import replication
+
+ASSET = "hnsw_index"
+
+
+def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    """`hnsw_index`, one partition a region and source."""
+
+    @dg.asset(
+        name=ASSET,
+        deps=["pgvector_table"],
+        partitions_def=partitions,
+        group_name="serve",
+        kinds={"postgres"},
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(ASSET, "index_valid", "Every index of what readers see exists and is valid."),
+            inline.spec(ASSET, "recall_at_10", "The index finds what an exact search finds, at the stored ef_search."),
+        ],
+    )
+    def hnsw_index(
+        context: dg.AssetExecutionContext, deployment: dg.ResourceParam[Deployment]
+    ) -> dg.MaterializeResult:
+        """Primary key and an HNSW index for each model on the loaded table; recall measured; then published in one
+        short transaction."""
+        region, source = region_and_source(context.partition_key)
+        watch = Stopwatch()
+        with (
+            domain_errors(context),
+            deployment.sole_writer(ASSET, region, source),
+            deployment.database(region) as conn,
+        ):
+            replica = replication.current(deployment.store(region), source)
+            reports = build_indexes(conn, source, replica.root)
+            recall = inline.recall_at_10(reports, TARGET_RECALL)
+            # Below the target readers stay with the old generation: the failed check says so and stops the run.
+            if recall.passed:
+                publish(conn, source, replica.root, shard_refs(replica))
+            serving = published_generation(conn, source)
+            invalid = invalid_indexes(conn, serving) if serving else ["no generation is published"]
+        found: dict[str, Any] = {
+            "generation": serving.id if serving else 0,
+            "root": serving.target_root if serving else "none",
+            "seconds": round(watch.seconds, 3),
+        }
+        for slot, report in reports.items():
+            found |= {
+                f"{slot}_build_seconds": round(report.build_seconds, 3),
+                f"{slot}_index_bytes": report.size_bytes,
+                f"{slot}_memory_estimated": report.estimated_memory_bytes,
+                f"{slot}_memory_granted": report.granted_memory_bytes,
+                f"{slot}_ef_search": report.ef_search,
+                f"{slot}_recall_at_10": report.recall if report.recall is not None else "nothing to measure",
+            }
+        curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
+        if any(curves.values()):
+            found["recall_curve"] = metadata.recall_curve(curves, TARGET_RECALL)
+            found["recall_table"] = metadata.table(
+                {"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve
+            )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(replica.root),
+            metadata=found,
+            check_results=[inline.index_valid(invalid), recall],
+        )
+
+    return hnsw_index

@@ -1,0 +1,110 @@
+"""What an operator sees of a materialization: counts, rates, samples and pictures, small enough for an event row."""
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_assets.snapshots.snapshot import Snapshot
+
+_TABLE_ROWS: Final = 20
+_CELL: Final = 160
+
+
+def of_snapshot(snapshot: Snapshot, seconds: float) -> dict[str, Any]:
+    """What is told of every snapshot."""
+    rejected: dict[str, Any] = {"rejected": len(snapshot.rejected)}
+    if snapshot.rejected:
+        rejected["rejected_entries"] = table(snapshot.rejected)
+    return {
+        "dagster/row_count": sum(part.rows for part in snapshot.parts),
+        "snapshot": snapshot.number,
+        "root": snapshot.root,
+        "parts": len(snapshot.parts),
+        "shards": 2**snapshot.shard_bits,
+        "stored_bytes": snapshot.total_bytes,
+        "seconds": round(seconds, 3),
+        **snapshot.counts,
+        **rejected,
+    }
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue | str:
+    """The first rows as a table; long cells are cut."""
+    shown = [
+        {name: _cell(value) for name, value in row.items()} for _, row in zip(range(_TABLE_ROWS), rows, strict=False)
+    ]
+    if not shown:
+        return "none"
+    names = list(dict.fromkeys(name for row in shown for name in row))
+    return dg.MetadataValue.table(
+        records=[dg.TableRecord({name: row.get(name, "") for name in names}) for row in shown],
+        schema=dg.TableSchema(columns=[dg.TableColumn(name) for name in names]),
+    )
+
+
+def _cell(value: Any) -> str | int | float:
+    if isinstance(value, int | float):
+        return value
+    text = " ".join(str(value).split())
+    return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+
+
+def norm_histogram(norms: NDArray[np.float64]) -> dg.MarkdownMetadataValue:
+    """How far the vectors' lengths are from 1. `norms`: (n,)."""
+    figure, axes = _figure("Vector lengths", 4.2, 2.4)
+    axes.hist((norms - 1) * 1e7, bins=40, color="#3b6ea5")
+    axes.set_xlabel("(length − 1) · 10⁷")
+    axes.set_ylabel("vectors")
+    return _picture(figure, "Histogram of vector lengths")
+
+
+def embedding_map(samples: Mapping[str, NDArray[np.float32]]) -> dg.MarkdownMetadataValue:
+    """The two principal directions of the sampled vectors, coloured by source. Each sample: (n, d) float32."""
+    everything = np.concatenate(list(samples.values()))
+    mean = everything.mean(axis=0)
+    _, _, directions = np.linalg.svd(everything - mean, full_matrices=False)
+    figure, axes = _figure("Embeddings, two principal directions", 4.6, 3.6)
+    for source, sample in samples.items():
+        x, y = ((sample - mean) @ directions[:2].T).T
+        axes.scatter(x, y, s=7, alpha=0.6, linewidths=0, label=source)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(frameon=False, fontsize=8, markerscale=2)
+    return _picture(figure, "Map of the embeddings by source")
+
+
+def recall_curve(curves: Mapping[str, Sequence[tuple[int, float, float]]], target: float) -> dg.MarkdownMetadataValue:
+    """recall@10 and latency by ef_search, a line a model version; points are (ef_search, recall, p50 in ms)."""
+    figure, axes = _figure("Recall of the index", 4.6, 2.8)
+    for slot, points in curves.items():
+        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=3, label=slot)
+    axes.axhline(target, color="#999999", linewidth=0.8, linestyle="--", label=f"target {target}")
+    axes.set_xscale("log")
+    axes.set_xlabel("ef_search")
+    axes.set_ylabel("recall@10")
+    axes.legend(frameon=False, fontsize=8)
+    return _picture(figure, "Recall by ef_search")
+
+
+def _figure(title: str, width: float, height: float) -> tuple[Any, Any]:
+    # matplotlib takes most of a second to import: only runs that draw pay for it. The object interface keeps no
+    # global state, so threads may draw.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _picture(figure: Any, alt: str) -> dg.MarkdownMetadataValue:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png")
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()})")

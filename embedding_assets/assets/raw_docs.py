@@ -1,0 +1,66 @@
+"""The first asset: a source's documents, read, validated and hashed."""
+
+import dagster as dg
+
+from embedding_assets.assets import metadata
+from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.checks import inline
+from embedding_assets.deployment import Deployment
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.changes import count_changes
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.sources.stage import ASSET, snapshot_source
+
+
+class RawDocsConfig(dg.Config):
+    """What a person may allow for one run."""
+
+    allow_deletes: bool = False
+    """Let a run go on that finds more of the source gone than its `max_deleted`."""
+
+
+def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`raw_docs`, one partition a source."""
+
+    @dg.asset(
+        name=ASSET,
+        partitions_def=partitions,
+        group_name="ingest",
+        kinds={"python", "parquet"},
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(ASSET, "completeness", "The parts hold every document that the source listed."),
+            inline.spec(ASSET, "nothing_rejected", "Nothing of the source was refused.", blocking=False),
+        ],
+    )
+    def raw_docs(
+        context: dg.AssetExecutionContext, config: RawDocsConfig, deployment: dg.ResourceParam[Deployment]
+    ) -> dg.MaterializeResult:
+        """The source's documents as they are now: read, validated, normalised to text and hashed.
+
+        Only files that look changed are read. What can't be used is listed with its cure, and the rest goes on.
+        """
+        source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        with domain_errors(context), deployment.sole_writer(ASSET, source):
+            previous = log.head(store, ASSET, source)
+            snapshot, looked = snapshot_source(
+                store,
+                source,
+                deployment.reader(source),
+                deployment.catalog(source),
+                max_deleted=deployment.settings.sources[source].max_deleted,
+                allow_deletes=config.allow_deletes,
+            )
+            changes = count_changes(store, ASSET, "document_id", "content_hash", previous, snapshot)
+        return dg.MaterializeResult(
+            value=snapshot,
+            data_version=dg.DataVersion(snapshot.root),
+            metadata=metadata.of_snapshot(snapshot, watch.seconds)
+            | changes._asdict()
+            | {"items_listed": looked.items, "items_read": looked.read, "parts_written": looked.parts_written},
+            check_results=[inline.documents_complete(snapshot), inline.nothing_rejected(snapshot)],
+        )
+
+    return raw_docs

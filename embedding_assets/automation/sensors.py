@@ -1,0 +1,127 @@
+"""The sensors. They only wake: what a run then does, it reads from the source and the logs, so that a lost, doubled or
+late tick costs at most a look."""
+
+import hashlib
+import json
+import os
+import time
+from typing import Final
+
+import dagster as dg
+import requests
+
+from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.deployment import Deployment
+from embedding_assets.errors import PipelineError
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.replication import target
+from embedding_assets.sources.reader import Reader
+
+ALERT_WEBHOOK: Final = "EMBEDDING_ASSETS_ALERT_WEBHOOK"
+
+# Dagster cuts a sensor off at 60 s: what was not looked at by then comes first in the next tick.
+_BUDGET_SECONDS: Final = 30.0
+
+
+def source_sweep() -> dg.SensorDefinition:
+    """Looks at every source in turn and starts the run of each that looks changed."""
+
+    @dg.sensor(
+        name="source_sweep",
+        job_name=SOURCE_JOB,
+        minimum_interval_seconds=60,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Starts a source's run when its files changed: names, sizes, times.",
+    )
+    def sweep(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Deployment]) -> dg.SensorResult:
+        cursor: dict[str, str] = json.loads(context.cursor or "{}")
+        names = sorted(deployment.settings.sources)
+        # Least recently looked at first: the cursor keeps its keys in that order.
+        order = sorted(names, key=lambda name: list(cursor).index(name) if name in cursor else -1)
+        requests_: list[dg.RunRequest] = []
+        deadline = time.monotonic() + _BUDGET_SECONDS
+        seen = {name: cursor[name] for name in cursor if name in names}
+        for source in order:
+            if time.monotonic() > deadline:
+                context.log.warning(f"Out of time before {source}; it comes first in the next tick.")
+                break
+            try:
+                look = fingerprint(deployment.reader(source))
+            except PipelineError as error:
+                context.log.error(f"source {source} could not be looked at: {error}")
+                continue
+            if seen.pop(source, None) != look:
+                requests_.append(dg.RunRequest(partition_key=source))
+            seen[source] = look
+        return dg.SensorResult(run_requests=requests_, cursor=json.dumps(seen))
+
+    return sweep
+
+
+def fingerprint(reader: Reader) -> str:
+    """What a source looks like without opening a file: a hash over names, sizes and times."""
+    digest = hashlib.sha256(reader.version.encode())
+    for item in reader.list_items():
+        digest.update(repr(item).encode())
+    return digest.hexdigest()
+
+
+def region_log(region: str) -> dg.SensorDefinition:
+    """Starts a region's run of a source once the source's snapshots have moved."""
+
+    @dg.sensor(
+        name=f"{region.replace('-', '_')}_log",
+        job_name=REGION_JOB,
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Starts {region}'s run of a source when the snapshots that it replicates, or its replica, moved.",
+    )
+    def follow(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Deployment]) -> dg.SensorResult:
+        cursor: dict[str, str] = json.loads(context.cursor or "{}")
+        requests_: list[dg.RunRequest] = []
+        for source in sorted(deployment.settings.sources):
+            try:
+                wanted = target(deployment.primary, source)
+                replica = log.head(deployment.store(region), "s3_replica", source)
+            except PipelineError as error:
+                context.log.error(f"{region}|{source} could not be looked at: {error}")
+                continue
+            if wanted is None:
+                continue
+            # A replica that somebody moved to anything else is put right as well.
+            if cursor.get(source) != wanted or (
+                replica is not None and replica.root not in (wanted, cursor.get(source))
+            ):
+                requests_.append(
+                    dg.RunRequest(partition_key=dg.MultiPartitionKey({"region": region, "source": source}))
+                )
+            cursor[source] = wanted
+        return dg.SensorResult(run_requests=requests_, cursor=json.dumps(cursor))
+
+    return follow
+
+
+def run_failure_alert() -> dg.SensorDefinition:
+    """Says that a run failed: in the daemon's log, and to a webhook if one is set."""
+
+    @dg.run_failure_sensor(name="run_failure_alert", default_status=dg.DefaultSensorStatus.RUNNING)
+    def alert(context: dg.RunFailureSensorContext) -> None:
+        run = context.dagster_run
+        text = (
+            f"{run.job_name} of {run.tags.get('dagster/partition', 'no partition')} failed (run {run.run_id}): "
+            f"{context.failure_event.message}"
+        )
+        context.log.error(text)
+        url = os.environ.get(ALERT_WEBHOOK)
+        if url:
+            post_alert(url, text)
+
+    return alert
+
+
+def post_alert(url: str, text: str) -> None:
+    """Post `{"text": …}`, as Slack, Mattermost and Teams take it. The URL is a secret: errors do not repeat it."""
+    try:
+        requests.post(url, json={"text": text}, timeout=10).raise_for_status()
+    except requests.RequestException as error:
+        raise RuntimeError(f"the alert webhook ({ALERT_WEBHOOK}) refused: {type(error).__name__}") from None

@@ -1,0 +1,224 @@
+"""The command `embedding-assets`. Every command has `--json`; exit codes: 0 done, 1 something is wrong, 2 wrong use."""
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+
+import click
+from rich.console import Console
+
+from embedding_assets.deployment import Deployment
+from embedding_assets.errors import PipelineError
+from embedding_assets.settings import current_settings, home
+
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: an error of the pipeline is a sentence on stderr and exit code 1, not a traceback."""
+    try:
+        cli()
+    except PipelineError as error:
+        _err.print("error:", style="bold red", end=" ")
+        _err.print(str(error), markup=False)
+        sys.exit(1)
+
+
+def _deployment() -> Deployment:
+    return Deployment(current_settings(), home())
+
+
+def _chosen(given: str | None, known: Mapping[str, object], what: str) -> list[str]:
+    if given is not None and given not in known:
+        raise click.UsageError(f"there is no {what} {given!r}: the settings have {', '.join(sorted(known))}.")
+    return [given] if given is not None else sorted(known)
+
+
+def _print_json(value: object) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable fields instead of text.")
+_source = click.option("--source", metavar="S", help="Only this source.  [default: all]")
+_region = click.option("--region", metavar="R", help="Only this region.  [default: all]")
+_one_region = click.option("--region", metavar="R", help="In this region.  [default: the primary]")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """Keep every region's pgvector search table in step with document sources.
+
+    \b
+    Settings     EMBEDDING_ASSETS_CONFIG, a YAML file; without it the demo's two sources and two regions
+    Local files  EMBEDDING_ASSETS_HOME, by default .embedding_assets/ in the project
+    Exit codes   0 done; 1 something failed or differs; 2 wrong use
+    """
+
+
+@cli.command()
+@_source
+@_region
+@click.option("--allow-deletes", is_flag=True, help="Let a source lose more documents than its max_deleted.")
+@_json
+def materialize(source: str | None, region: str | None, allow_deletes: bool, as_json: bool) -> None:
+    """Bring sources up to date: a run for each, then one for each region that is behind.
+
+    Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
+    """
+    from embedding_assets import operations
+
+    deployment = _deployment()
+    outcomes = operations.materialize(
+        deployment,
+        _err if as_json else _out,
+        sources=_chosen(source, deployment.settings.sources, "source"),
+        regions=_chosen(region, deployment.settings.regions, "region"),
+        allow_deletes=allow_deletes,
+    )
+    if as_json:
+        _print_json([operations.outcome_json(outcome) for outcome in outcomes])
+    sys.exit(0 if all(outcome.succeeded for outcome in outcomes) else 1)
+
+
+@cli.command()
+@_source
+@_region
+@_json
+def status(source: str | None, region: str | None, as_json: bool) -> None:
+    """What each region serves of each source, and how far it is behind. Exit code 1 if a region can't be asked."""
+    from embedding_assets import terminal
+    from embedding_assets.status import status as look
+
+    deployment = _deployment()
+    rows = look(
+        deployment,
+        _chosen(source, deployment.settings.sources, "source"),
+        _chosen(region, deployment.settings.regions, "region"),
+    )
+    if as_json:
+        _print_json([row.model_dump() for row in rows])
+    else:
+        _out.print(terminal.status_table(rows))
+    sys.exit(1 if any(row.error for row in rows) else 0)
+
+
+@cli.command()
+@click.argument("text")
+@_one_region
+@_source
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many.")
+@click.option("--filter", "filter_json", default="{}", help="Only chunks whose metadata contain this JSON object.")
+@_json
+def search(text: str, region: str | None, source: str | None, k: int, filter_json: str, as_json: bool) -> None:
+    """The chunks nearest to TEXT by the region's live model.
+
+    With --json a list of {source, document_id, ordinal, content, metadata, distance}, nearest first; the distance is
+    the cosine distance, from 0 to 2.
+    """
+    from embedding_assets import operations, terminal
+
+    deployment = _deployment()
+    if source is not None:
+        _chosen(source, deployment.settings.sources, "source")
+    place = _chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
+    try:
+        wanted = json.loads(filter_json)
+    except ValueError:
+        wanted = None
+    if not isinstance(wanted, dict):
+        raise click.UsageError('--filter takes a JSON object, such as \'{"team": "billing"}\'.')
+    hits = operations.search(deployment, place, text, k=k, source=source, filter=wanted)
+    if as_json:
+        _print_json(hits)
+    else:
+        _out.print(terminal.hits_table(hits))
+
+
+@cli.command()
+@_source
+@_region
+@_json
+def verify(source: str | None, region: str | None, as_json: bool) -> None:
+    """Read everything again and name what differs: parts, logs, tables. Exit code 1 if anything does."""
+    from embedding_assets import operations
+
+    deployment = _deployment()
+    differences = operations.verify(
+        deployment,
+        _chosen(source, deployment.settings.sources, "source"),
+        _chosen(region, deployment.settings.regions, "region"),
+    )
+    if as_json:
+        _print_json({"differences": differences})
+    else:
+        for difference in differences:
+            _out.print(difference, markup=False)
+        _out.print("everything is as recorded" if not differences else f"{len(differences)} differences")
+    sys.exit(1 if differences else 0)
+
+
+@cli.command()
+@click.option("--region", metavar="R", help="Of this region.  [default: the primary]")
+@_json
+def dsn(region: str | None, as_json: bool) -> None:
+    """How to connect to a region's database: psql "$(embedding-assets dsn --region R)"."""
+    deployment = _deployment()
+    place = _chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
+    uri = deployment.dsn(place)
+    _print_json({"region": place, "dsn": uri}) if as_json else click.echo(uri)
+
+
+@cli.command()
+@_region
+@click.option("--keep", type=click.IntRange(1), default=10, show_default=True, help="Snapshots kept of each log.")
+@click.option("--grace-hours", type=click.IntRange(1), default=24, show_default=True, help="Nothing younger goes.")
+@_json
+def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
+    """Delete from the stores what no retained snapshot names."""
+    from embedding_assets.snapshots.garbage import collect
+
+    deployment = _deployment()
+    collected = {
+        name: collect(deployment.store(name), keep=keep, grace=timedelta(hours=grace_hours))._asdict()
+        for name in _chosen(region, deployment.settings.regions, "region")
+    }
+    if as_json:
+        _print_json(collected)
+    else:
+        for name, what in collected.items():
+            _out.print(f"{name}: {what['log_entries']} snapshots and {what['parts']} parts, {what['bytes']:,} bytes")
+
+
+@cli.command()
+@_json
+def demo(as_json: bool) -> None:
+    """Real documents of this machine, searchable in two regions: input, all seven assets, checks, searches."""
+    from embedding_assets import demo as show
+
+    report = show.run(home(), _err if as_json else _out)
+    if as_json:
+        _print_json(report)
+    sys.exit(0 if report["succeeded"] else 1)
+
+
+@cli.command()
+@_json
+def stop(as_json: bool) -> None:
+    """Stop the embedded Postgres. It starts again by itself when it is needed."""
+    from embedding_assets.pgvector import embedded
+
+    embedded.stop(home())
+    if as_json:
+        _print_json({"stopped": True})
+
+
+@cli.command("dagster-home")
+@_json
+def dagster_home(as_json: bool) -> None:
+    """Make and print the DAGSTER_HOME that this project's runs are recorded in."""
+    from embedding_assets.driver import dagster_home as prepare
+
+    folder = prepare(home())
+    _print_json({"dagster_home": str(folder)}) if as_json else click.echo(folder)

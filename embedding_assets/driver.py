@@ -1,0 +1,126 @@
+"""Makes sources current: a run for each source, then one for each region and source, on the project's own instance.
+
+Dagster runs one partitions definition at a time; this drives the two jobs in order, so that each run shows in the UI.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+
+from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.definitions import build_defs
+from embedding_assets.deployment import Deployment
+from embedding_assets.resources.progress import ProgressDisplay
+
+_INSTANCE_SETTINGS: Final = Path(__file__).parent.parent / "dagster.yaml"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One asset check's verdict."""
+
+    asset: str
+    name: str
+    passed: bool
+    blocking: bool
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: what it was about, how it ended, and what its assets said of it."""
+
+    partition: str
+    run_id: str
+    succeeded: bool
+    seconds: float
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def dagster_home(home: Path) -> Path:
+    """DAGSTER_HOME, or the one under this home, with the project's dagster.yaml in it."""
+    folder = Path(os.environ.get("DAGSTER_HOME") or home / "dagster")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "dagster.yaml"
+    if not settings.exists():
+        shutil.copyfile(_INSTANCE_SETTINGS, settings)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    return folder
+
+
+def materialize(
+    deployment: Deployment,
+    instance: dg.DagsterInstance,
+    *,
+    sources: Sequence[str],
+    regions: Sequence[str],
+    is_current: Callable[[str, str], bool],
+    allow_deletes: bool = False,
+    progress: ProgressDisplay | None = None,
+) -> Iterator[Outcome]:
+    """Bring the sources up to date in the regions, a run at a time; yields each run as it ends.
+
+    A source is always looked at. A region is run only if `is_current(region, source)` says that it has to be, and not
+    after the source's own run failed.
+    """
+    defs = build_defs(deployment, progress)
+    for source in sources:
+        config = {"raw_docs": {"config": {"allow_deletes": allow_deletes}}}
+        outcome = _run(defs, SOURCE_JOB, source, instance, {"ops": config})
+        yield outcome
+        if not outcome.succeeded:
+            continue
+        for region in regions:
+            if not is_current(region, source):
+                yield _run(defs, REGION_JOB, f"{region}|{source}", instance, {})
+
+
+def _run(
+    defs: dg.Definitions, job: str, partition: str, instance: dg.DagsterInstance, config: dict[str, Any]
+) -> Outcome:
+    start = time.monotonic()
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        # The run's whole log is in the instance; the terminal is for the progress display.
+        run_config=config | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        raise_on_error=False,
+    )
+    metadata: dict[str, dict[str, Any]] = {}
+    checks: list[Check] = []
+    errors: list[str] = []
+    for event in result.all_events:
+        if event.is_step_materialization:
+            found = event.step_materialization_data.materialization
+            metadata[found.asset_key.to_user_string()] = {name: value.value for name, value in found.metadata.items()}
+        elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            verdict = event.asset_check_evaluation_data
+            checks.append(
+                Check(
+                    verdict.asset_key.to_user_string(),
+                    verdict.check_name,
+                    verdict.passed,
+                    bool(verdict.blocking),
+                    {name: value.value for name, value in verdict.metadata.items()},
+                )
+            )
+        elif event.is_step_failure and event.step_failure_data.error is not None:
+            errors.append(_reason(event))
+    return Outcome(partition, result.run_id, result.success, time.monotonic() - start, metadata, checks, errors)
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    """What failed a step, in its own words rather than Dagster's frame around them."""
+    failure = event.step_failure_data
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return f"{event.step_key}: {failure.user_failure_data.description}"
+    error = failure.error.cause or failure.error if failure.error else None
+    return f"{event.step_key}: {error.message.strip() if error else 'failed without an error'}"

@@ -1,0 +1,216 @@
+"""The gate every request passes: quotas, concurrency, the pauses a provider asks for, and the circuit breaker.
+
+All state lives on the event loop's thread. Requests leave in the order in which they came.
+"""
+
+import asyncio
+import contextlib
+import random
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from embedding_assets.embedding.errors import ProviderDown
+from embedding_assets.embedding.limits import LONGEST_RESET_SECONDS, Bucket, Quota
+from embedding_assets.errors import PermanentError, PipelineError
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often the engine tries, and how long it waits, before it gives a text or a provider up."""
+
+    attempts: int = 5  # of a request, or of a text without a sound vector
+    backoff_seconds: float = 0.5  # full jitter: uniform(0, min(longest, backoff · 2ⁿ))
+    longest_backoff_seconds: float = 30.0
+    longest_told_seconds: float = 60.0  # a longer Retry-After is handed to the caller …
+    absurd_told_seconds: float = 3_600.0  # … unless it is over this (an epoch taken for seconds): then obeyed to 60 s
+    storm_seconds: float = 600.0  # throttled without one success for so long: handed to the caller
+    breaker_failures: int = 5  # in a row, without a success
+    breaker_seconds: float = 1.0  # before the first probe, doubled before each next one
+    breaker_probes: int = 4  # 1 + 2 + 4 + 8 s; then the wait is handed to the caller
+    hand_over_seconds: float = 60.0  # the wait it is told
+
+    def backoff(self, tries: int) -> float:
+        """Seconds before the try after the `tries`-th."""
+        longest = min(self.longest_backoff_seconds, self.backoff_seconds * 2.0 ** min(tries, 30))
+        return random.uniform(0.0, longest)  # noqa: S311 - spreads load, hides nothing
+
+
+PATIENCE: Final = Patience()
+
+
+class Ticket(NamedTuple):
+    """A request that has left: how many requests and tokens had left with it, and when."""
+
+    number: int
+    tokens: int
+    tokens_before: int
+    at: float
+
+
+class Gate:
+    """Lets requests out: at most `window` at once, within the quotas, and none while paused or broken.
+
+    The window opens as TCP's does: one more for each answer until the first cut, then one more each round; it is
+    halved by a throttled or failed request, once for all those in flight together.
+    """
+
+    def __init__(
+        self, requests_per_minute: float | None, tokens_per_minute: float | None, max_in_flight: int, patience: Patience
+    ) -> None:
+        self._patience = patience
+        self._time = asyncio.get_running_loop().time
+        now = self._time()
+        self._requests = Bucket(requests_per_minute, now) if requests_per_minute else None
+        self._tokens = Bucket(tokens_per_minute, now) if tokens_per_minute else None
+        self._max_in_flight = max_in_flight
+        self._turn = asyncio.Lock()
+        self._moved = asyncio.Event()  # something changed that the request at the head waits for
+        self.window = min(8.0, float(max_in_flight))
+        self._slow_start = True
+        self._cut_at = 0  # requests sent before the last cut
+        self.in_flight = 0
+        self._sent = 0
+        self._sent_tokens = 0
+        self._paused_until = 0.0
+        self._pauses = 0  # since the last success: while there are any, one request goes alone
+        self._paused_at = 0  # requests sent before the last pause
+        self._storm_since: float | None = None
+        self._failures = 0  # in a row
+        self.broken = False
+        self.succeeded_at = float("-inf")
+        self.stopped: PipelineError | None = None
+        self._stopping = asyncio.Event()
+
+    def stop(self, error: PipelineError) -> None:
+        """Nothing leaves any more: who waits at the gate, and who comes to it, is met by the error."""
+        if self.stopped is None or isinstance(error, PermanentError):  # the one that says most
+            self.stopped = error
+        self._stopping.set()
+        self._moved.set()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleeps unless, and until, the gate is stopped."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        if self.stopped is not None:
+            raise self.stopped
+
+    async def enter(self, tokens: int) -> Ticket:
+        """Waits until a request of `tokens` may leave. Raises the error that stopped the gate."""
+        async with self._turn:
+            while (wait := self._wait(tokens)) > 0:
+                self._moved.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(wait if wait < float("inf") else None):
+                        await self._moved.wait()
+            return self._leave(tokens)
+
+    def probe(self) -> Ticket:
+        """A ticket for a probe of a broken provider: it leaves whatever the gate says."""
+        return self._leave(0)
+
+    def _wait(self, tokens: int) -> float:
+        if self.stopped is not None:
+            raise self.stopped
+        if self.broken or self.in_flight >= (1 if self._pauses else int(self.window)):
+            return float("inf")
+        now = self._time()
+        return max(
+            self._paused_until - now,
+            self._requests.wait(1, now) if self._requests else 0.0,
+            self._tokens.wait(tokens, now) if self._tokens else 0.0,
+        )
+
+    def _leave(self, tokens: int) -> Ticket:
+        now = self._time()
+        if self._requests:
+            self._requests.take(1, now)
+        if self._tokens:
+            self._tokens.take(tokens, now)
+        self.in_flight += 1
+        self._sent += 1
+        self._sent_tokens += tokens
+        return Ticket(self._sent, tokens, self._sent_tokens, now)
+
+    def returned(self, ticket: Ticket, quota: Quota | None) -> None:
+        """Every request that left comes back here, whatever became of it."""
+        self.in_flight -= 1
+        self._moved.set()
+        if quota is None:
+            return
+        now = self._time()
+        # What left after this request may not be counted in its answer yet.
+        left_requests = (quota.requests, quota.requests_reset_seconds, self._sent - ticket.number, self._requests)
+        left_tokens = (quota.tokens, quota.tokens_reset_seconds, self._sent_tokens - ticket.tokens_before, self._tokens)
+        for left, reset, later, bucket in (left_requests, left_tokens):
+            if left is not None and bucket is not None:
+                bucket.at_most(left - later, now)
+            if left == 0 and reset is not None:
+                self._paused_until = max(self._paused_until, now + min(reset, LONGEST_RESET_SECONDS))
+
+    def succeeded(self, ticket: Ticket, tokens: int) -> None:
+        """A sound answer that cost `tokens` by the provider's own count (0: it does not say)."""
+        now = self._time()
+        self.succeeded_at = now
+        self._failures = 0
+        self._storm_since = None
+        if ticket.number > self._paused_at:
+            self._pauses = 0
+        if tokens and self._tokens:
+            self._tokens.take(tokens - ticket.tokens, now)
+        grown = self.window + (1.0 if self._slow_start else 1.0 / self.window)
+        self.window = min(float(self._max_in_flight), grown)
+
+    def refused(self) -> None:
+        """The provider answered, if only to refuse a text: it is there."""
+        self._failures = 0
+
+    def throttled(self, ticket: Ticket, told: float | None) -> None:
+        """Nothing leaves until the time told. Raises `ProviderDown` where waiting is not this process's to do."""
+        now = self._time()
+        patience = self._patience
+        self._cut(ticket)
+        if told is not None and told > patience.longest_told_seconds:
+            if told <= patience.absurd_told_seconds:
+                raise ProviderDown(f"the provider asks to wait {told:.0f} s before the next request", told)
+            told = patience.longest_told_seconds
+        if self._storm_since is None:
+            self._storm_since = now
+        elif now - self._storm_since > patience.storm_seconds:
+            raise ProviderDown(
+                f"the provider throttled every request for {now - self._storm_since:.0f} s: is the quota shared, or "
+                "requests_per_minute or tokens_per_minute set above it?",
+                told or patience.hand_over_seconds,
+            )
+        if ticket.number > self._paused_at:  # one pause for all that were in flight together
+            self._pauses += 1
+            self._paused_at = self._sent
+            if told is None:
+                self._paused_until = max(self._paused_until, now + patience.backoff(self._pauses))
+        if told is not None:
+            self._paused_until = max(self._paused_until, now + told)
+
+    def failed(self, ticket: Ticket, told: float | None) -> bool:
+        """Counts a failure of the provider; True when this one opened the breaker."""
+        self._cut(ticket)
+        self._failures += 1
+        if told is not None:
+            wait = min(told, self._patience.longest_told_seconds)
+            self._paused_until = max(self._paused_until, self._time() + wait)
+        if self._failures >= self._patience.breaker_failures and not self.broken:
+            self.broken = True
+            return True
+        return False
+
+    def mended(self) -> None:
+        """The breaker closes: a probe got through."""
+        self.broken = False
+        self._failures = 0
+        self._moved.set()
+
+    def _cut(self, ticket: Ticket) -> None:
+        self._slow_start = False
+        if ticket.number > self._cut_at:
+            self.window = max(1.0, self.window / 2)
+            self._cut_at = self._sent

@@ -1,0 +1,110 @@
+"""What a model version is bound to: a named model behind a provider, its quota, its caps and its price."""
+
+from typing import Any, Final, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from embedding_assets.embedding.providers import Provider
+from embedding_assets.embedding.providers.bundled import MODELS
+
+# What holds when the settings say nothing. openai: the caps of OpenAI's endpoint and the quota of its first paid
+# tier; `null` in the settings lifts a quota (a server of one's own). local: no quota; batches of 32 keep progress
+# lively (MiniLM does 40 texts/s), and two in flight keep the one worker busy.
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "openai": {
+        "requests_per_minute": 3_000,
+        "tokens_per_minute": 1_000_000,
+        "max_items": 2_048,
+        "max_tokens_per_item": 8_192,
+        "max_tokens_per_request": 300_000,
+        "max_in_flight": 32,
+    },
+    "local": {
+        "max_items": 32,
+        "max_tokens_per_item": 1_000_000,  # the model truncates, and counts it
+        "max_tokens_per_request": 32_768,
+        "max_in_flight": 2,
+    },
+}
+
+# USD per million tokens, list prices (openai.com/api/pricing, 2026-11). Other models: say it in the settings.
+_PRICES: Final = {
+    "text-embedding-3-small": 0.02,
+    "text-embedding-3-large": 0.13,
+    "text-embedding-ada-002": 0.10,
+}
+
+
+class Binding(BaseModel):
+    """A slot bound to a model. `null` for a quota means unpaced; what is not given has the provider's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    slot: Literal["v1", "v2"]
+    provider: Literal["local", "openai"]
+    name: str = Field(min_length=1)
+    dimensions: int = Field(ge=1)
+    base_url: str | None = None
+    api_key_env: str | None = "OPENAI_API_KEY"  # None: the endpoint asks for no key
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    max_items: int = Field(ge=1)
+    max_tokens_per_item: int = Field(ge=1)
+    max_tokens_per_request: int = Field(ge=1)
+    max_in_flight: int = Field(ge=1)
+    timeout_seconds: float = Field(default=60.0, gt=0)  # of one request, from its first byte to its last
+    price_per_million_tokens: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        defaults = dict(_DEFAULTS.get(str(given.get("provider")), {}))
+        if given.get("provider") == "openai" and given.get("name") in _PRICES:
+            defaults["price_per_million_tokens"] = _PRICES[given["name"]]
+        return {**defaults, **given}
+
+    @model_validator(mode="after")
+    def _is_a_bundled_model(self) -> Self:
+        if self.provider == "local":
+            model = MODELS.get(self.name)
+            if model is None:
+                raise ValueError(
+                    f"no bundled model is named {self.name!r}; there are {', '.join(sorted(MODELS))}. "
+                    "Any other model needs provider: openai and the base_url of a server that has it."
+                )
+            if model.dimensions != self.dimensions:
+                raise ValueError(f"{self.name} has {model.dimensions} dimensions, not {self.dimensions}")
+        return self
+
+    def identity(self) -> dict[str, object]:
+        """The part that decides the vectors, and so goes into part keys.
+
+        `base_url` is left out: the same model behind another address (a gateway, a regional endpoint) gives the
+        same vectors, and moving to it must not buy everything anew. Whoever serves another model under the same
+        name has changed the model: that is the other slot's work. Quotas, caps and prices decide no vector.
+        """
+        identity: dict[str, object] = {
+            "provider": self.provider,
+            "name": self.name,
+            "dimensions": self.dimensions,
+        }
+        if self.provider == "local":
+            identity["weights"] = MODELS[self.name].weights.sha256
+        return identity
+
+
+def open_provider(binding: Binding) -> Provider:
+    """The provider of a binding, ready to embed.
+
+    Raises `PermanentError` when the key is missing or a bundled model's files are not what they should be.
+    """
+    # Imported here: onnxruntime and openai cost a second together, and most processes need one or neither.
+    if binding.provider == "local":
+        from embedding_assets.embedding.providers.local import LocalProvider
+
+        return LocalProvider(binding)
+    from embedding_assets.embedding.providers.openai import OpenAIProvider
+
+    return OpenAIProvider(binding)

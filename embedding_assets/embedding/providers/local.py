@@ -1,0 +1,100 @@
+"""The bundled models, in this process: no key, no network.
+
+A text's vector is the same bit for bit alone or in a batch, for both models: nothing is padded, and each text is
+pooled by itself. (Padding would also be slower for MiniLM: 40 texts/s of 227 tokens one at a time on 2 cores,
+30–36 in padded batches of 8–16.)
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Final
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.providers import Answer, Caps
+from embedding_assets.embedding.providers.bundled import MODELS, Model, verified
+
+Embedder = Callable[[Sequence[str]], tuple[NDArray[np.float32], int, int]]
+"""texts → vectors (n, d) float32, the model's tokens, texts truncated."""
+
+_MINILM_WINDOW: Final = 256  # the window all-MiniLM-L6-v2 was trained and published with
+
+_loading = threading.Lock()
+
+
+class LocalProvider:
+    """A bundled model; its CPU work runs on a thread of its own, off the event loop."""
+
+    def __init__(self, binding: Binding) -> None:
+        self.dimensions = binding.dimensions
+        self.caps = Caps(binding.max_items, binding.max_tokens_per_item, binding.max_tokens_per_request)
+        with _loading:  # so that two threads do not load it twice
+            self._embed = _embedder(binding.name)
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"embed-{binding.name}")
+
+    async def embed(self, texts: Sequence[str]) -> Answer:
+        loop = asyncio.get_running_loop()
+        vectors, tokens, truncated = await loop.run_in_executor(self._worker, self._embed, texts)
+        return Answer(vectors, tokens, truncated)
+
+    async def aclose(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)
+
+
+@cache  # the weights stay in the process: shards and searches follow one another
+def _embedder(name: str) -> Embedder:
+    model = MODELS[name]
+    return _minilm(model) if name.startswith("minilm") else _wordllama(model)
+
+
+def _wordllama(model: Model) -> Embedder:
+    """A static model: the mean of the tokens' vectors, as `WordLlamaInference.embed` pools (no special tokens)."""
+    tokenizer = Tokenizer.from_file(str(verified(model.tokenizer)))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    table = load_file(verified(model.weights))["embedding.weight"][:, : model.dimensions].astype(np.float32)
+
+    def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], int, int]:
+        ids = [e.ids for e in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        lengths = np.array([len(i) for i in ids])
+        vectors = np.zeros((len(texts), model.dimensions), np.float32)
+        some = lengths > 0  # an empty text has no vector; reduceat would give it its neighbour's
+        if some.any():
+            starts = np.concatenate(([0], np.cumsum(lengths[some])[:-1]))
+            sums = np.add.reduceat(table[np.concatenate([i for i in ids if i])], starts, axis=0)
+            vectors[some] = sums / lengths[some, None].astype(np.float32)
+        return vectors, int(lengths.sum()), 0
+
+    return embed
+
+
+def _minilm(model: Model) -> Embedder:
+    """all-MiniLM-L6-v2: the mean of the last hidden states over the text's tokens ([CLS] and [SEP] included)."""
+    tokenizer = Tokenizer.from_file(str(verified(model.tokenizer)))
+    tokenizer.no_padding()  # it ships with padding and truncation to 128
+    tokenizer.enable_truncation(_MINILM_WINDOW)
+    session = onnxruntime.InferenceSession(str(verified(model.weights)), providers=["CPUExecutionProvider"])
+
+    def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], int, int]:
+        vectors = np.empty((len(texts), model.dimensions), np.float32)
+        tokens = truncated = 0
+        for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
+            ids = np.array([encoding.ids], np.int64)
+            (hidden,) = session.run(
+                None,
+                {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)},
+            )
+            vectors[row] = hidden[0].mean(axis=0)
+            tokens += ids.size
+            truncated += bool(encoding.overflowing)
+        return vectors, tokens, truncated
+
+    return embed

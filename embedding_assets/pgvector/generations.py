@@ -1,0 +1,217 @@
+"""New generations: a table of a source, built aside from what readers see, one transaction for each shard.
+
+A killed load leaves a detached table and its ledger; the next load of the same root goes on with the missing shards.
+Publishing is another module's work.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, NamedTuple
+
+from psycopg import sql
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector import fingerprint
+from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
+from embedding_assets.pgvector.schema import bound_dimensions, generation_table
+from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows, check_aligned, dimensions_of
+from embedding_assets.snapshots.failpoints import failpoint
+
+_log = logging.getLogger(__name__)
+
+TOAST_TUPLE_TARGET: Final = 8160
+"""Keeps a row of up to one page in line: 2.4 × less server CPU than TOAST at 384 dimensions, 1.5 × at 1,536 (FIELD §4).
+
+So it is where the bytes of both vectors and the texts stay below 8 kB, such as 384 + 1,536 dimensions with 400
+characters; beyond, the largest vector goes to TOAST, as everywhere.
+"""
+
+
+class Generation(NamedTuple):
+    """A source's table in a region, by what was loaded into it (`target_root`)."""
+
+    id: int
+    source: str
+    target_root: str
+    state: str
+
+
+class Loaded(NamedTuple):
+    """What a load came to; the `written` counts are zero where everything was there already."""
+
+    generation: Generation
+    rows: int
+    shards: int
+    rows_written: int
+    shards_written: int
+    bytes_written: int
+
+
+class LoadProgress(NamedTuple):
+    """Of the shards and rows of a load, what is in the table."""
+
+    shards: int
+    all_shards: int
+    rows: int
+    all_rows: int
+
+
+def load_generation(
+    conn: Connection,
+    source: str,
+    target_root: str,
+    shards: Sequence[ShardRef],
+    read_shard: ReadShard,
+    progress: Callable[[LoadProgress], None] = lambda _: None,
+) -> Loaded:
+    """Load the shards of a source into a detached table, which `index.build_indexes` and `publish.publish` finish.
+
+    Nothing is written where the published generation was loaded from `target_root`, or the shard is in the ledger.
+    Unfinished generations of other roots are dropped. A second loader of the same source waits and finds the work done.
+    `read_shard` is called in a thread of its own, one shard ahead.
+
+    Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit.
+    """
+    all_rows = sum(ref.rows for ref in shards)
+    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
+        dimensions = bound_dimensions(conn)
+        generation = find_generation(conn, source, target_root) or _create(conn, source, target_root)
+        _drop_others(conn, source, generation)
+        if generation.state == "published":
+            return Loaded(generation, all_rows, len(shards), 0, 0, 0)
+        done = _ledger(conn, generation)
+        missing = [ref for ref in shards if done.get(ref.shard) != ref.key]
+        if missing:
+            _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
+        rows_written, bytes_written = 0, 0
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-shard") as reader:
+            ahead = reader.submit(read_shard, missing[0]) if missing else None
+            for index, ref in enumerate(missing):
+                assert ahead is not None
+                rows = ahead.result()
+                ahead = reader.submit(read_shard, missing[index + 1]) if index + 1 < len(missing) else None
+                bytes_written += _load_shard(conn, generation, ref, rows, dimensions)
+                rows_written += ref.rows
+                in_table = len(shards) - len(missing) + index + 1
+                progress(LoadProgress(in_table, len(shards), all_rows - _rows(missing[index + 1 :]), all_rows))
+        return Loaded(generation, all_rows, len(shards), rows_written, len(missing), bytes_written)
+
+
+def find_generation(conn: Connection, source: str, target_root: str) -> Generation | None:
+    """The generation of a source that holds this root, published or not."""
+    row = conn.execute(
+        """
+        SELECT id, source, target_root, state FROM embedding_assets.generations
+        WHERE source = %s AND target_root = %s AND state <> 'retired'
+        ORDER BY state = 'published' DESC, id DESC LIMIT 1
+        """,
+        [source, target_root],
+    ).fetchone()
+    return Generation(*row) if row else None
+
+
+def published_generation(conn: Connection, source: str) -> Generation | None:
+    """The generation of a source that readers see."""
+    row = conn.execute(
+        "SELECT id, source, target_root, state FROM embedding_assets.generations "
+        "WHERE source = %s AND state = 'published'",
+        [source],
+    ).fetchone()
+    return Generation(*row) if row else None
+
+
+def drop_generation(conn: Connection, generation: int) -> None:
+    """Drop a generation that is not attached: its table and all records of it."""
+
+    def drop() -> None:
+        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
+        conn.execute("DELETE FROM embedding_assets.generations WHERE id = %s", [generation])
+
+    short_transaction(conn, f"dropping generation {generation}", drop)
+
+
+def _create(conn: Connection, source: str, target_root: str) -> Generation:
+    with conn.transaction():
+        row = conn.execute(
+            """
+            INSERT INTO embedding_assets.generations (source, target_root, state)
+            VALUES (%s, %s, 'loading') RETURNING id
+            """,
+            [source, target_root],
+        ).fetchone()
+        assert row is not None
+        (generation,) = row
+        # The default spares sending the source with each row; the check proves to ATTACH, without a scan, that each
+        # row belongs to the partition.
+        conn.execute(
+            sql.SQL(
+                """
+                CREATE TABLE {table} (LIKE embedding_assets.chunks) WITH (toast_tuple_target = {target});
+                ALTER TABLE {table} ALTER COLUMN source SET DEFAULT {source}, ADD CHECK (source = {source})
+                """
+            ).format(table=generation_table(generation), target=TOAST_TUPLE_TARGET, source=source)
+        )
+        failpoint("pgvector.generation.create")
+    failpoint("pgvector.generation.created")
+    return Generation(generation, source, target_root, "loading")
+
+
+def _drop_others(conn: Connection, source: str, keep: Generation) -> None:
+    """Drop what other loads of this source left: unfinished tables of other roots, and those that were replaced."""
+    others = conn.execute(
+        "SELECT id FROM embedding_assets.generations WHERE source = %s AND state <> 'published' AND id <> %s",
+        [source, keep.id],
+    ).fetchall()
+    for (generation,) in others:
+        drop_generation(conn, generation)
+        failpoint("pgvector.generation.dropped")
+
+
+def _ledger(conn: Connection, generation: Generation) -> dict[int, str]:
+    rows = conn.execute("SELECT shard, key FROM embedding_assets.ledger WHERE generation = %s", [generation.id])
+    return dict(rows.fetchall())
+
+
+def _load_shard(
+    conn: Connection, generation: Generation, ref: ShardRef, rows: ShardRows, dimensions: tuple[int, int]
+) -> int:
+    """Copy a shard's rows and its ledger row in one transaction; returns the bytes sent."""
+    check_aligned(rows, ref)
+    if (found := (dimensions_of(rows.v1), dimensions_of(rows.v2))) != dimensions:
+        raise PermanentError(
+            f"source {generation.source!r}, shard {ref.shard}: its vectors have {found} dimensions (v1, v2) where this "
+            f"database's models have {dimensions}; materialize the embeddings of this source with the models as bound"
+        )
+    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
+        generation_table(generation.id), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+    )
+    sent, total = len(HEADER) + len(TRAILER), 0
+    with conn.transaction():
+        # Not waiting for the disk at each shard loses nothing: a crash of the server takes rows and ledger row
+        # together, and publishing waits for all that came before it.
+        conn.execute("SET LOCAL synchronous_commit = off")
+        with conn.cursor().copy(statement) as copy:
+            copy.write(HEADER)
+            for block in encode(rows, ref.shard):
+                copy.write(block.data)
+                total += fingerprint.sum_of(block)
+                sent += len(block.data)
+                failpoint("pgvector.shard.block")
+            copy.write(TRAILER)
+        failpoint("pgvector.shard.copied")
+        conn.execute(
+            """
+            INSERT INTO embedding_assets.ledger (generation, shard, key, rows, fingerprint)
+            VALUES (%s, %s, %s, %s, %s)
+            """,
+            [generation.id, ref.shard, ref.key, ref.rows, fingerprint.digest_of(total)],
+        )
+        failpoint("pgvector.shard.ledger")
+    failpoint("pgvector.shard.committed")
+    return sent
+
+
+def _rows(refs: Sequence[ShardRef]) -> int:
+    return sum(ref.rows for ref in refs)

@@ -1,0 +1,143 @@
+"""Publishing: a generation that is loaded, indexed and checked takes the place of the one that readers see.
+
+Detach and attach are one short transaction: 10–20 ms in which readers wait; they never see nothing, or both (FIELD §5).
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from psycopg import sql
+
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.pgvector import fingerprint
+from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
+from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets.pgvector.generations import Generation, drop_generation, published_generation
+from embedding_assets.pgvector.index import invalid_indexes, require_generation
+from embedding_assets.pgvector.schema import bound_dimensions, generation_table
+from embedding_assets.pgvector.shards import ShardRef
+from embedding_assets.snapshots.failpoints import failpoint
+
+_log = logging.getLogger(__name__)
+
+_NAMED: Final = 5  # differences told in an error
+
+
+class Difference(NamedTuple):
+    """Something in a table that is not as its source's snapshots say; `shard` is None where it concerns the whole."""
+
+    source: str
+    shard: int | None
+    what: str
+
+    def __str__(self) -> str:
+        return self.what if self.shard is None else f"shard {self.shard}: {self.what}"
+
+
+def publish(conn: Connection, source: str, target_root: str, shards: Sequence[ShardRef]) -> Generation:
+    """Attach the generation loaded from `target_root` in place of the source's present one, which is dropped after.
+
+    Before that: the ledger must name exactly `shards`, each shard's rows and fingerprint in the table must be those
+    that were sent, and every index valid. Does nothing where it is published already. A crash leaves the old or the new
+    one serving; what is left over is dropped by the next load or publication.
+
+    Raises PermanentError with what differs, and drops the faulty generation, so that the next run loads it anew;
+    TransientError where readers would not let go of the table.
+    """
+    with pipeline_errors(f"publishing source {source!r}"), source_lock(conn, source):
+        generation = require_generation(conn, source, target_root)
+        if generation.state != "published":
+            if differences := [*content_differences(conn, generation, shards), *_invalid(conn, generation)]:
+                drop_generation(conn, generation.id)
+                more = f", and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
+                raise PermanentError(
+                    f"source {source!r}: the table loaded from {target_root} is not what was sent and was dropped, the "
+                    f"old generation goes on serving: {'; '.join(map(str, differences[:_NAMED]))}{more}. Materialize "
+                    "pgvector_table for this partition again"
+                )
+            failpoint("pgvector.publish.checked")
+            old = published_generation(conn, source)
+            short_transaction(conn, f"publishing source {source!r}", lambda: _swap(conn, generation, old))
+            failpoint("pgvector.publish.swapped")
+        _drop_retired(conn, source)
+        return generation._replace(state="published")
+
+
+def content_differences(conn: Connection, generation: Generation, shards: Sequence[ShardRef]) -> list[Difference]:
+    """Where a generation's table is not the rows that were sent for exactly these shards. Reads the whole table."""
+    ledger = {
+        shard: (key, Fingerprint(rows, digest))
+        for shard, key, rows, digest in conn.execute(
+            "SELECT shard, key, rows, fingerprint FROM embedding_assets.ledger WHERE generation = %s",
+            [generation.id],
+        )
+    }
+    table = fingerprint.of_table(conn, generation_table(generation.id), bound_dimensions(conn))
+    wanted = {ref.shard: ref for ref in shards}
+    found = []
+    for shard in sorted(ledger.keys() | wanted.keys() | table.keys()):
+        ref, (key, sent) = wanted.get(shard), ledger.get(shard, ("", fingerprint.NOTHING))
+        stored = table.get(shard, fingerprint.NOTHING)
+        if ref is None:
+            found.append(Difference(generation.source, shard, f"loaded ({key}), and not in the snapshot"))
+        elif key != ref.key:
+            found.append(Difference(generation.source, shard, f"loaded from {key or 'nothing'}, wanted {ref.key}"))
+        elif sent.rows != ref.rows or stored != sent:
+            found.append(
+                Difference(
+                    generation.source,
+                    shard,
+                    f"{ref.rows} rows wanted, {sent.rows} sent with fingerprint {sent.digest}, "
+                    f"{stored.rows} in the table with {stored.digest}",
+                )
+            )
+    return found
+
+
+def _invalid(conn: Connection, generation: Generation) -> list[Difference]:
+    return [
+        Difference(generation.source, None, f"index {name} is missing or invalid")
+        for name in invalid_indexes(conn, generation)
+    ]
+
+
+def _swap(conn: Connection, new: Generation, old: Generation | None) -> None:
+    chunks = sql.SQL("embedding_assets.chunks")
+    if old is not None:
+        conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(chunks, generation_table(old.id)))
+        conn.execute("UPDATE embedding_assets.generations SET state = 'retired' WHERE id = %s", [old.id])
+    conn.execute(
+        sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
+            chunks, generation_table(new.id), sql.Literal(new.source)
+        )
+    )
+    conn.execute(
+        "UPDATE embedding_assets.generations SET state = 'published', published_at = clock_timestamp() WHERE id = %s",
+        [new.id],
+    )
+    # One setting a model: a search over all sources needs the largest that any of them does.
+    conn.execute(
+        """
+        UPDATE embedding_assets.models SET ef_search = needed.ef_search
+        FROM (
+            SELECT slot, max(ef_search) AS ef_search
+            FROM embedding_assets.recall JOIN embedding_assets.generations ON id = generation
+            WHERE state = 'published' GROUP BY slot
+        ) AS needed
+        WHERE needed.slot = models.slot AND needed.ef_search <> models.ef_search
+        """
+    )
+    failpoint("pgvector.publish.swap")
+
+
+def _drop_retired(conn: Connection, source: str) -> None:
+    retired = conn.execute(
+        "SELECT id FROM embedding_assets.generations WHERE source = %s AND state = 'retired'", [source]
+    ).fetchall()
+    for (generation,) in retired:
+        try:
+            drop_generation(conn, generation)
+        except TransientError as error:  # the new generation serves: the old one's disk space can wait
+            _log.warning("source %r: %s; the next run drops it", source, error)
+        failpoint("pgvector.publish.dropped")

@@ -1,0 +1,274 @@
+"""The tables of a region: numbered migrations (`sql/`), the models' columns, and the view of the live model."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psycopg
+from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector.connection import (
+    Connection,
+    connect,
+    pipeline_errors,
+    schema_lock,
+    short_transaction,
+)
+from embedding_assets.pgvector.shards import SLOTS, column_type
+from embedding_assets.snapshots.failpoints import failpoint
+
+_log = logging.getLogger(__name__)
+
+MIGRATIONS: Final = Path(__file__).parents[2] / "sql"
+OLDEST_PGVECTOR: Final = (0, 8, 4)
+
+
+class Model(NamedTuple):
+    """What a slot is bound to; `name` and `dimensions` identify it, `provider` is told to people."""
+
+    name: str
+    dimensions: int
+    provider: str
+
+
+class BoundModel(NamedTuple):
+    """A slot's model as the database records it, with the `ef_search` that search uses."""
+
+    slot: str
+    name: str
+    dimensions: int
+    provider: str
+    live: bool
+    ef_search: int
+
+
+def migrate(dsn: str) -> None:
+    """Bring the database to the newest migration; nothing is written where it is there already.
+
+    Raises PermanentError where pgvector is missing or older than 0.8.4, or the database is newer than this program.
+    """
+    with connect(dsn) as conn, pipeline_errors("migrating the region's database"):
+        _require_pgvector(conn)
+        if not _pending(conn):
+            return
+        # Our lock rather than yoyo's, which is a row that a killed process leaves behind for ever. It is held in a
+        # transaction of this connection while yoyo works on its own.
+        with conn.transaction():
+            conn.execute("SET LOCAL lock_timeout = '2min'")
+            schema_lock(conn)
+            with connect(dsn) as worker:
+                if _pending(worker):
+                    _prepare(worker)
+                    _apply(dsn, _search_path(worker))
+
+
+def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> None:
+    """Have the columns of both slots, their recorded binding, and the search surface of the live one.
+
+    A slot that is not live may be bound to another model: its column is made anew, empty, and every source's next
+    generation fills it. `live` may name the other slot once every published generation has its index: that is one
+    transaction. Raises PermanentError, before anything is changed, where a model has too many dimensions, where the
+    slot that is live would be bound to another model, or where the slot to become live is not filled everywhere.
+    """
+    if set(models) != set(SLOTS) or live not in models:
+        raise PermanentError(f"models must bind exactly the slots {', '.join(SLOTS)}, and live_model one of them")
+    for model in models.values():
+        column_type(model.dimensions)
+    with pipeline_errors("binding the models in the region's database"):
+        if _is_bound(conn, models, live):
+            return
+        short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
+        failpoint("pgvector.models")
+
+
+def is_migrated(conn: Connection) -> bool:
+    """Whether the tables of a region are in this database; asks only, for those who may not write."""
+    row = conn.execute("SELECT to_regclass('embedding_assets.recall') IS NOT NULL").fetchone()
+    return bool(row and row[0])
+
+
+def bound_models(conn: Connection) -> dict[str, BoundModel]:
+    """The slots' models as recorded, by slot; empty before the first load."""
+    rows = conn.execute(
+        "SELECT slot, name, dimensions, provider, live, ef_search FROM embedding_assets.models ORDER BY slot"
+    )
+    return {row[0]: BoundModel(*row) for row in rows}
+
+
+def bound_dimensions(conn: Connection) -> tuple[int, int]:
+    """Dimensions of v1 and v2. Raises PermanentError before `ensure_models`."""
+    models = bound_models(conn)
+    if set(models) != set(SLOTS):
+        raise PermanentError("no models are bound in this database yet; materialize pgvector_table for this region")
+    return models["v1"].dimensions, models["v2"].dimensions
+
+
+def _require_pgvector(conn: Connection) -> None:
+    row = conn.execute(
+        "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
+    ).fetchone()
+    if row is None:
+        raise PermanentError(
+            "this Postgres has no pgvector: install the extension (0.8.4 or newer) on the server, or set "
+            "`database: embedded` for this region"
+        )
+    refuse_old_pgvector(row[0])
+
+
+def refuse_old_pgvector(version: str) -> None:
+    """Raise PermanentError for pgvector below 0.8.4, with the reason."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    if numbers < OLDEST_PGVECTOR:
+        raise PermanentError(
+            f"pgvector {version} is too old: before 0.8.4 a parallel HNSW build can leak or overwrite memory "
+            "(CVE-2026-3172), and VACUUM can damage an HNSW index. Install 0.8.4 or newer on the server, then run "
+            "ALTER EXTENSION vector UPDATE"
+        )
+
+
+def _pending(conn: Connection) -> bool:
+    files = {path.stem for path in MIGRATIONS.glob("*.sql")}
+    if not files:
+        raise PermanentError(f"no migrations in {MIGRATIONS}: install the project as editable (pip install -e .)")
+    exists = conn.execute("SELECT to_regclass('embedding_assets._yoyo_migration') IS NOT NULL").fetchone()
+    if exists != (True,):
+        return True
+    applied = {row[0] for row in conn.execute("SELECT migration_id FROM embedding_assets._yoyo_migration")}
+    if unknown := applied - files:
+        raise PermanentError(
+            f"a newer version of this project has migrated this database ({', '.join(sorted(unknown))}): update it here"
+        )
+    return files != applied
+
+
+def _prepare(conn: Connection) -> None:
+    try:
+        conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise PermanentError("only a privileged role may run CREATE EXTENSION vector: have it run once") from error
+    conn.execute("CREATE SCHEMA IF NOT EXISTS embedding_assets")
+
+
+def _search_path(conn: Connection) -> str:
+    """Where migrations create and look: our schema first, and wherever the extension was installed."""
+    row = conn.execute(
+        "SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'"
+    ).fetchone()
+    schemas = ["embedding_assets", "public", *(row or ())]
+    return sql.SQL(", ").join(sql.Identifier(name) for name in dict.fromkeys(schemas)).as_string(conn)
+
+
+def _apply(dsn: str, search_path: str) -> None:
+    # Imported here: it takes 0.2 s, and a migrated database does without.
+    from yoyo import read_migrations
+    from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
+    from yoyo.connections import DatabaseURI
+
+    # yoyo's own URI parser knows no service files, hosts with spaces or several hosts: hand it what libpq understood.
+    arguments = {**conninfo_to_dict(dsn), "schema": search_path}
+    uri = DatabaseURI("postgresql+psycopg", None, None, None, None, arguments.pop("dbname", None), arguments)
+    with PostgresqlPsycopgBackend(uri, "_yoyo_migration") as backend:
+        backend.init_database()
+        backend.apply_migrations(backend.to_apply(read_migrations(str(MIGRATIONS))))
+
+
+def _is_bound(conn: Connection, models: Mapping[str, Model], live: str) -> bool:
+    bound = bound_models(conn).values()
+    return {m.slot: Model(m.name, m.dimensions, m.provider) for m in bound} == dict(models) and [
+        m.slot for m in bound if m.live
+    ] == [live]
+
+
+def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
+    schema_lock(conn)
+    recorded = bound_models(conn)
+    published = [
+        row[0] for row in conn.execute("SELECT id FROM embedding_assets.generations WHERE state = 'published'")
+    ]
+    for slot in SLOTS:
+        model, before = models[slot], recorded.get(slot)
+        if before is None or (before.name, before.dimensions) != (model.name, model.dimensions):
+            if before is not None and before.live and published:
+                other = "v2" if slot == "v1" else "v1"
+                raise PermanentError(
+                    f"slot {slot} is live with model {before.name} ({before.dimensions} dimensions) and cannot become "
+                    f"{model.name} ({model.dimensions}): searches would mix models, and all would be bought anew. Bind "
+                    f"the new model to {other}, materialize every source, then set live_model: {other}"
+                )
+            _renew_column(conn, slot, model)
+        conn.execute(
+            """
+            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, live) VALUES (%s, %s, %s, %s, false)
+            ON CONFLICT (slot) DO UPDATE
+            SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider
+            """,
+            [slot, *model],
+        )
+    if published and not (live in recorded and recorded[live].live):
+        _refuse_unfilled(conn, live)
+    # Cleared first: two rows must not be live for a moment.
+    conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
+    conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
+    # ::vector, without dimensions, keeps the view's column type whatever the model, so that it can be replaced under
+    # prepared statements, and still lets the index be used (FIELD §5).
+    conn.execute(
+        sql.SQL(
+            """
+            CREATE OR REPLACE VIEW public.live_chunks AS
+            SELECT source, document_id, ordinal, content, metadata, {embedding}::vector AS embedding,
+                   chunk_id, start_offset, end_offset
+            FROM embedding_assets.chunks WHERE {embedding} IS NOT NULL
+            """
+        ).format(embedding=sql.Identifier(f"embedding_{live}"))
+    )
+
+
+def _renew_column(conn: Connection, slot: str, model: Model) -> None:
+    """Make a slot's column anew and empty, in the catalog alone; its indexes go with it.
+
+    Generations not yet published have the old column and could never be attached: they are dropped. Published ones no
+    longer hold what their root names: they lose it, so that every source is loaded again.
+    """
+    conn.execute("UPDATE embedding_assets.generations SET target_root = '' WHERE state = 'published'")
+    unfinished = conn.execute("DELETE FROM embedding_assets.generations WHERE state <> 'published' RETURNING id")
+    for (generation,) in unfinished.fetchall():
+        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
+    column = sql.Identifier(f"embedding_{slot}")
+    conn.execute(sql.SQL("ALTER TABLE embedding_assets.chunks DROP COLUMN IF EXISTS {}").format(column))
+    conn.execute(
+        sql.SQL("ALTER TABLE embedding_assets.chunks ADD COLUMN {} {}({})").format(
+            column, sql.SQL(column_type(model.dimensions)), sql.Literal(model.dimensions)
+        )
+    )
+
+
+def _refuse_unfilled(conn: Connection, slot: str) -> None:
+    """The column of a slot bound anew has no index until the source is loaded again: by that it is known."""
+    missing = conn.execute(
+        """
+        SELECT source FROM embedding_assets.generations WHERE state = 'published' AND NOT EXISTS (
+            SELECT FROM pg_index
+            WHERE indexrelid = to_regclass(format('embedding_assets.generation_%%s_%%s', id, %s::text)) AND indisvalid
+        ) ORDER BY source
+        """,
+        [slot],
+    ).fetchall()
+    if missing:
+        raise PermanentError(
+            f"slot {slot} cannot become live: it has no vectors yet for source "
+            f"{', '.join(repr(source) for (source,) in missing)}. Materialize with live_model as it was, then switch"
+        )
+
+
+def generation_table(generation: int) -> sql.Composed:
+    """A generation's table, by its number."""
+    return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation}"))
+
+
+def generation_index(generation: int, slot: str) -> sql.Composed:
+    """The HNSW index of a slot on a generation's table."""
+    return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation}_{slot}"))

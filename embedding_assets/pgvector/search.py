@@ -1,0 +1,140 @@
+"""What applications and operators ask of a region's database: nearest chunks, its state, and what is wrong with it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from psycopg.types.json import Jsonb
+
+from embedding_assets.pgvector import fingerprint
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
+from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets.pgvector.generations import published_generation
+from embedding_assets.pgvector.index import invalid_indexes, vector_literal
+from embedding_assets.pgvector.publish import Difference
+from embedding_assets.pgvector.schema import bound_dimensions, generation_table
+from embedding_assets.pgvector.shards import ShardRef
+
+
+class Hit(NamedTuple):
+    """A chunk found, with its cosine distance (0 the same direction, 2 the opposite)."""
+
+    source: str
+    document_id: str
+    ordinal: int
+    content: str
+    metadata: dict[str, Any]
+    distance: float
+
+
+class IndexStatus(NamedTuple):
+    """An index of a published generation."""
+
+    name: str
+    valid: bool
+    size_bytes: int
+
+
+class SourceStatus(NamedTuple):
+    """A source as this region serves it. `rows` is what was loaded and checked; `ledger` maps shards to their keys."""
+
+    source: str
+    generation: int
+    target_root: str
+    published_at: datetime
+    rows: int
+    live_model: str
+    indexes: tuple[IndexStatus, ...]
+    ledger: dict[int, str]
+
+
+def search(
+    conn: Connection,
+    vector: npt.ArrayLike,
+    k: int,
+    source: str | None = None,
+    filter: Mapping[str, Any] | None = None,
+) -> list[Hit]:
+    """The k chunks nearest to a vector of the live model, nearest first, by the SQL function `search`.
+
+    `filter` is contained in the metadata of every hit. Raises PermanentError where the vector's dimensions are not
+    those of the live model.
+    """
+    query = vector_literal(np.asarray(vector, np.float32))
+    with pipeline_errors("searching"):
+        rows = conn.execute(
+            "SELECT * FROM public.search(%s::vector, %s, %s, %s)",
+            [query, k, source, Jsonb(dict(filter or {}))],
+        )
+        return [Hit(*row) for row in rows]
+
+
+def region_status(conn: Connection) -> list[SourceStatus]:
+    """Every source that this region serves."""
+    with pipeline_errors("asking for the region's state"):
+        rows = conn.execute(
+            """
+            SELECT source, id, target_root, published_at,
+                   (SELECT coalesce(sum(rows), 0)::bigint FROM embedding_assets.ledger WHERE generation = id),
+                   (SELECT name FROM embedding_assets.models WHERE live),
+                   (SELECT coalesce(jsonb_agg(
+                               jsonb_build_array(relname, indisvalid, pg_relation_size(indexrelid)) ORDER BY relname
+                           ), '[]')
+                    FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+                    WHERE indrelid = to_regclass(format('embedding_assets.generation_%s', id))),
+                   (SELECT coalesce(jsonb_object_agg(shard, key), '{}')
+                    FROM embedding_assets.ledger WHERE generation = id)
+            FROM embedding_assets.generations WHERE state = 'published' ORDER BY source
+            """
+        ).fetchall()
+    return [
+        SourceStatus(
+            source=source,
+            generation=generation,
+            target_root=target_root,
+            published_at=published_at,
+            rows=loaded,
+            live_model=live_model,
+            indexes=tuple(IndexStatus(*index) for index in indexes),
+            ledger={int(shard): key for shard, key in ledger.items()},
+        )
+        for source, generation, target_root, published_at, loaded, live_model, indexes, ledger in rows
+    ]
+
+
+def compare(
+    conn: Connection,
+    source: str,
+    shards: Sequence[ShardRef],
+    fingerprint_of: Callable[[ShardRef], Fingerprint],
+) -> list[Difference]:
+    """What differs between the table that readers see and the shards of a snapshot; empty where nothing does.
+
+    Reads the whole table. `fingerprint_of` (`fingerprint.of_rows` of the shard's rows) is asked only for shards whose
+    rows are as many as they should be.
+    """
+    with pipeline_errors(f"comparing source {source!r} with its snapshot"):
+        generation = published_generation(conn, source)
+        if generation is None:
+            return [Difference(source, None, "has no published generation in this region")]
+        table = fingerprint.of_table(conn, generation_table(generation.id), bound_dimensions(conn))
+        broken = invalid_indexes(conn, generation)
+    found = [
+        Difference(source, shard, f"{table[shard].rows} rows in the table, and not in the snapshot")
+        for shard in sorted(table.keys() - {ref.shard for ref in shards})
+    ]
+    for ref in shards:
+        stored = table.get(ref.shard, fingerprint.NOTHING)
+        if stored.rows != ref.rows:
+            found.append(Difference(source, ref.shard, f"{stored.rows} rows in the table, {ref.rows} in the snapshot"))
+        elif (expected := fingerprint_of(ref)) != stored:
+            found.append(
+                Difference(
+                    source,
+                    ref.shard,
+                    f"content differs: fingerprint {stored.digest} in the table, {expected.digest} in the snapshot",
+                )
+            )
+    return found + [Difference(source, None, f"index {name} is missing or invalid") for name in broken]

@@ -1,0 +1,67 @@
+"""What reaches this package: the rows of one shard, as Arrow tables, and the column type that takes their vectors."""
+
+from collections.abc import Callable
+from typing import Final, Literal, NamedTuple
+
+import pyarrow as pa
+
+from embedding_assets.errors import PermanentError
+
+ColumnType = Literal["vector", "halfvec"]
+
+SLOTS: Final = ("v1", "v2")
+
+LARGEST_VECTOR: Final = 2000
+LARGEST_HALFVEC: Final = 4000
+"""Dimensions that pgvector can index (HNSW) as 4-byte and as 2-byte floats."""
+
+
+class ShardRef(NamedTuple):
+    """A shard of a source's snapshots: its number, a hex digest that names its content, and its rows."""
+
+    shard: int
+    key: str
+    rows: int
+
+
+class ShardRows(NamedTuple):
+    """The rows of a shard: `chunks` (CHUNKS), `v1` and `v2` (vectors(d)), aligned row for row by `chunk_id`."""
+
+    chunks: pa.Table
+    v1: pa.Table
+    v2: pa.Table
+
+
+ReadShard = Callable[[ShardRef], ShardRows]
+
+
+def dimensions_of(vectors: pa.Table) -> int:
+    """Dimensions of a `vectors(d)` table."""
+    return int(vectors.schema.field("embedding").type.byte_width) // 4
+
+
+def column_type(dimensions: int) -> ColumnType:
+    """`vector` up to 2,000 dimensions, `halfvec` up to 4,000; raises PermanentError above: no index could hold them."""
+    if not 1 <= dimensions <= LARGEST_HALFVEC:
+        raise PermanentError(
+            f"a model of {dimensions} dimensions cannot be indexed: pgvector's HNSW takes {LARGEST_VECTOR} as vector "
+            f"and {LARGEST_HALFVEC} as halfvec. Ask the provider for fewer dimensions (OpenAI's text-embedding-3 "
+            "models do so), or choose another model"
+        )
+    return "vector" if dimensions <= LARGEST_VECTOR else "halfvec"
+
+
+def check_aligned(rows: ShardRows, ref: ShardRef) -> None:
+    """Raise PermanentError unless the three tables hold the same chunks in the same order, as many as `ref` says."""
+    chunk_ids = rows.chunks.column("chunk_id")
+    if len(chunk_ids) != ref.rows:
+        raise PermanentError(
+            f"shard {ref.shard} ({ref.key}) has {len(chunk_ids)} chunks where its snapshot says {ref.rows}: the parts "
+            "do not belong to the snapshot"
+        )
+    for slot, vectors in (("v1", rows.v1), ("v2", rows.v2)):
+        if not vectors.column("chunk_id").equals(chunk_ids):
+            raise PermanentError(
+                f"shard {ref.shard} ({ref.key}): the vectors of {slot} are not row for row those of the chunks; "
+                "materialize the embeddings of this source again"
+            )

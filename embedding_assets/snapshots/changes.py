@@ -1,0 +1,64 @@
+"""What a commit changed, row by row, told from the parts that differ between two snapshots and from no others."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store
+
+
+class Changes(NamedTuple):
+    """Rows of the new snapshot against the old one: those it has not, has otherwise, has alike, and has alone."""
+
+    new: int
+    changed: int
+    reused: int
+    removed: int
+
+
+def count_changes(
+    store: Store, asset: str, identity: str, content: str, previous: Snapshot | None, current: Snapshot
+) -> Changes:
+    """Compare two snapshots of an asset by its `identity` and `content` columns; memory is that of a shard or two."""
+    new = changed = removed = 0
+    for old_parts, new_parts in _differing(asset, previous, current):
+        old: dict[object, object] = {}
+        for part in old_parts:
+            old.update(_rows(store, current.source, part, identity, content))
+        for part in new_parts:
+            for key, value in _rows(store, current.source, part, identity, content):
+                before = old.pop(key, None)
+                new += before is None
+                changed += before is not None and before != value
+        removed += len(old)
+    total = sum(part.rows for part in current.parts_of(asset))
+    return Changes(new, changed, total - new - changed, removed)
+
+
+def covering(parts: tuple[Part, ...], parts_bits: int, shard: int, bits: int) -> list[Part]:
+    """The parts, of a snapshot with `parts_bits`, that hold the documents of this shard out of 2**bits."""
+    coarse = min(parts_bits, bits)
+    return [part for part in parts if part.shard >> (parts_bits - coarse) == shard >> (bits - coarse)]
+
+
+def _differing(asset: str, previous: Snapshot | None, current: Snapshot) -> Iterator[tuple[list[Part], list[Part]]]:
+    """The parts that only one of the snapshots names, in groups that are about the same documents."""
+    old_parts = previous.parts_of(asset) if previous else ()
+    old_bits = previous.shard_bits if previous else current.shard_bits
+    coarse = min(old_bits, current.shard_bits)
+    old_keys = {part.key for part in old_parts}
+    new_keys = {part.key for part in current.parts_of(asset)}
+    groups: dict[int, tuple[list[Part], list[Part]]] = {}
+    for part in old_parts:
+        if part.key not in new_keys:
+            groups.setdefault(part.shard >> (old_bits - coarse), ([], []))[0].append(part)
+    for part in current.parts_of(asset):
+        if part.key not in old_keys:
+            groups.setdefault(part.shard >> (current.shard_bits - coarse), ([], []))[1].append(part)
+    yield from groups.values()
+
+
+def _rows(store: Store, source: str, part: Part, identity: str, content: str) -> Iterator[tuple[object, object]]:
+    table = read_part(store, source, part, [identity, content])
+    return zip(table.column(identity).to_pylist(), table.column(content).to_pylist(), strict=True)

@@ -1,0 +1,116 @@
+"""A region's replica: the parts that its store lacks are copied and verified, then its own log is appended."""
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+
+import pyarrow.parquet as pq
+
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.derivation import commit
+from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.keys import Root
+from embedding_assets.snapshots.parts import read_bytes
+from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
+from embedding_assets.snapshots.stores import Store
+
+ASSET = "s3_replica"
+VERSION = "replica-1"
+
+
+class Behind(TransientError):
+    """The embeddings were not derived from the current chunks; the source's own run has to finish first."""
+
+
+def replicate(
+    primary: Store,
+    region: Store,
+    source: str,
+    upstream: Sequence[Snapshot],
+    run_copies: Callable[[Callable[[Part], int], Sequence[Part]], list[int]],
+) -> tuple[Snapshot, int, int]:
+    """Bring a region's store in step with snapshots of the primary: (the replica's snapshot, parts, bytes copied).
+
+    `upstream` is chunks and the embeddings derived from them. Every byte is verified against the hash that the
+    primary's snapshot recorded, also what the region had already under that name.
+
+    Raises:
+        Behind: the embeddings are of other chunks than these.
+        PartDamaged: a part of either store is not what was recorded.
+    """
+    chunks, *embeddings = upstream
+    for snapshot in embeddings:
+        if snapshot.upstream.get(chunks.asset) != chunks.root:
+            raise Behind(
+                f"source {source}: {snapshot.asset} was derived from other chunks than the current ones. "
+                f"Cure: materialize {snapshot.asset} of this source, then this partition again."
+            )
+    previous = log.head(region, ASSET, source)
+    parts = sorted_parts([part for snapshot in upstream for part in snapshot.parts])
+    held = {part.key for part in previous.parts} if previous else set()
+    lacking = [part for part in parts if part.key not in held]
+    copied = run_copies(lambda part: _copy(primary, region, source, part), lacking)
+    replica = commit(
+        region,
+        previous,
+        asset=ASSET,
+        source=source,
+        version=VERSION,
+        shard_bits=chunks.shard_bits,
+        parts=parts,
+        counts={name: value for snapshot in upstream for name, value in snapshot.counts.items()},
+        upstream={snapshot.asset: snapshot.root for snapshot in upstream},
+    )
+    return replica, sum(1 for size in copied if size), sum(copied)
+
+
+def current(region: Store, source: str) -> Snapshot:
+    """The region's replica of a source. Raises PermanentError where nothing was replicated yet."""
+    replica = log.head(region, ASSET, source)
+    if replica is None:
+        raise PermanentError(
+            f"store {region.url} has no replica of source {source}. Cure: materialize s3_replica first."
+        )
+    return replica
+
+
+def target(primary: Store, source: str) -> Root | None:
+    """The root that a replica of the source has once it is current; None while the embeddings are behind the chunks."""
+    chunks = log.head(primary, "chunks", source)
+    embeddings = [log.head(primary, asset, source) for asset in ("embeddings_v1", "embeddings_v2")]
+    if chunks is None or any(found is None or found.upstream.get("chunks") != chunks.root for found in embeddings):
+        return None
+    parts = [part for found in (chunks, *embeddings) if found is not None for part in found.parts]
+    return root_of_parts(sorted_parts(parts))
+
+
+def _copy(primary: Store, region: Store, source: str, part: Part) -> int:
+    """Copy one part; the bytes written, 0 where the region has it already."""
+    if primary.url == region.url:
+        read_bytes(region, source, part)
+        return 0
+    data = read_bytes(primary, source, part)
+    failpoint("before-copy")
+    if region.put_if_absent(part.path(source), data):
+        failpoint("after-copy")
+        return len(data)
+    read_bytes(region, source, part)
+    return 0
+
+
+def missing_or_damaged(store: Store, snapshot: Snapshot) -> list[str]:
+    """Every part of the snapshot that is not in the store as recorded, as a sentence each. Reads every byte."""
+    found: list[str] = []
+    if not snapshot.root_holds:
+        found.append(f"{snapshot.asset} of {snapshot.source} in {store.url}: the root is not that of its parts")
+    for part in snapshot.parts:
+        path = part.path(snapshot.source)
+        data = store.get(path)
+        if data is None:
+            found.append(f"{path} is missing from {store.url}")
+        elif hashlib.sha256(data).hexdigest() != part.sha256:
+            found.append(f"{path} in {store.url} has other bytes than recorded")
+        elif pq.ParquetFile(io.BytesIO(data)).metadata.num_rows != part.rows:
+            found.append(f"{path} in {store.url} has other rows than recorded")
+    return found

@@ -1,0 +1,51 @@
+"""The columns of every stage's parts: the contract between the stages, and with anyone who opens the files.
+
+Parts are Parquet. Within a shard the rows of `chunks`, `embeddings_v1` and `embeddings_v2` are aligned: same order,
+same `chunk_id` column.
+"""
+
+from typing import Final
+
+import pyarrow as pa
+
+HASH: Final = pa.binary(32)  # SHA-256
+CHUNK_ID: Final = pa.binary(16)  # a UUID's bytes
+
+DOCUMENTS: Final = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),  # canonical JSON object
+        pa.field("content_hash", HASH, nullable=False),
+    ]
+)
+"""Documents of one shard, by `document_id` (UTF-8 byte order)."""
+
+CHUNKS: Final = pa.schema(
+    [
+        pa.field("chunk_id", CHUNK_ID, nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("ordinal", pa.int32(), nullable=False),
+        pa.field("start", pa.int32(), nullable=False),  # offsets in characters (code points) of the document's text
+        pa.field("end", pa.int32(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),  # cl100k_base
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("text_hash", HASH, nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),  # the document's
+    ]
+)
+"""Chunks of one shard, by (`document_id`, `ordinal`)."""
+
+
+def vectors(dimensions: int) -> pa.Schema:
+    """Vectors of one shard, row for row those of its chunks part.
+
+    `embedding` is `dimensions` little-endian float32 of unit length; null where the chunk's vector is dead-lettered.
+    """
+    return pa.schema(
+        [
+            pa.field("chunk_id", CHUNK_ID, nullable=False),
+            pa.field("text_hash", HASH, nullable=False),
+            pa.field("embedding", pa.binary(4 * dimensions), nullable=True),
+        ]
+    )

@@ -1,0 +1,89 @@
+"""The snapshot format: frozen models that are the JSON in a store, validated at the door (see docs/format.md)."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from embedding_assets.snapshots.keys import PartKey, Root, root_of
+
+FORMAT: Final = 1
+
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Part(_Frozen):
+    """One immutable file: one stage's rows of one shard."""
+
+    asset: str
+    shard: int
+    key: Hex
+    inputs: tuple[Hex, ...] = ()
+    """Keys of the parts that this one was derived from; empty where the input is the source itself."""
+    dead: tuple[str, ...] = ()
+    """Hashes of the texts that were left out as dead, sorted."""
+    rows: int
+    bytes: int
+    sha256: Hex
+    """Of the file that won the put: a provider's last bits may differ between runs, the stored part is the truth."""
+
+    def path(self, source: str) -> str:
+        return part_path(self.asset, source, PartKey(self.key))
+
+
+def part_path(asset: str, source: str, key: PartKey) -> str:
+    """Where a part lies in a store."""
+    return f"parts/{asset}/{source}/{key}.parquet"
+
+
+class Snapshot(_Frozen):
+    """The immutable list of a stage's parts for one source. `root` names its content, `number` its place in the log."""
+
+    format: Literal[1] = FORMAT
+    asset: str
+    source: str
+    number: int = 0
+    """Place in the snapshot log, from 1; 0 until it is appended."""
+    root: Hex
+    version: str
+    """The stage's version: its code, and the settings that decide its rows."""
+    shard_bits: int
+    parts: tuple[Part, ...]
+    """By asset, then shard; a shard without rows has no part."""
+    counts: dict[str, int]
+    """Totals for people and checks, such as documents, chunks, tokens, vectors."""
+    rejected: tuple[dict[str, Any], ...] = ()
+    """What could not be processed: never its payload, only where it lies, why, and the cure."""
+    upstream: dict[str, str] = {}
+    """Root of each snapshot that this one was derived from, by asset."""
+    model: dict[str, Any] | None = None
+    """The model's identity, for embeddings."""
+    created_at: str
+    """When it was committed, ISO 8601 UTC. Not part of the root."""
+
+    def same_content(self, other: "Snapshot") -> bool:
+        """Whether committing one after the other would change nothing for any reader."""
+        return self.root == other.root and self.rejected == other.rejected and self.upstream == other.upstream
+
+    def parts_of(self, asset: str) -> tuple[Part, ...]:
+        return tuple(part for part in self.parts if part.asset == asset)
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def root_holds(self) -> bool:
+        """Whether the root recorded is that of the parts listed."""
+        return self.root == root_of([part.key for part in self.parts])
+
+
+def sorted_parts(parts: list[Part]) -> tuple[Part, ...]:
+    return tuple(sorted(parts, key=lambda part: (part.asset, part.shard)))
+
+
+def root_of_parts(parts: tuple[Part, ...]) -> Root:
+    return root_of([part.key for part in parts])

@@ -1,0 +1,162 @@
+"""A region's object store: `file://`, `s3://` or `gs://`, with put-if-absent as its only way to write.
+
+obstore moves the bytes; boto3 finds the AWS credentials, so that profiles, roles, SSO and instance metadata work as in
+any AWS tool. A compatible server is named by AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), as everywhere.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import boto3
+import botocore.exceptions
+import obstore
+from obstore.auth.boto3 import Boto3CredentialProvider
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+from obstore.store import GCSStore, LocalStore, ObjectStore, S3Store
+
+from embedding_assets.errors import PermanentError, TransientError
+
+# Whatever a listing is answered with comes as obstore's GenericError, with the status in its text alone: no such
+# credentials, not allowed, no such bucket, another region's bucket.
+_REFUSED: Final = re.compile(r"status code: (301|401|403)\b|NoSuchBucket|bucket does not exist")
+
+# Half of the shortest grace period that garbage collection takes.
+_YOUNG: Final = timedelta(minutes=30)
+
+
+class Entry(NamedTuple):
+    """One object of a store."""
+
+    path: str
+    bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class Store:
+    """One region's store. Objects are immutable: written once, read, and deleted by garbage collection alone."""
+
+    url: str
+    objects: ObjectStore
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Write an object unless it exists; False if it does. At most one of any number of racing writers gets True.
+
+        Usually one does; none, where the answer to the winner was lost on its way and the repeated request met the
+        winner's own object.
+        """
+        with self._named_errors("write", path):
+            try:
+                obstore.put(self.objects, path, data, mode="create")
+            except AlreadyExistsError:
+                return False
+            return True
+
+    def get(self, path: str) -> bytes | None:
+        """The whole object, or None if there is none."""
+        with self._named_errors("read", path):
+            try:
+                return bytes(obstore.get(self.objects, path).bytes())
+            except (NotFoundError, FileNotFoundError):
+                return None
+
+    def keep_young(self, path: str, data: bytes) -> None:
+        """Write an object's own bytes over it if it is old, so that garbage collection takes it for a new one."""
+        with self._named_errors("renew", path):
+            if datetime.now(UTC) - obstore.head(self.objects, path)["last_modified"] > _YOUNG:
+                obstore.put(self.objects, path, data)
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Every object below a prefix (whole path segments), in no order."""
+        with self._named_errors("list", prefix):
+            for batch in obstore.list(self.objects, prefix):
+                for meta in batch:
+                    yield Entry(meta["path"], meta["size"], meta["last_modified"])
+
+    def delete(self, paths: list[str]) -> None:
+        """Delete objects; what is gone already is no error."""
+        for path in paths:
+            with self._named_errors("delete", path):
+                try:
+                    obstore.delete(self.objects, path)
+                except (NotFoundError, FileNotFoundError):
+                    continue
+
+    @contextmanager
+    def _named_errors(self, verb: str, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (BaseError, OSError) as error:
+            reason = " ".join(str(error).partition("\n\nDebug source")[0].split())
+            refused = (PermissionDeniedError, UnauthenticatedError, PermissionError)
+            if isinstance(error, refused) or _REFUSED.search(reason):
+                raise PermanentError(
+                    f"store {self.url}: may not {verb} {path}: {reason}. Cure: check that the bucket exists in this "
+                    "region, and give this process's credentials read, write, list and delete on it."
+                ) from error
+            raise TransientError(f"store {self.url}: could not {verb} {path}: {reason}") from error
+
+
+def open_store(url: str) -> Store:
+    """The store at `file://…`, `s3://bucket/prefix` or `gs://bucket/prefix`. A missing folder is made, a bucket is not.
+
+    Raises:
+        PermanentError: no such kind of store, a folder that cannot be, or no AWS credentials to be found.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        return Store(url, _folder(url))
+    if parts.scheme == "s3":
+        return Store(url, _s3(url, parts.netloc, parts.path.strip("/")))
+    if parts.scheme == "gs":
+        return Store(url, GCSStore(parts.netloc, prefix=parts.path.strip("/") or None))
+    raise PermanentError(f"store {url}: unknown kind. Cure: use file://, s3://bucket/prefix or gs://bucket/prefix.")
+
+
+def _folder(url: str) -> LocalStore:
+    # Not urlsplit's path: a folder may well have # or ? in its name.
+    folder = Path(unquote(url.removeprefix("file://")))
+    if not folder.is_absolute():
+        raise PermanentError(f"store {url}: the folder must be absolute. Cure: file:///folder, with three slashes.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermanentError(
+            f"store {url}: {error}. Cure: name a folder that this process may make and write."
+        ) from error
+    return LocalStore(folder)
+
+
+def _s3(url: str, bucket: str, prefix: str) -> S3Store:
+    try:
+        session = boto3.Session()
+        credentials = Boto3CredentialProvider(session)
+    except (ValueError, botocore.exceptions.BotoCoreError) as error:
+        raise PermanentError(
+            f"store {url}: no AWS credentials found ({error}). Cure: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "AWS_PROFILE, or run with a role."
+        ) from error
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return S3Store(
+        bucket,
+        prefix=prefix or None,
+        region=session.region_name or "us-east-1",
+        endpoint=endpoint,
+        # A compatible server on the local network often has no TLS; AWS itself is only ever spoken to over HTTPS.
+        client_options={"allow_http": bool(endpoint and endpoint.startswith("http://")), "timeout": "60s"},
+        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
+        credential_provider=credentials,
+    )

@@ -1,0 +1,178 @@
+"""What the last look at a source found, on this machine: which files are unchanged, and which documents they hold.
+
+A catalog only saves reading: it is right for one snapshot of `raw_docs` and one reader, and is thrown away when either
+is another. SQLite keeps it out of memory and whole after a kill.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from embedding_assets.snapshots.keys import document_bucket
+from embedding_assets.sources.documents import Document, Rejected
+
+_SCHEMA = """
+create table if not exists about (name text primary key, value text not null);
+create table if not exists items (name text primary key, size integer, modified_ns integer, looked_ns integer);
+create table if not exists documents (
+    item text, position integer, line integer, document_id text not null, bucket integer not null, content_hash blob not null,
+    bytes integer not null, text text, metadata text, primary key (item, position)
+) without rowid;
+create index if not exists documents_by_id on documents (document_id, item, position);
+create table if not exists rejected (item text, position integer, document_id text, entry text not null);
+"""
+
+# A document is the first of its id, by item and then line: the others of that id are rejected as doubled.
+_WINNERS = """
+from documents as d where not exists (
+    select 1 from documents as e
+    where e.document_id = d.document_id and (e.item, e.position) < (d.item, d.position))
+"""
+
+# A file changed within this time of being looked at may change again without its time moving, as git found for its
+# index ("racy git"): it is read again.
+_RACY_NS = 2_000_000_000
+
+
+class Row(NamedTuple):
+    """A document as the catalog knows it; without text and metadata where the last snapshot's parts have them."""
+
+    document_id: str
+    content_hash: bytes
+    text: str | None
+    metadata: str | None
+
+
+class Catalog:
+    """One source's catalog in one SQLite file. Not for two processes at once: the writer of the source holds it."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+
+    def reset(self, reader: str, root: str) -> None:
+        """Forget everything unless it is about this reader's version and this snapshot."""
+        about = dict(self._db.execute("select name, value from about"))
+        if about == {"reader": reader, "root": root}:
+            return
+        with self._db:
+            for table in ("about", "items", "documents", "rejected"):
+                self._db.execute(f"delete from {table}")  # noqa: S608 - the four names above
+            self._db.executemany("insert into about values (?, ?)", [("reader", reader), ("root", root)])
+
+    def unchanged(self, name: str, size: int, modified_ns: int) -> bool:
+        """Whether an item looks as it did when it was read."""
+        row = self._db.execute("select size, modified_ns, looked_ns from items where name = ?", (name,)).fetchone()
+        return row is not None and row[:2] == (size, modified_ns) and modified_ns < row[2] - _RACY_NS
+
+    def replace(
+        self, name: str, size: int, modified_ns: int, looked_ns: int, found: Iterable[Document | Rejected]
+    ) -> None:
+        """Put what an item holds now in place of what it held, all or nothing."""
+        with self._db:
+            self._forget(name)
+            readable = True
+            for place, thing in enumerate(found):
+                if isinstance(thing, Rejected):
+                    self._reject(thing)
+                    readable = readable and thing.error_class != "unreadable"
+                    continue
+                self._db.execute(
+                    "insert into documents values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        name,
+                        place,
+                        thing.position,
+                        thing.document_id,
+                        document_bucket(thing.document_id),
+                        thing.content_hash,
+                        len(thing.text.encode()),
+                        thing.text,
+                        thing.metadata_json,
+                    ),
+                )
+            # What could not be read may be readable next time without looking any different: a permission, a mount.
+            if readable:
+                self._db.execute("insert into items values (?, ?, ?, ?)", (name, size, modified_ns, looked_ns))
+
+    def keep_only(self, names: set[str], unlisted: Iterable[Rejected]) -> None:
+        """Forget items that are no longer listed, and note what the listing itself had to refuse."""
+        known = {name for (name,) in self._db.execute("select item from documents union select item from rejected")}
+        with self._db:
+            for name in known - names:
+                self._forget(name)
+            for thing in unlisted:
+                self._reject(thing)
+
+    def totals(self) -> tuple[int, int]:
+        """(documents, bytes of text) of the source."""
+        return tuple(self._db.execute(f"select count(*), coalesce(sum(d.bytes), 0) {_WINNERS}").fetchone())
+
+    def rejected(self) -> Iterator[str]:
+        """Every rejected thing as JSON, by item and position."""
+        rows = self._db.execute("select entry from rejected order by item, position, document_id, entry")
+        return (entry for (entry,) in rows)
+
+    def doubled(self) -> Iterator[tuple[str, int | None, str, str]]:
+        """(item, line, document_id, item of the document that stands) of each document whose id came before."""
+        return self._db.execute(
+            """select d.item, d.line, d.document_id, (
+                   select e.item from documents as e where e.document_id = d.document_id
+                   order by e.item, e.position limit 1) as first
+               from documents as d
+               where (d.item, d.position) > (
+                   select e.item, e.position from documents as e where e.document_id = d.document_id
+                   order by e.item, e.position limit 1)
+               order by d.item, d.position"""
+        )
+
+    def hashes(self, bits: int) -> Iterator[tuple[int, str, bytes]]:
+        """(shard, document_id, content_hash) of every document, by shard and then id."""
+        return self._db.execute(
+            f"select d.bucket >> ? as shard, d.document_id, d.content_hash {_WINNERS} order by shard, d.document_id",
+            (32 - bits,),
+        )
+
+    def rows(self, shard: int, bits: int) -> list[Row]:
+        """The documents of a shard, by id."""
+        low, high = shard << (32 - bits), (shard + 1) << (32 - bits)
+        found = self._db.execute(
+            f"select d.document_id, d.content_hash, d.text, d.metadata {_WINNERS} "
+            "and d.bucket >= ? and d.bucket < ? order by d.document_id",
+            (low, high),
+        )
+        return [Row(*row) for row in found]
+
+    def committed(self, root: str) -> None:
+        """The documents are in the parts of this snapshot now: keep what was seen, drop the texts.
+
+        The text of a document that lost to another of its id is kept: it stands once the other is gone.
+        """
+        with self._db:
+            self._db.execute(
+                f"""update documents as w set text = null, metadata = null
+                    where w.text is not null and (w.item, w.position) in (select d.item, d.position {_WINNERS})"""  # noqa: S608
+            )
+            self._db.execute("update about set value = ? where name = 'root'", (root,))
+
+    def _forget(self, name: str) -> None:
+        for table, column in (("items", "name"), ("documents", "item"), ("rejected", "item")):
+            self._db.execute(f"delete from {table} where {column} = ?", (name,))  # noqa: S608 - the names above
+
+    def _reject(self, thing: Rejected) -> None:
+        self._db.execute(
+            "insert into rejected values (?, ?, ?, ?)",
+            (thing.item, thing.position, thing.document_id, json.dumps(thing.as_json())),
+        )
+
+
+@contextmanager
+def open_catalog(path: Path) -> Iterator[Catalog]:
+    """The catalog in this file, which is made if it is not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.executescript(_SCHEMA)
+        yield Catalog(connection)

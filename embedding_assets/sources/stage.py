@@ -1,0 +1,192 @@
+"""The raw_docs stage: a source's documents as parts, in step with what the source lists now.
+
+Only items that look changed are read. A document of an unchanged item is known by its hash from the catalog, and its
+text is taken from the last snapshot's part if its shard has to be written anew.
+"""
+
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.snapshots import derivation, log
+from embedding_assets.snapshots.changes import covering
+from embedding_assets.snapshots.keys import part_key, shard_bits
+from embedding_assets.snapshots.parts import read_part, write_part
+from embedding_assets.snapshots.schemas import DOCUMENTS
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store
+from embedding_assets.sources.catalog import Catalog, open_catalog
+from embedding_assets.sources.documents import Rejected, reject
+from embedding_assets.sources.reader import Reader
+
+ASSET: Final = "raw_docs"
+VERSION: Final = "raw_docs-1"
+
+
+class MassDelete(PermanentError):
+    """The source suddenly lists far fewer documents; somebody has to say that this is meant."""
+
+
+class _CatalogStale(Exception):
+    """The catalog names a document whose text is neither in it nor in the last snapshot: it is read anew."""
+
+
+class Looked(NamedTuple):
+    """What the look at a source cost."""
+
+    items: int
+    read: int
+    parts_written: int
+
+
+def snapshot_source(
+    store: Store,
+    source: str,
+    reader: Reader,
+    catalog: Path,
+    *,
+    max_deleted: float,
+    allow_deletes: bool,
+    on_item: Callable[[int], None] = lambda read: None,
+) -> tuple[Snapshot, Looked]:
+    """Commit the source's documents as they are now; the snapshot, and what the look at the source cost.
+
+    Args:
+        catalog: the file that remembers the last look; losing it costs reading the source once.
+        max_deleted: share of the last snapshot's documents that may be gone without a word.
+        allow_deletes: whether more may be gone this time.
+        on_item: told the number of items read so far.
+
+    Raises:
+        MassDelete: more documents are gone than allowed. Nothing was committed.
+    """
+    with open_catalog(catalog) as known:
+        previous = log.head(store, ASSET, source)
+        try:
+            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, on_item)
+        except _CatalogStale:
+            known.reset("stale", "")
+            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, on_item)
+
+
+def _snapshot(
+    store: Store,
+    source: str,
+    reader: Reader,
+    catalog: Catalog,
+    previous: Snapshot | None,
+    max_deleted: float,
+    allow_deletes: bool,
+    on_item: Callable[[int], None],
+) -> tuple[Snapshot, Looked]:
+    catalog.reset(reader.version, previous.root if previous else "")
+    items, read = _look(reader, catalog, on_item)
+    documents, text_bytes = catalog.totals()
+    _guard(source, previous, documents, max_deleted, allow_deletes)
+
+    bits = shard_bits(text_bytes)
+    plan = derivation.plan(store, ASSET, source, _wanted(source, catalog, bits), previous)
+    made = [_write(store, source, catalog, previous, want, bits) for want in plan.missing]
+    rejected = [json.loads(entry) for entry in catalog.rejected()]
+    for item, line, document_id, first in catalog.doubled():
+        reason = f"the id was taken by a document in {first}"
+        doubled = reject("doubled_id", reason, source=source, item=item, position=line, document_id=document_id)
+        rejected.append(doubled.as_json())
+    snapshot = derivation.commit(
+        store,
+        previous,
+        asset=ASSET,
+        source=source,
+        version=VERSION,
+        shard_bits=bits,
+        parts=[*plan.kept, *made],
+        counts={"documents": documents, "text_bytes": text_bytes},
+        upstream={},
+        rejected=rejected,
+    )
+    catalog.committed(snapshot.root)
+    return snapshot, Looked(items, read, len(made))
+
+
+def _look(reader: Reader, catalog: Catalog, on_item: Callable[[int], None]) -> tuple[int, int]:
+    """Bring the catalog in step with the source: (items listed, items read)."""
+    names: set[str] = set()
+    refused: list[Rejected] = []
+    read = 0
+    for item in reader.list_items():
+        if isinstance(item, Rejected):
+            refused.append(item)
+            continue
+        names.add(item.name)
+        if not catalog.unchanged(item.name, item.size, item.modified_ns):
+            catalog.replace(item.name, item.size, item.modified_ns, time.time_ns(), reader.read_item(item))
+            read += 1
+            on_item(read)
+    catalog.keep_only(names, refused)
+    return len(names), read
+
+
+def _guard(source: str, previous: Snapshot | None, documents: int, max_deleted: float, allow_deletes: bool) -> None:
+    before = previous.counts["documents"] if previous else 0
+    gone = before - documents
+    if allow_deletes or gone <= max_deleted * before:
+        return
+    raise MassDelete(
+        f"source {source}: {gone} of {before} documents are gone ({gone / before:.0%}; allowed without a word: "
+        f"{max_deleted:.0%}). Nothing was changed. Cure: if the source lost them by accident, restore it; if they are "
+        f"meant to go, run `embedding-assets materialize --source {source} --allow-deletes`, or launch raw_docs with "
+        "allow_deletes: true."
+    )
+
+
+def _wanted(source: str, catalog: Catalog, bits: int) -> Iterator[derivation.Wanted]:
+    """The parts of the source as it is, each named by its documents' ids and content hashes."""
+    for shard, rows in itertools.groupby(catalog.hashes(bits), key=lambda row: row[0]):
+        digest = hashlib.sha256()
+        for _, document_id, content_hash in rows:
+            name = document_id.encode()
+            digest.update(len(name).to_bytes(4, "big") + name + content_hash)
+        key = part_key(ASSET, VERSION, [source, f"{shard}/{bits}", digest.hexdigest()])
+        yield derivation.Wanted(shard, key)
+
+
+def _write(
+    store: Store,
+    source: str,
+    catalog: Catalog,
+    previous: Snapshot | None,
+    want: derivation.Wanted,
+    bits: int,
+) -> Part:
+    rows = catalog.rows(want.shard, bits)
+    texts: dict[str, tuple[bytes, str, str]] = {}
+    if previous is not None and any(row.text is None for row in rows):
+        for part in covering(previous.parts, previous.shard_bits, want.shard, bits):
+            table = read_part(store, source, part).to_pydict()
+            for document_id, content_hash, text, metadata in zip(
+                table["document_id"], table["content_hash"], table["text"], table["metadata"], strict=True
+            ):
+                texts[document_id] = (content_hash, text, metadata)
+    filled: list[tuple[str, str, str, bytes]] = []
+    for document_id, content_hash, text, metadata in rows:
+        if text is None or metadata is None:
+            stored_hash, text, metadata = texts.get(document_id, (b"", "", ""))
+            if stored_hash != content_hash:
+                raise _CatalogStale
+        filled.append((document_id, text, metadata, content_hash))
+    columns = list(zip(*filled, strict=True))
+    table = pa.table(
+        {
+            name: pa.array(column, field.type)
+            for name, column, field in zip(DOCUMENTS.names, columns, DOCUMENTS, strict=True)
+        },
+        schema=DOCUMENTS,
+    )
+    return write_part(store, table, asset=ASSET, source=source, shard=want.shard, key=want.key)

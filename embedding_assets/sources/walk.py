@@ -1,0 +1,191 @@
+"""Input files below a folder: which there are, and how one is opened. Nothing outside the folder is ever read."""
+
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.sources.documents import Rejected, id_problem, reject, shown
+
+
+class Item(NamedTuple):
+    """One input file, as it was listed."""
+
+    name: str
+    """Relative to the source's path, `/` between folders, Unicode NFC."""
+    size: int
+    modified_ns: int
+    path: Path
+    """Where it really lies: no component was a link when it was listed."""
+
+
+def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rejected]:
+    """Every file below `root` that one of the glob patterns in `include` names, in strictly ascending order of name.
+
+    Memory is bounded by the largest folder. `**` stands for any number of folders. As in a shell, a name that starts
+    with a dot is matched only by a pattern that says the dot. A link to a file is an item under the link's own name; a
+    linked folder is entered once, and never inside itself; a link that leads out of `root` is refused.
+
+    Raises:
+        PermanentError: `root` is not a readable folder, or nothing in it matches.
+    """
+    patterns = [pattern.split("/") for pattern in include]
+    real_root = os.path.realpath(root)
+    hidden_too = any(segment.startswith(".") for pattern in patterns for segment in pattern)
+    try:
+        top = _Folder("", real_root, by_link=False, entries=_entries(real_root))
+    except OSError as error:
+        raise PermanentError(
+            f"source {source}: the folder {root} cannot be read: {error.strerror}. "
+            "Cure: correct the source's path, or let this process read it."
+        ) from error
+
+    empty = True
+    stack = [top]
+    entered_by_link: set[str] = set()
+    while stack:
+        folder = stack[-1]
+        entry = next(folder.entries, None)
+        if entry is None:
+            stack.pop()
+            continue
+        if entry.name.startswith(".") and not hidden_too:
+            continue
+        name = folder.name + entry.name
+        matches = any(_matches(name.split("/"), pattern) for pattern in patterns)
+        found = _look(source, name, entry, matches, real_root)
+        if isinstance(found, _Way):
+            by_link = folder.by_link or found.by_link
+            if by_link:
+                if found.real in entered_by_link or any(found.real == above.real for above in stack):
+                    continue
+                entered_by_link.add(found.real)
+            try:
+                stack.append(_Folder(f"{name}/", found.real, by_link, _entries(found.real)))
+                continue
+            except OSError as error:
+                found = reject("unreadable", _why(error), source=source, item=f"{name}/")
+        if found is not None:
+            empty = False
+            yield found
+    if empty:
+        raise PermanentError(
+            f"source {source}: nothing in {root} matches {', '.join(include)}. "
+            "Cure: correct the source's path or patterns; to remove a source, remove it from the settings."
+        )
+
+
+def open_item(item: Item) -> BinaryIO:
+    """The item's bytes.
+
+    Raises:
+        OSError: it is gone, is not allowed to be read, or is no regular file (any more).
+    """
+    # A link put in its place since it was listed is not followed, a FIFO does not block.
+    descriptor = os.open(item.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    stream = os.fdopen(descriptor, "rb", buffering=1 << 20)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        stream.close()
+        raise OSError(0, "not a regular file")
+    return stream
+
+
+def unreadable(error: Exception, *, source: str, item: Item, position: int | None = None) -> Rejected:
+    """The rejection of an item, or of its rest from a line on, that could not be read."""
+    return reject("unreadable", _why(error), source=source, item=item.name, position=position)
+
+
+class _Entry(NamedTuple):
+    name: str
+    """NFC, without the folder."""
+    path: str
+    is_link: bool
+    twin: bool
+    """An entry before it in the folder has the same name but for its Unicode normal form."""
+
+
+@dataclass
+class _Folder:
+    name: str
+    """Relative to the root, ended by `/`; empty for the root."""
+    real: str
+    by_link: bool
+    entries: Iterator[_Entry]
+
+
+class _Way(NamedTuple):
+    """A folder to enter."""
+
+    real: str
+    by_link: bool
+
+
+def _entries(folder: str) -> Iterator[_Entry]:
+    with os.scandir(folder) as scan:
+        listed = [
+            # A folder sorts as its contents do ("a/…" after "a.md"), so that whole names come out in order.
+            (unicodedata.normalize("NFC", e.name) + ("/" if e.is_dir() else ""), e.name, e.path, e.is_symlink())
+            for e in scan
+        ]
+    listed.sort()
+    before = [None, *(key for key, *_ in listed)]
+    return iter(
+        [
+            _Entry(key.removesuffix("/"), path, is_link, twin=key == previous)
+            for previous, (key, _, path, is_link) in zip(before, listed, strict=False)
+        ]
+    )
+
+
+def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> Item | Rejected | _Way | None:
+    """What an entry is: an input file, a folder to enter, something to refuse, or nothing of ours."""
+
+    def of_ours(rejected: Rejected) -> Rejected | None:
+        return rejected if matches else None
+
+    try:
+        real = os.path.realpath(entry.path, strict=True) if entry.is_link else entry.path
+        found = os.stat(real)
+    except OSError as error:
+        if not entry.is_link:
+            return None  # deleted since the folder was read
+        return of_ours(reject("unreadable", f"a link: {_why(error)}", source=source, item=shown(name)))
+    is_folder = stat.S_ISDIR(found.st_mode)
+    if not is_folder and not matches:
+        return None
+    item = shown(name) + ("/" if is_folder else "")
+    wrong_name = id_problem(name)
+    if wrong_name is not None:
+        error_class, reason = wrong_name
+        return reject(error_class, reason.replace("the id", "the name"), source=source, item=item)
+    if entry.is_link and os.path.commonpath([real, root]) != root:
+        return reject("outside_link", "a link that leads out of the source's folder", source=source, item=item)
+    if entry.twin:
+        return reject(
+            "doubled_id", "its name equals its neighbour's but for the Unicode normal form", source=source, item=item
+        )
+    if is_folder:
+        return _Way(real, entry.is_link)
+    if not stat.S_ISREG(found.st_mode):
+        return reject("unreadable", "not a regular file", source=source, item=item)
+    return Item(name, found.st_size, found.st_mtime_ns, Path(real))
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    first, *rest = pattern
+    if first == "**":
+        return _matches(parts, rest) or (bool(parts) and not parts[0].startswith(".") and _matches(parts[1:], pattern))
+    if not parts or (parts[0].startswith(".") and not first.startswith(".")):
+        return False
+    return fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

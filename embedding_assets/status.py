@@ -1,0 +1,86 @@
+"""What a region serves of each source, against what the primary has: what `status` tells, and what has to be run."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from pydantic import BaseModel
+
+from embedding_assets.deployment import Deployment
+from embedding_assets.errors import PipelineError
+from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.schema import bound_models, is_migrated
+from embedding_assets.pgvector.search import region_status
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.replication import target
+
+
+class SourceStatus(BaseModel):
+    """One source in one region. The fields of `status --json`; they are stable."""
+
+    source: str
+    region: str
+    snapshot: int
+    """Number of the primary's chunks snapshot; 0 before the first."""
+    documents: int
+    chunks: int
+    rejected: int
+    root: str | None
+    """What the region serves: the root of the replica that its table was loaded from."""
+    rows: int
+    live_model: str | None
+    index: str
+    """`valid`, `none` or `invalid`."""
+    current: bool
+    """Whether the region serves the primary's newest snapshots."""
+    lag_seconds: int | None
+    """Since the primary committed what the region does not serve yet; 0 if it is current, None if nothing is there."""
+    error: str | None
+    """Why the region could not be asked."""
+
+
+def status(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[SourceStatus]:
+    """Every source in every region. A region that can't be reached has its error told; the others are told of."""
+    return [_of(deployment, source, region) for source in sources for region in region_names]
+
+
+def is_current(deployment: Deployment, region: str, source: str) -> bool:
+    """Whether a run of the region and source would find nothing to do."""
+    return _of(deployment, source, region).current
+
+
+def _of(deployment: Deployment, source: str, region: str) -> SourceStatus:
+    primary = deployment.primary
+    chunks, documents = log.head(primary, "chunks", source), log.head(primary, "raw_docs", source)
+    newest = [log.head(primary, asset, source) for asset in ("embeddings_v1", "embeddings_v2")]
+    served, live, error = None, None, None
+    try:
+        with connect(deployment.dsn(region)) as conn:
+            if is_migrated(conn):
+                served = next((found for found in region_status(conn) if found.source == source), None)
+                live = next((slot for slot, model in bound_models(conn).items() if model.live), None)
+    except PipelineError as problem:
+        error = str(problem)
+    wanted, expected = target(primary, source), deployment.settings.live_model
+    index = "none"
+    if served is not None:
+        index = "valid" if served.indexes and all(found.valid for found in served.indexes) else "invalid"
+    current = served is not None and served.target_root == wanted and index == "valid" and live == expected
+    commits = [datetime.fromisoformat(found.created_at) for found in (chunks, *newest) if found is not None]
+    lag = None
+    if commits:
+        lag = 0 if current else int((datetime.now(UTC) - max(commits)).total_seconds())
+    return SourceStatus(
+        source=source,
+        region=region,
+        snapshot=chunks.number if chunks else 0,
+        documents=documents.counts["documents"] if documents else 0,
+        chunks=chunks.counts["chunks"] if chunks else 0,
+        rejected=len(documents.rejected) if documents else 0,
+        root=served.target_root if served else None,
+        rows=served.rows if served else 0,
+        live_model=live,
+        index=index,
+        current=current,
+        lag_seconds=lag,
+        error=error,
+    )

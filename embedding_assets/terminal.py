@@ -1,0 +1,137 @@
+"""What the command line shows: progress while a run is under way, and tables of what came of it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dagster as dg
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from embedding_assets.driver import Outcome
+from embedding_assets.status import SourceStatus
+
+
+class BarProgress:
+    """Progress as bars on the terminal; a phase that reports again goes on with its bar."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, context: dg.AssetExecutionContext, phase: str, done: int, total: int | None, detail: str) -> None:
+        """See `ProgressDisplay`."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._bars.add_task(phase, total=total)
+        self._bars.update(self._tasks[phase], completed=done, total=total, detail=detail)
+
+
+@contextmanager
+def progress_bars(console: Console) -> Iterator[BarProgress]:
+    """Bars on a terminal; on anything else the log of the runs has the progress."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}", markup=False),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield BarProgress(bars)
+
+
+def outcome_line(outcome: Outcome) -> str:
+    """One run in a line, such as `✓ reference  4.1 s  79 documents, 512 chunks, 1,024 vectors new`."""
+    mark = "[green]✓[/]" if outcome.succeeded else "[bold red]✗[/]"
+    checks = f"{sum(check.passed for check in outcome.checks)}/{len(outcome.checks)} checks"
+    return f"{mark} {plain(outcome.partition):<24} {outcome.seconds:6.1f} s  {checks}  {_story(outcome)}".rstrip()
+
+
+def _story(outcome: Outcome) -> str:
+    found = outcome.metadata
+    told: list[str] = []
+    if "raw_docs" in found:
+        docs = found["raw_docs"]
+        told.append(_changes("documents", docs["documents"], docs["new"], docs["changed"], docs["removed"]))
+    if "chunks" in found:
+        chunks = found["chunks"]
+        told.append(_changes("chunks", chunks["chunks"], chunks["new"], chunks["changed"], chunks["removed"]))
+    bought = [found[asset]["new"] for asset in ("embeddings_v1", "embeddings_v2") if asset in found]
+    if bought:
+        told.append(f"{sum(bought):,} vectors computed")
+    if "s3_replica" in found:
+        told.append(f"{found['s3_replica']['bytes_copied'] / 1e6:.1f} MB copied")
+    if "pgvector_table" in found:
+        told.append(f"{found['pgvector_table']['rows_loaded']:,} rows loaded")
+    return ", ".join(told)
+
+
+def _changes(what: str, total: int, new: int, changed: int, removed: int) -> str:
+    parts = [f"{count:,} {word}" for count, word in ((new, "new"), (changed, "changed"), (removed, "removed")) if count]
+    return f"{total:,} {what} ({', '.join(parts) or 'unchanged'})"
+
+
+def failures(outcomes: Sequence[Outcome]) -> list[str]:
+    """What went wrong, a sentence each."""
+    lines = [f"{outcome.partition}: {error}" for outcome in outcomes for error in outcome.errors]
+    for outcome in outcomes:
+        lines += [
+            f"{outcome.partition}: check {check.asset}/{check.name} failed: {check.metadata}"
+            for check in outcome.checks
+            if not check.passed
+        ]
+    return lines
+
+
+def status_table(rows: Sequence[SourceStatus]) -> Table:
+    """What `status` prints."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("source", "region"):
+        table.add_column(name)
+    for name in ("documents", "chunks", "rows", "rejected"):
+        table.add_column(name, justify="right")
+    for name in ("live", "index", "serves"):
+        table.add_column(name)
+    for row in rows:
+        serves = "[green]current[/]" if row.current else f"[yellow]behind by {_ago(row.lag_seconds)}[/]"
+        table.add_row(
+            row.source,
+            row.region,
+            f"{row.documents:,}",
+            f"{row.chunks:,}",
+            f"{row.rows:,}",
+            f"{row.rejected:,}",
+            row.live_model or "–",
+            row.index,
+            f"[red]{plain(row.error)}[/]" if row.error else serves,
+        )
+    return table
+
+
+def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
+    """What `search` prints."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("distance", justify="right")
+    table.add_column("document")
+    table.add_column("content", overflow="ellipsis", no_wrap=True, max_width=90)
+    for hit in hits:
+        document = f"{hit['source']}/{hit['document_id']}#{hit['ordinal']}"
+        table.add_row(f"{hit['distance']:.3f}", plain(document), plain(" ".join(str(hit["content"]).split())))
+    return table
+
+
+def plain(text: object) -> str:
+    """Text from outside, kept from being read as markup."""
+    return str(text).replace("[", "\\[")
+
+
+def _ago(seconds: int | None) -> str:
+    if seconds is None:
+        return "everything"
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

@@ -1,0 +1,167 @@
+"""A small deployment for tests: a folder of documents, two regions, two real models, and runs of the whole chain."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+
+from embedding_assets import driver
+from embedding_assets.deployment import Deployment
+from embedding_assets.driver import Outcome
+from embedding_assets.embedding import stage
+from embedding_assets.embedding.engine import Dead, Embedded, Text
+from embedding_assets.settings import Settings
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.status import is_current
+
+SOURCE = "handbook"
+REGIONS = ("eu-west-1", "us-east-1")
+
+# A forked child starts with everything imported: a run that is killed a moment later costs a second, not five.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["embedding_assets_tests.harness"])
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """One deployment under a temporary folder; `dsns` by region."""
+
+    root: Path
+    dsns: dict[str, str]
+
+    @property
+    def docs(self) -> Path:
+        return self.root / "docs"
+
+    @property
+    def sent(self) -> Path:
+        """What went to the models: a line `sent <slot> <hash>` or `durable <slot> <hash>` each."""
+        return self.root / "sent.log"
+
+    @property
+    def deployment(self) -> Deployment:
+        settings = {
+            "primary_region": "us-east-1",
+            "regions": {
+                region: {"store": (self.root / "stores" / region).as_uri(), "database": self.dsns[region]}
+                for region in REGIONS
+            },
+            "models": {
+                "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
+                "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},
+            },
+            "live_model": "v1",
+            "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}},
+        }
+        return Deployment(Settings.model_validate(settings), self.root / "home")
+
+    def write(self, **texts: str) -> None:
+        """Write documents; `__` in a name is a folder."""
+        for name, text in texts.items():
+            path = self.docs / (name.replace("__", "/") + ".md")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+    def materialize(self, **options: Any) -> list[Outcome]:
+        """Bring everything up to date in this process."""
+        deployment = self.deployment
+        with dg.DagsterInstance.ephemeral() as instance:
+            return list(
+                driver.materialize(
+                    deployment,
+                    instance,
+                    sources=[SOURCE],
+                    regions=REGIONS,
+                    is_current=lambda region, source: is_current(deployment, region, source),
+                    **options,
+                )
+            )
+
+    def in_another_process(self, failpoint: str | None = None) -> "multiprocessing.context.ForkServerProcess":
+        """The same in a process of its own, started and not waited for."""
+        process = _FORKS.Process(target=_child, args=(self, failpoint))
+        process.start()
+        return process
+
+    def roots(self) -> dict[str, str]:
+        """The root of every log's head."""
+        deployment = self.deployment
+        found: dict[str, str] = {}
+        for asset in ("raw_docs", "chunks", "embeddings_v1", "embeddings_v2"):
+            head = log.head(deployment.primary, asset, SOURCE)
+            found[asset] = head.root if head else ""
+        for region in REGIONS:
+            head = log.head(deployment.store(region), "s3_replica", SOURCE)
+            found[region] = head.root if head else ""
+        return found
+
+    def rows(self, region: str) -> list[tuple[Any, ...]]:
+        """What the region's table holds, every column that a reader can see, in order."""
+        with psycopg.connect(self.dsns[region]) as conn:
+            return conn.execute(
+                "select source, document_id, ordinal, content, metadata::text, embedding::text from live_chunks "
+                "order by source, document_id, ordinal"
+            ).fetchall()
+
+    def objects(self) -> dict[str, float]:
+        """Every file in the stores with its modification time."""
+        folder = self.root / "stores"
+        return {str(path.relative_to(folder)): path.stat().st_mtime for path in folder.rglob("*") if path.is_file()}
+
+
+def _child(sandbox: Sandbox, failpoint: str | None) -> None:
+    if failpoint is not None:
+        os.environ[VARIABLE] = failpoint
+    _log_what_is_sent(sandbox.sent)
+    outcomes = sandbox.materialize()
+    os._exit(0 if all(outcome.succeeded for outcome in outcomes) else 1)
+
+
+def _log_what_is_sent(path: Path) -> None:
+    """Have the stage's calls of the engine noted, each text before it is sent and after its vector is durable."""
+    engine = stage.embed
+
+    def noted(binding: Any, texts: Iterable[Text], deliver: Callable[[Embedded | Dead], None], **options: Any) -> Any:
+        with path.open("a", buffering=1) as file:
+
+            def sending() -> Iterable[Text]:
+                for text in texts:
+                    file.write(f"sent {binding.slot} {text.text_hash.hex()}\n")
+                    yield text
+
+            def delivering(arrived: Embedded | Dead) -> None:
+                deliver(arrived)
+                if isinstance(arrived, Embedded):
+                    file.writelines(f"durable {binding.slot} {h.hex()}\n" for h in arrived.text_hashes)
+
+            return engine(binding, sending(), delivering, **options)
+
+    stage.embed = noted  # type: ignore[assignment]
+
+
+def bought_again(sandbox: Sandbox) -> list[str]:
+    """Texts that were sent although their vector was durable already."""
+    durable: set[str] = set()
+    again: list[str] = []
+    for line in sandbox.sent.read_text().splitlines() if sandbox.sent.exists() else []:
+        what, _, text = line.partition(" ")
+        if what == "durable":
+            durable.add(text)
+        elif text in durable:
+            again.append(text)
+    return again
+
+
+def killed(process: "multiprocessing.context.ForkServerProcess") -> bool:
+    """Wait for a process; whether it died by SIGKILL. Anything but that or a clean end is a failure of the test."""
+    process.join(120)
+    assert process.exitcode in (0, -signal.SIGKILL), f"the run ended with {process.exitcode}"
+    return process.exitcode == -signal.SIGKILL

@@ -1,0 +1,157 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from obstore.store import MemoryStore
+
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.log import CommitConflict, entry_path
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store
+from embedding_assets_tests.snapshots.conftest import contents
+from embedding_assets_tests.snapshots.shards import SOURCE, snapshot_of
+
+PATH = entry_path("raw_docs", SOURCE, 1)
+
+
+def snapshot(content: int, **changes: Any) -> Snapshot:
+    """A snapshot whose root is that of this content."""
+    part = Part(asset="raw_docs", shard=0, key=f"{content:064x}", rows=1, bytes=1, sha256="0" * 64)
+    return snapshot_of([part]).model_copy(update=changes)
+
+
+def test_a_log_begins_empty(store: Store) -> None:
+    assert log.head(store, "raw_docs", SOURCE) is None
+    assert log.numbers(store, "raw_docs", SOURCE) == []
+
+
+def test_the_newest_entry_is_the_head_and_the_others_stay(store: Store) -> None:
+    head = None
+    for content in range(12):
+        head = log.append(store, snapshot(content), after=head)
+
+    assert log.numbers(store, "raw_docs", SOURCE) == list(range(1, 13))
+    assert log.head(store, "raw_docs", SOURCE) == head
+    assert head is not None
+    assert (head.number, head.root) == (12, snapshot(11).root)
+    fifth = log.entry(store, "raw_docs", SOURCE, 5)
+    assert fifth is not None
+    assert fifth.same_content(snapshot(4))
+
+
+def test_an_entry_knows_its_number_and_the_time_of_its_commit(store: Store) -> None:
+    committed = log.append(store, snapshot(1), after=None)
+
+    assert committed.number == 1
+    assert committed.created_at.endswith("+00:00")
+    assert log.entry(store, "raw_docs", SOURCE, 1) == committed
+
+
+def test_committing_the_same_content_again_writes_nothing(store: Store) -> None:
+    committed = log.append(store, snapshot(1), after=None)
+    before = contents(store)
+
+    assert log.append(store, snapshot(1), after=committed) == committed
+
+    assert contents(store) == before
+
+
+@pytest.mark.parametrize("changes", [{"rejected": ({"item": "a"},)}, {"upstream": {"chunks": "ab"}}])
+def test_what_readers_see_besides_the_root_is_content_too(store: Store, changes: dict[str, Any]) -> None:
+    committed = log.append(store, snapshot(1), after=None)
+
+    again = log.append(store, snapshot(1, **changes), after=committed)
+
+    assert again.number == 2
+    assert log.head(store, "raw_docs", SOURCE) == again
+
+
+def race(store: Store, contents: list[int]) -> list[Snapshot | CommitConflict]:
+    """All of them commit at once on top of nothing."""
+    barrier = Barrier(len(contents))
+
+    def commit(content: int) -> Snapshot | CommitConflict:
+        barrier.wait()
+        try:
+            return log.append(store, snapshot(content), after=None)
+        except CommitConflict as conflict:
+            return conflict
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        return list(pool.map(commit, contents))
+
+
+def test_racing_writers_of_the_same_content_get_one_entry(store: Store) -> None:
+    ended = race(store, [7] * 8)
+
+    assert ended == [log.head(store, "raw_docs", SOURCE)] * 8
+    assert list(contents(store)) == [PATH]
+
+
+def test_of_racing_writers_of_other_contents_one_wins_and_the_rest_are_told(store: Store) -> None:
+    ended = race(store, list(range(8)))
+
+    winners = [one for one in ended if isinstance(one, Snapshot)]
+    assert winners == [log.head(store, "raw_docs", SOURCE)]
+    assert list(contents(store)) == [PATH]
+    for conflict in ended:
+        if isinstance(conflict, CommitConflict):
+            assert isinstance(conflict, TransientError)
+            assert f"raw_docs of source {SOURCE}: another run committed snapshot 1 first" in str(conflict)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.one_of(st.none(), st.integers(0, 3))), max_size=30),
+)
+def test_any_interleaving_of_writers_leaves_one_history(steps: list[tuple[int, int | None]]) -> None:
+    """Each step is (writer, None: it reads the head; or the content that it commits on top of what it read)."""
+    store = Store("memory://", MemoryStore())
+    read: dict[int, Snapshot | None] = {}
+    history: list[Snapshot] = []
+    for writer, content in steps:
+        if content is None:
+            read[writer] = log.head(store, "raw_docs", SOURCE)
+            continue
+        base = read.get(writer)
+        try:
+            committed = log.append(store, snapshot(content), after=base)
+        except CommitConflict:
+            assert history[-1] != base
+            assert not history[-1].same_content(snapshot(content))
+            continue
+        assert committed.same_content(snapshot(content))
+        if committed not in history:
+            # It is new, so nothing came between what its writer had read and itself.
+            assert (history[-1] if history else None) == base
+            history.append(committed)
+
+    assert log.numbers(store, "raw_docs", SOURCE) == list(range(1, len(history) + 1))
+    assert [log.entry(store, "raw_docs", SOURCE, number + 1) for number in range(len(history))] == history
+    assert not any(older.same_content(newer) for older, newer in zip(history, history[1:], strict=False))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"bucketing": "by size"}, {"root": "../../etc/passwd"}, {"parts": None}],
+    ids=["format", "unknown field", "root", "parts"],
+)
+def test_an_entry_of_another_format_is_refused_with_a_cure(store: Store, change: dict[str, object]) -> None:
+    store.put_if_absent(PATH, json.dumps(snapshot(1).model_dump(mode="json") | change).encode())
+
+    with pytest.raises(PermanentError) as refused:
+        log.head(store, "raw_docs", SOURCE)
+
+    for named in (store.url, PATH, "Cure: run the version that wrote it"):
+        assert named in str(refused.value)
+
+
+def test_half_an_entry_is_refused(store: Store) -> None:
+    store.put_if_absent(PATH, snapshot(1).model_dump_json().encode()[:100])
+
+    with pytest.raises(PermanentError, match=r"is no snapshot that this version can read"):
+        log.head(store, "raw_docs", SOURCE)
