@@ -17,7 +17,7 @@ def build_defs(deployment: Deployment, progress: ProgressDisplay | None = None) 
     settings = deployment.settings
     return dg.Definitions(
         assets=build_assets(settings),
-        jobs=[source_job(settings), region_job(settings)],
+        jobs=[source_job(), region_job()],
         schedules=daily(settings),
         sensors=[source_sweep(), *(region_log(region) for region in sorted(settings.regions)), run_failure_alert()],
         resources={

@@ -205,17 +205,24 @@ class _Misfit(NamedTuple):
 
 
 def _misfits(given: Mapping[str, Any]) -> Iterator[_Misfit]:
-    """Parts of the settings that do not fit together; works on what is not yet known to be valid, to find all at once."""
+    """Parts of the settings that do not fit together; looks at invalid settings too, so that all are found at once."""
     regions, models = _shallow(given.get("regions")), _shallow(given.get("models"))
     for slot in SLOTS:
         if "models" in given and slot not in models:
             yield _Misfit(("models",), f"{slot} is missing", f"add `{slot}: {{provider: …, name: …, dimensions: …}}`")
-        dimensions = _shallow(models.get(slot)).get("dimensions")
+        model = _shallow(models.get(slot))
+        dimensions, key_env = model.get("dimensions"), model.get("api_key_env")
         if isinstance(dimensions, int) and dimensions > MAX_DIMENSIONS:
             yield _Misfit(
                 ("models", slot, "dimensions"),
                 f"{dimensions} is more than {MAX_DIMENSIONS}, the most that pgvector's HNSW index takes, as halfvec",
                 "shorten the vectors (text-embedding-3-* do it by themselves), or take another model",
+            )
+        if isinstance(key_env, str) and not re.fullmatch(r"[A-Za-z_]\w*", key_env):
+            yield _Misfit(
+                ("models", slot, "api_key_env"),
+                "not the name of an environment variable",
+                "name the variable that holds the key; the key itself has no place here",
             )
     primary = given.get("primary_region")
     if regions and isinstance(primary, str) and primary not in regions:
@@ -241,7 +248,7 @@ def _shallow(value: object) -> dict[str, Any]:
     """A model's or a mapping's own entries; none for anything else."""
     if isinstance(value, BaseModel):
         return dict(value)
-    return value if isinstance(value, dict) else {}
+    return {str(key): entry for key, entry in value.items()} if isinstance(value, dict) else {}
 
 
 def _place(database: str) -> Hashable:
@@ -417,7 +424,12 @@ def _explained(details: ErrorDetails, given: dict[str, Any]) -> _Misfit | None:
     if kind == "value_error":
         what, _, cure = details["msg"].removeprefix("Value error, ").partition(". ")
         return _Misfit(loc, what.rstrip("."), cure.rstrip(".") or "correct one of the two")
-    return _Misfit(loc, details["msg"].replace("Input should", "it should"), "correct the value")
+    if details["loc"][-1:] == ("[key]",):
+        return _Misfit(loc, "the name is not a string", "put it in quotes")
+    field = model.model_fields.get(path[-1]) if model is not None else None
+    default = field.default if field is not None else None
+    or_leave = f", or leave it out for the default, {default}" if isinstance(default, int | float | str) else ""
+    return _Misfit(loc, details["msg"].replace("Input should", "it should"), f"correct it{or_leave}")
 
 
 def _model_at(path: list[str]) -> type[BaseModel] | None:

@@ -114,8 +114,8 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
 def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
     """What `search` prints."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("distance", justify="right")
-    table.add_column("document")
+    table.add_column("distance", justify="right", min_width=8)
+    table.add_column("document", min_width=24, max_width=40, overflow="ellipsis", no_wrap=True)
     table.add_column("content", overflow="ellipsis", no_wrap=True, max_width=90)
     for hit in hits:
         document = f"{hit['source']}/{hit['document_id']}#{hit['ordinal']}"

@@ -18,7 +18,7 @@ from embedding_assets.driver import Outcome
 from embedding_assets.embedding import stage
 from embedding_assets.embedding.engine import Dead, Embedded, Text
 from embedding_assets.settings import Settings
-from embedding_assets.snapshots import log
+from embedding_assets.snapshots import keys, log
 from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets.status import is_current
 
@@ -32,10 +32,11 @@ _FORKS.set_forkserver_preload(["embedding_assets_tests.harness"])
 
 @dataclass(frozen=True)
 class Sandbox:
-    """One deployment under a temporary folder; `dsns` by region."""
+    """One deployment under a temporary folder; `dsns` by region, and `bucket` where the stores are to be in S3."""
 
     root: Path
     dsns: dict[str, str]
+    bucket: str | None = None
 
     @property
     def docs(self) -> Path:
@@ -51,7 +52,7 @@ class Sandbox:
         settings = {
             "primary_region": "us-east-1",
             "regions": {
-                region: {"store": (self.root / "stores" / region).as_uri(), "database": self.dsns[region]}
+                region: {"store": self._store(region), "database": self.dsns[region]}
                 for region in REGIONS
             },
             "models": {
@@ -62,6 +63,9 @@ class Sandbox:
             "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}},
         }
         return Deployment(Settings.model_validate(settings), self.root / "home")
+
+    def _store(self, region: str) -> str:
+        return f"s3://{self.bucket}/{region}" if self.bucket else (self.root / "stores" / region).as_uri()
 
     def write(self, **texts: str) -> None:
         """Write documents; `__` in a name is a folder."""
@@ -85,9 +89,11 @@ class Sandbox:
                 )
             )
 
-    def in_another_process(self, failpoint: str | None = None) -> "multiprocessing.context.ForkServerProcess":
+    def in_another_process(
+        self, failpoint: str | None = None, shard_bytes: int = keys.SHARD_BYTES
+    ) -> "multiprocessing.context.ForkServerProcess":
         """The same in a process of its own, started and not waited for."""
-        process = _FORKS.Process(target=_child, args=(self, failpoint))
+        process = _FORKS.Process(target=_child, args=(self, failpoint, shard_bytes))
         process.start()
         return process
 
@@ -117,7 +123,8 @@ class Sandbox:
         return {str(path.relative_to(folder)): path.stat().st_mtime for path in folder.rglob("*") if path.is_file()}
 
 
-def _child(sandbox: Sandbox, failpoint: str | None) -> None:
+def _child(sandbox: Sandbox, failpoint: str | None, shard_bytes: int) -> None:
+    keys.SHARD_BYTES = shard_bytes  # type: ignore[misc]
     if failpoint is not None:
         os.environ[VARIABLE] = failpoint
     _log_what_is_sent(sandbox.sent)

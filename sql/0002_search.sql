@@ -1,7 +1,7 @@
 -- The search surface: search() below; the view live_chunks is made when the live model is known.
 
 -- Loads pgvector's library, so that a role without privileges may name its settings below.
-SELECT '[1]'::vector;
+DO $$ BEGIN PERFORM '[1]'::vector; END $$;
 
 DO $$
 BEGIN

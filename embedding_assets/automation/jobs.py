@@ -4,9 +4,6 @@ from typing import TYPE_CHECKING, Final
 
 import dagster as dg
 
-from embedding_assets.partitions import by_region_and_source, by_source
-from embedding_assets.settings import Settings
-
 if TYPE_CHECKING:
     # What define_asset_job returns; Dagster does not export its name.
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition as AssetJob
@@ -17,21 +14,19 @@ SOURCE_ASSETS: Final = ("raw_docs", "chunks", "embeddings_v1", "embeddings_v2")
 REGION_ASSETS: Final = ("s3_replica", "pgvector_table", "hnsw_index")
 
 
-def source_job(settings: Settings) -> "AssetJob":
+def source_job() -> "AssetJob":
     """Documents to vectors, for one source, in the primary region."""
     return dg.define_asset_job(
         SOURCE_JOB,
         selection=list(SOURCE_ASSETS),
-        partitions_def=by_source(settings),
         description="Reads a source and brings its chunks and both models' vectors in step with it.",
     )
 
 
-def region_job(settings: Settings) -> "AssetJob":
+def region_job() -> "AssetJob":
     """Replica to published index, for one source in one region."""
     return dg.define_asset_job(
         REGION_JOB,
         selection=list(REGION_ASSETS),
-        partitions_def=by_region_and_source(settings),
         description="Brings a region's replica, table and index of a source in step with the primary's snapshots.",
     )

@@ -25,9 +25,10 @@ from embedding_assets.chunking.characters import (
 # Kinds of boundary, the best first.
 HEADING: Final = 0
 PARAGRAPH: Final = 1
-SENTENCE: Final = 2  # also the start of a list item
-LINE: Final = 3
-WORD: Final = 4
+ITEM: Final = 2  # of a list
+SENTENCE: Final = 3
+LINE: Final = 4
+WORD: Final = 5
 
 _ATX: Final = re.compile(r"#{1,6}[ \t]+\S")
 _RULE: Final = re.compile(r"([=\-~^\"'`*+#:._])\1{2,}")
@@ -70,7 +71,7 @@ def layout(text: str) -> Layout:
     kind = np.full(len(starts), WORD, dtype=np.uint8)  # of the boundary before each word
     kind[lines.first] = LINE
     kind[_sentences(codes, kinds, starts, ends)] = SENTENCE
-    kind[lines.first[lines.item]] = SENTENCE
+    kind[lines.first[lines.item]] = ITEM
     kind[lines.first[lines.gap & ~lines.introduced]] = PARAGRAPH
     for begin, last in headings:
         if kind[lines.first[begin]] != WORD:
@@ -78,7 +79,7 @@ def layout(text: str) -> Layout:
         # A heading is not cut, nor cut off from what follows it: be that another heading, which then is WORD.
         kind[lines.first[begin] + 1 : lines.after[last] + 1] = WORD
     kind[0] = WORD
-    boundaries = tuple(ends[np.flatnonzero(kind[1:] == k)] for k in (HEADING, PARAGRAPH, SENTENCE, LINE))
+    boundaries = tuple(ends[np.flatnonzero(kind[1:] == k)] for k in range(WORD))
     code = np.array(sorted(fenced + indented), dtype=np.int64).reshape(-1, 2)
     return Layout(starts, ends, (*boundaries, ends), code)
 
@@ -97,10 +98,10 @@ def _words(kinds: Kinds) -> tuple[Positions, Positions]:
 
 
 def _sentences(codes: Codes, kinds: Kinds, starts: Positions, ends: Positions) -> Positions:
-    """The words that begin a sentence: after a stop (and at most two closers), and not in lower case."""
+    """The words that begin a sentence: after a stop (and at most three closers), and not in lower case."""
     words = np.flatnonzero(kinds[ends[:-1] - 1] & (STOP | CLOSER))
     last = ends[words] - 1
-    for _ in range(2):
+    for _ in range(3):
         last -= ((kinds[last] & CLOSER) != 0) & (last > starts[words])
     ended = (kinds[last] & STOP) != 0
     first, length = codes[starts[words]], last - starts[words]

@@ -11,9 +11,9 @@ from embedding_assets.chunking.layout import HEADING, LINE, SENTENCE, WORD, Layo
 from embedding_assets.chunking.tokens import Tokens
 from embedding_assets.errors import PermanentError
 
-# How much of its room a chunk must fill for a boundary of each kind (heading, paragraph, sentence, line, word) to
+# How much of its room a chunk must fill for a boundary of each kind (heading to word) to
 # end it. A section may be short and be a chunk of its own; other chunks should be half full at least.
-_SHARES: Final = (1 / 4, 1 / 2, 1 / 2, 1 / 2, 1 / 4)
+_SHARES: Final = (1 / 4, 1 / 2, 1 / 2, 1 / 2, 1 / 2, 1 / 4)
 
 # The last chunk has at least this share of the limit, or else the one before it is cut earlier.
 _TAIL: Final = 1 / 4
@@ -35,9 +35,9 @@ def split(text: str, *, max_tokens: int, overlap: int) -> list[Span]:
     - `tokens` is exactly what text[start:end] has when it is encoded by itself, never more than `max_tokens`. The
       text is encoded once; only the words at a chunk's two ends are encoded again (`Tokens.count`).
     - Every visible character lies in a chunk. Chunks begin and end with visible ones; a blank text has no chunk.
-    - A chunk ends before a heading, if it is a quarter full by then; else between paragraphs, after a sentence (or
-      before a list item), or at a line's end, if it is half full; else between words. Of the best kind that is
-      there, the last below the limit. A heading is not parted from what follows; a line that introduces something
+    - A chunk ends before a heading, if it is a quarter full by then; else between paragraphs, before a list item,
+      after a sentence or at a line's end, if it is half full; else between words. Of the best kind that is there,
+      the last below the limit. A heading is not parted from what follows; a line that introduces something
       (`Example:`, a term above its indented definition) is only where no other line or sentence ends.
     - A run without white space that is longer than the limit is cut between two tokens, and not inside a character
       with its combining marks, an emoji sequence or a flag, unless one of these is longer than the limit.

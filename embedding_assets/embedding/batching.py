@@ -1,17 +1,9 @@
 """Texts to requests: batches filled by tokens and items, under the provider's caps and the quota's burst."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
+from embedding_assets.embedding.items import Text
 from embedding_assets.embedding.providers import Caps
-
-
-class Text(NamedTuple):
-    """A text to embed; `text_hash` names it to the caller, `tokens` are cl100k tokens."""
-
-    text_hash: bytes
-    text: str
-    tokens: int
 
 
 def batches(texts: Iterable[Text], caps: Caps) -> Iterator[list[Text]]:

@@ -102,6 +102,7 @@ class RequestError(Exception):
         self.message = message
         self.told_wait = told_wait  # seconds
         self.quota = quota
+        self.sent_at = 0.0  # when the request left, on the event loop's clock
 
 
 class ProviderDown(TransientError):

@@ -110,6 +110,10 @@ class Gate:
         """A ticket for a probe of a broken provider: it leaves whatever the gate says."""
         return self._leave(0)
 
+    def pause(self) -> float:
+        """Seconds left of the time the provider asked for; not above 0 where there are none."""
+        return self._paused_until - self._time()
+
     def _wait(self, tokens: int) -> float:
         if self.stopped is not None:
             raise self.stopped
@@ -117,7 +121,7 @@ class Gate:
             return float("inf")
         now = self._time()
         return max(
-            self._paused_until - now,
+            self.pause(),
             self._requests.wait(1, now) if self._requests else 0.0,
             self._tokens.wait(tokens, now) if self._tokens else 0.0,
         )

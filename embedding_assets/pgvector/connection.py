@@ -34,8 +34,8 @@ SWAP_LOCK_TIMEOUT: Final = "500ms"
 SWAP_ATTEMPTS: Final = 20
 _LONGEST_PAUSE: Final = 5.0
 
-# What an operator must set right; every other OperationalError may pass: network, restart, disk full, lock, limit.
-_PERMANENT_CLASSES: Final = ("28", "3D", "42")
+# Beginnings of SQLSTATE: what an operator must set right. Every other OperationalError may pass: network, restart, disk full, lock, limit.
+_PERMANENT_STATES: Final = ("28", "3D", "42", "55000")
 _PERMANENT_TEXTS: Final = (
     "authentication failed",
     "no password supplied",
@@ -74,7 +74,7 @@ def _is_permanent(error: psycopg.Error) -> bool:
         return True
     if error.sqlstate is None:  # connecting failed: libpq tells the reason in words only
         return any(text in str(error) for text in _PERMANENT_TEXTS)
-    return error.sqlstate.startswith(_PERMANENT_CLASSES)
+    return error.sqlstate.startswith(_PERMANENT_STATES)
 
 
 @contextmanager

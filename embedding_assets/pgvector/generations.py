@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 TOAST_TUPLE_TARGET: Final = 8160
 """Keeps a row of up to one page in line: 2.4 × less server CPU than TOAST at 384 dimensions, 1.5 × at 1,536 (FIELD §4).
 
-So it is where the bytes of both vectors and the texts stay below 8 kB, such as 384 + 1,536 dimensions with 400
-characters; beyond, the largest vector goes to TOAST, as everywhere.
+That is where both vectors and the texts stay below 8 kB, such as 384 + 1,536 dimensions with 300 characters of text.
+In a longer row the larger vector goes to TOAST, as it would in any table.
 """
 
 

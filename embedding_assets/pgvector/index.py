@@ -32,6 +32,7 @@ EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)
 NEIGHBOURS: Final = 10
 _SAMPLES: Final = 100  # 1,000 neighbours asked for: a standard error of 0.005 at a recall of 0.98
 _NOISE: Final = 0.3  # length of the noise added to a unit vector: the query stands at a cosine of .96 to its row
+_SEED: Final = 20
 _SAME_DISTANCE: Final = 1e-6  # float32 distances of equal vectors
 
 _LEAST_MEMORY: Final = 64 << 20
@@ -259,13 +260,17 @@ def _curve(conn: Connection, generation: Generation, slot: str, dimensions: int)
         rows = conn.execute(statement, {"query": query}, prepare=True).fetchall()
         return np.array([distance for chunk_id, distance in rows if chunk_id != own])
 
+    # A plan for each query, as search() makes: a cached one would outlive the settings that it was made under.
     with conn.transaction():
-        conn.execute("SET LOCAL enable_indexscan = off")
+        conn.execute("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_indexscan = off")
         exact = [distances(*one) for one in asked]
     points = []
     with conn.transaction():
-        # As search() does; a small table would otherwise not be searched by the index at all.
-        conn.execute("SET LOCAL enable_seqscan = off; SET LOCAL hnsw.iterative_scan = 'strict_order'")
+        # Without enable_seqscan = off a small table would not be searched by the index at all.
+        conn.execute(
+            "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; "
+            "SET LOCAL hnsw.iterative_scan = 'strict_order'"
+        )
         for ef_search in EF_SEARCH:
             conn.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(ef_search))
             seconds, found, wanted = [], 0, 0
@@ -282,7 +287,7 @@ def _curve(conn: Connection, generation: Generation, slot: str, dimensions: int)
 
 def _near(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Vectors ((n, d) float32) near the given unit vectors: the same each time, not unit."""
-    noise = np.random.default_rng(0).standard_normal(vectors.shape).astype(np.float32)
+    noise = np.random.default_rng(_SEED).standard_normal(vectors.shape).astype(np.float32)
     near: npt.NDArray[np.float32] = vectors + _NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     return near
 

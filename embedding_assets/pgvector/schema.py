@@ -199,6 +199,8 @@ def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
                     f"{model.name} ({model.dimensions}): searches would mix models, and all would be bought anew. Bind "
                     f"the new model to {other}, materialize every source, then set live_model: {other}"
                 )
+            if before is not None and before.live:  # nothing is published: nobody misses the view for a moment
+                conn.execute("DROP VIEW IF EXISTS public.live_chunks")
             _renew_column(conn, slot, model)
         conn.execute(
             """

@@ -48,8 +48,8 @@ def replicate(
             )
     previous = log.head(region, ASSET, source)
     parts = sorted_parts([part for snapshot in upstream for part in snapshot.parts])
-    held = {part.key for part in previous.parts} if previous else set()
-    lacking = [part for part in parts if part.key not in held]
+    held = set(previous.parts) if previous else set()
+    lacking = [part for part in parts if part not in held]
     copied = run_copies(lambda part: _copy(primary, region, source, part), lacking)
     replica = commit(
         region,

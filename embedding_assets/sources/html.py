@@ -22,8 +22,8 @@ class BrokenHtmlError(ValueError):
 def html_to_text(markup: str) -> tuple[str, str | None]:
     """The page's text and its title (the first `title`, else the first `h1`).
 
-    Table rows are lines with `|` between cells, list items have bullets. Scripts, styles, templates and elements hidden
-    by `hidden` or `display: none` are left out.
+    Table rows are lines with `|` between cells, list items have bullets. Scripts, their `noscript` stand-ins, styles,
+    templates and elements hidden by `hidden` or `display: none` are left out.
 
     Raises:
         BrokenHtmlError: elements nested deeper than libxml2 follows (256), so that text would be lost.
@@ -56,7 +56,7 @@ _HIDDEN = re.compile(r"(?i)(?:^|;)\s*display\s*:\s*none\b")
 
 
 def _prune(tree: html.HtmlElement) -> None:
-    etree.strip_elements(tree, "script", "style", "template", with_tail=False)
+    etree.strip_elements(tree, "script", "style", "template", "noscript", with_tail=False)
     for element in [e for e in tree.iter(etree.Element) if "hidden" in e.attrib or "style" in e.attrib]:
         if element.getparent() is not None and ("hidden" in element.attrib or _HIDDEN.search(element.get("style", ""))):
             element.drop_tree()

@@ -129,7 +129,7 @@ def _entries(folder: str) -> Iterator[_Entry]:
     with os.scandir(folder) as scan:
         listed = [
             # A folder sorts as its contents do ("a/…" after "a.md"), so that whole names come out in order.
-            (unicodedata.normalize("NFC", e.name) + ("/" if e.is_dir() else ""), e.name, e.path, e.is_symlink())
+            (unicodedata.normalize("NFC", e.name) + ("/" if _is_folder(e) else ""), e.name, e.path, e.is_symlink())
             for e in scan
         ]
     listed.sort()
@@ -140,6 +140,13 @@ def _entries(folder: str) -> Iterator[_Entry]:
             for previous, (key, _, path, is_link) in zip(before, listed, strict=False)
         ]
     )
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False  # a link that leads in a circle
 
 
 def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> Item | Rejected | _Way | None:

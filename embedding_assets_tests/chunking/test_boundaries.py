@@ -109,18 +109,19 @@ store, = call('store,')
 ```"""
 
 
-def _fences(text: str) -> list[str]:
-    return re.findall(r"^```python\n.*?^```$", text, flags=re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 # 32 tokens by itself, 33 where it stands: the blank line after it moves a token's edge.
 @example(f"## A heading\n\nAnd a line.\n\n{A_BLOCK_OF_32}\n\nA last line.", 32, 0)
 @given(markdown, st.sampled_from([32, 64, 128]), st.integers(0, 15))
 def test_every_code_block_that_fits_is_whole_in_a_chunk(text: str, max_tokens: int, overlap: int) -> None:
-    found = chunks(text, max_tokens, overlap)
-    for block in _fences(text):
-        if len(encode(block)) <= max_tokens:
-            assert any(block in chunk for chunk in found)
+    spans = split(text, max_tokens=max_tokens, overlap=overlap)
+    for block in FENCED.finditer(text):
+        if len(encode(block[0])) <= max_tokens:
+            assert any(span.start <= block.start() and block.end() <= span.end for span in spans)
+            # Nor is a part of it repeated by an overlap.
+            assert not any(block.start() < span.start < block.end() for span in spans)
 
 
 @given(markdown, st.sampled_from([64, 128]), st.integers(0, 31))
@@ -162,10 +163,12 @@ def test_a_paragraph_indented_under_a_list_item_is_no_code_and_may_be_cut_at_a_s
         (".\n\n", LONG),
         (". ", LONG),
         ("。", LONG),
-        (".)\n", LONG),
+        (".) ", LONG),
+        ('."** ', LONG),
         ("\n", LONG),
         ("\n- ", f"- {LONG}"),
         ("\n12. ", f"12. {LONG}"),
+        ("\n9) ", f"9) {LONG}"),
     ],
     ids=ascii,
 )
@@ -174,6 +177,44 @@ def test_each_kind_of_boundary_beats_mere_words(boundary: str, next_begins: str)
     first, second = chunks(text, 26)
     assert first.startswith(LONG)
     assert second.startswith(next_begins)
+
+
+BODY = f"{LONG}. {LONG}.\n\n{LONG}. {LONG}."
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["# Title", "  ###### Title #", "Title\n=====", "Title here\n---", "+++++\nTitle\n+++++", "Title\r\n~~~~~\r"],
+    ids=ascii,
+)
+def test_a_heading_ends_a_chunk_that_has_room_for_more(heading: str) -> None:
+    first, second = chunks(f"{LONG}\n\n{heading}\n\n{BODY}", 50)[:2]
+    assert first == LONG
+    assert second.startswith(heading.strip())
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["#hashtag", "####", "Title\n~~", "Loading\n...", "Loading it\n....", "---", "A line\nTitle\n====="],
+    ids=ascii,
+)
+def test_what_only_looks_like_a_heading_does_not(line: str) -> None:
+    assert chunks(f"{LONG}\n\n{line}\n\n{BODY}", 50)[0].startswith(f"{LONG}\n\n{line}\n\n{LONG}")
+
+
+def test_a_heading_directly_under_a_heading_stays_with_it() -> None:
+    assert chunks(f"{LONG}\n\n# Part\n\n## Chapter\n\n{BODY}", 50)[1].startswith("# Part\n\n## Chapter\n\nThe")
+
+
+def test_a_comment_in_an_indented_block_is_no_heading() -> None:
+    block = "\n\n".join(f"  # comment {i}\n  call_{i}()" for i in range(4))
+    text = f"{LONG}\n\nRun this::\n\n{block}\n\n{BODY}"
+    assert any("# comment 0" in chunk and "call_3()" in chunk for chunk in chunks(text, 52))
+
+
+def test_a_list_is_cut_before_an_item_and_not_inside_one() -> None:
+    items = "\n".join(f"- Item {i} has a first line. And then\n  it has a second line" for i in range(12))
+    assert all(chunk.startswith("- Item") for chunk in chunks(items, 48))
 
 
 def test_better_boundaries_are_taken_before_later_ones() -> None:
@@ -230,6 +271,19 @@ def test_an_overlap_never_costs_a_code_block_its_place() -> None:
     text = f"{LONG}. {LONG}. Like this, for one.\n\n{code}\n\n{LONG}. {LONG}."
     assert any(code in chunk and "for one" not in chunk for chunk in chunks(text, size + 3, overlap=10))
     assert any(code in chunk and "for one" in chunk for chunk in chunks(text, size + 12, overlap=10))
+
+
+def test_an_overlap_never_parts_a_code_block_from_its_introduction() -> None:
+    code = "```\n" + "\n".join(f"call_{i}()" for i in range(15)) + "\n```"
+    introduced = f"This is how it is called, for one:\n\n{code}"
+    text = f"{LONG}. {LONG}. {LONG}. {LONG}. Yes.\n\n{introduced}\n\n{LONG}. {LONG}. {LONG}."
+    assert any(introduced in chunk for chunk in chunks(text, len(encode(introduced)) + 2, overlap=10))
+
+
+def test_an_introduction_whose_code_just_fits_alone_stays_with_what_is_before() -> None:
+    code = "```\n" + "\n".join(f"call_{i}()" for i in range(15)) + "\n```"
+    found = chunks(f"{LONG}. {LONG}.\n\nThis is how it is called:\n\n{code}", len(encode(code)) + 2)
+    assert found == [f"{LONG}. {LONG}.\n\nThis is how it is called:", code]
 
 
 def test_an_edit_moves_no_cut_in_later_sections() -> None:

@@ -321,12 +321,16 @@ def test_a_lone_batch_through_an_outage_is_not_blamed_for_it(standin: Standin, d
     assert {entry["items"] for entry in standin.log()} <= {n, 1}
 
 
-def test_an_unavailable_provider_that_says_when_is_not_asked_before(standin: Standin, delivered: Delivered) -> None:
-    standin.faults({"fault": "status", "status": 503, "headers": {"retry-after": "0.4"}, "times": 1})
-    run(standin, delivered, max_in_flight=1)
-    first, second, *_ = standin.log()
-    assert second["at"] - first["at"] >= 0.4
-    delivered.assert_right(TEXTS)
+@pytest.mark.parametrize("in_flight", [1, 8])  # 8 failures open the breaker: its probes wait as well
+def test_an_unavailable_provider_that_says_when_is_not_asked_before(
+    standin: Standin, delivered: Delivered, in_flight: int
+) -> None:
+    standin.reset(latency_seconds=0.05)
+    standin.faults({"fault": "status", "status": 503, "headers": {"retry-after": "0.4"}, "times": in_flight})
+    run(standin, delivered, texts_of([f"text {i}" for i in range(200)]), max_in_flight=in_flight)
+    log = standin.log()
+    assert log[in_flight]["at"] - log[in_flight - 1]["at"] >= 0.4
+    delivered.assert_right(texts_of([f"text {i}" for i in range(200)]))
 
 
 # Everything at once

@@ -50,7 +50,7 @@ def bucket(s3_environment: str) -> str:
 
 @pytest.fixture(params=["file", "s3"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> OpenStore:
-    """Stores in folders, then in a bucket; their paths have spaces, non-ASCII letters, and letters that URLs reserve."""
+    """Stores in folders, then in a bucket; their paths have spaces, non-ASCII letters and letters that URLs reserve."""
     if request.param == "file":
         return lambda name: open_store(f"file://{quote(str(tmp_path / 'ma région 100%' / f'{name} #é?'))}")
     bucket = request.getfixturevalue("bucket")

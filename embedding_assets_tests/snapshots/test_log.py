@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from threading import Barrier
 from typing import Any
 
@@ -132,7 +133,7 @@ def test_any_interleaving_of_writers_leaves_one_history(steps: list[tuple[int, i
 
     assert log.numbers(store, "raw_docs", SOURCE) == list(range(1, len(history) + 1))
     assert [log.entry(store, "raw_docs", SOURCE, number + 1) for number in range(len(history))] == history
-    assert not any(older.same_content(newer) for older, newer in zip(history, history[1:], strict=False))
+    assert not any(older.same_content(newer) for older, newer in pairwise(history))
 
 
 @pytest.mark.parametrize(

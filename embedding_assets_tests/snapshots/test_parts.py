@@ -49,7 +49,9 @@ def test_the_stored_part_is_the_truth_for_whoever_derives_it_again(store: Store)
 
 
 def test_a_part_that_a_dead_run_left_is_found_by_its_name(store: Store) -> None:
-    written = write_part(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32])
+    written = write_part(
+        store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32]
+    )
 
     found = find_part(store, asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32])
 

@@ -1,0 +1,247 @@
+"""Documents to a searchable table: ours beside LangChain's index() and LlamaIndex' IngestionPipeline.
+
+Everybody gets the same documents (a JSONL file), the same model (wordllama-256, our code in every process), chunks of
+at most 256 cl100k tokens with an overlap of 32, the same Postgres, and HNSW indexes of m 16 and ef_construction 200.
+Three runs follow each other, each a process of its own: the first; one on unchanged documents; one after a sentence
+was put into the middle of every hundredth document. All of it is done in rounds, each on a new server, contestants
+taking turns; medians, and the median of the ratios within a round.
+
+Documents are Python's reference topics and the READMEs of installed distributions (those under 20,000 characters), and
+variants of these with their paragraphs in another order. Whole-process seconds are what a scheduled job takes, from
+the interpreter's start to its exit; in-process seconds begin after the imports. HNSW seconds are part of both, but
+peers build their index once, after the first load; later runs insert into it.
+
+What ours does besides, in the same seconds: it embeds with two models (wordllama-64 as v2), builds and measures an
+index for each, keeps the snapshots, runs its checks, and records it all in Dagster, whose import is most of the
+difference between the two columns. What it does not do yet: load only what changed, so that a change of one document
+loads and indexes a whole new generation aside. Peers have no second model, no checks, and their readers see a load
+half done. LangChain and LlamaIndex get batches of 100 texts, and no progress display.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from pydoc_data.topics import topics
+from statistics import median
+from typing import NamedTuple
+
+import psycopg
+import yaml
+from psycopg import sql
+
+from bench.peers import environment
+from bench.peers.terms import MAX_TOKENS, OVERLAP
+from embedding_assets.pgvector import embedded
+from embedding_assets.settings import home
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = 2_000
+QUICK_DOCUMENTS = 300
+ROUNDS = 3
+LONGEST = 20_000  # characters: three READMEs of 100,000 would be a fifth of everything
+RUNS = ("first run", "unchanged", "1 % changed")
+REGION = "bench"
+OURS = "embedding-assets"
+
+
+class Contestant(NamedTuple):
+    name: str
+    database: str
+    table: str
+    command: list[str | Path]
+
+
+class Figures(NamedTuple):
+    """One run of a contestant."""
+
+    whole_process_seconds: float
+    seconds: float  # in process, after the imports
+    index_seconds: float  # of these, for building HNSW indexes
+    texts_embedded: int  # by the model that all have
+    rows: int  # in the table afterwards
+
+    def ratios(self, base: "Figures") -> tuple[float, float]:
+        """Whole-process and in-process seconds as multiples of another's."""
+        return self.whole_process_seconds / base.whole_process_seconds, self.seconds / base.seconds
+
+
+Round = dict[tuple[str, str], Figures]
+"""By run and contestant."""
+
+
+def documents(count: int) -> dict[str, str]:
+    """Texts by id; from the second use of a text on, its paragraphs are numbered, so that they are new, and shuffled."""
+    readmes = (package.metadata.json.get("description") for package in metadata.distributions())
+    found = {text.strip() for text in (*topics.values(), *readmes) if isinstance(text, str) and len(text) < LONGEST}
+    texts = sorted(found - {""})
+    made: dict[str, str] = {}
+    for number in range(count):
+        use, place = divmod(number, len(texts))
+        text = texts[place]
+        if use:
+            paragraphs = [f"{number}. {paragraph}" for paragraph in text.split("\n\n")]
+            random.Random(number).shuffle(paragraphs)  # noqa: S311 — the same on every machine
+            text = "\n\n".join(paragraphs)
+        made[f"{number:06}"] = text
+    return made
+
+
+def edited(texts: dict[str, str]) -> dict[str, str]:
+    """The same documents with a sentence more in the middle of every hundredth."""
+
+    def edit(text: str) -> str:
+        middle = text.find("\n", len(text) // 2) + 1
+        return f"{text[:middle]}A sentence that was not there before.\n{text[middle:]}"
+
+    return {name: edit(text) if place % 100 == 0 else text for place, (name, text) in enumerate(texts.items())}
+
+
+def contestants(folder: Path, documents_file: Path, peers_python: Path) -> list[Contestant]:
+    """Everybody with what starts them; their state is in the folder and in their own database."""
+    config = folder / "bench.yaml"
+    settings = {
+        "primary_region": REGION,
+        "regions": {REGION: {"store": (folder / "store").as_uri(), "database": "embedded"}},
+        "models": {
+            "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
+            "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},
+        },
+        "live_model": "v1",
+        "sources": {
+            "documents": {
+                "kind": "jsonl",
+                "path": str(documents_file),
+                "id": "id",
+                "text": "text",
+                "chunking": {"max_tokens": MAX_TOKENS, "overlap": OVERLAP},
+            }
+        },
+    }
+    config.write_text(yaml.safe_dump(settings))
+    dsn = partial(embedded.dsn, folder)
+    langchain: list[str | Path] = [peers_python, "-m", "bench.peers.langchain"]
+    llamaindex: list[str | Path] = [peers_python, "-m", "bench.peers.llamaindex"]
+    return [
+        Contestant(OURS, REGION, "live_chunks", [sys.executable, "-m", "bench.ours", folder, config]),
+        Contestant(
+            "LangChain, cleanup full",
+            "langchain_full",
+            "chunks",
+            [*langchain, dsn("langchain_full"), documents_file, "full"],
+        ),
+        Contestant(
+            "LangChain, cleanup incremental",
+            "langchain_incremental",
+            "chunks",
+            [*langchain, dsn("langchain_incremental"), documents_file, "incremental"],
+        ),
+        Contestant(
+            "LlamaIndex, upserts",
+            "llamaindex",
+            "data_chunks",
+            [*llamaindex, dsn("llamaindex"), documents_file, folder / "llamaindex"],
+        ),
+    ]
+
+
+def run(contestant: Contestant, folder: Path) -> Figures:
+    """One run, and the rows that are there afterwards."""
+    dsn = embedded.dsn(folder, contestant.database)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("CHECKPOINT")  # what the one before left to be written is not this one's
+    begin = time.perf_counter()
+    done = subprocess.run(  # noqa: S603
+        contestant.command,
+        cwd=ROOT,
+        # `make` sets DAGSTER_HOME to the project's own instance; ours takes the one under its home.
+        env={name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    whole_process_seconds = time.perf_counter() - begin
+    told = json.loads(done.stdout.splitlines()[-1])
+    with psycopg.connect(dsn) as conn:
+        counted = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(contestant.table))).fetchone()
+    return Figures(whole_process_seconds, **told, rows=counted[0] if counted else 0)
+
+
+def one_round(turn: int, count: int, folder: Path, peers_python: Path) -> Round:
+    """All contestants' three runs on a new server."""
+    texts = documents(count)
+    documents_file = folder / "documents.jsonl"
+    figures: Round = {}
+    everybody = contestants(folder, documents_file, peers_python)
+    for place, what in enumerate(RUNS):
+        if place != 1:
+            now = edited(texts) if place == 2 else texts
+            lines = (json.dumps({"id": name, "text": text}) + "\n" for name, text in now.items())
+            documents_file.write_text("".join(lines))
+        first = (turn + place) % len(everybody)
+        for contestant in everybody[first:] + everybody[:first]:
+            figures[what, contestant.name] = run(contestant, folder)
+            seconds = figures[what, contestant.name].whole_process_seconds
+            print(f"round {turn + 1}, {what}, {contestant.name}: {seconds:.1f} s", file=sys.stderr)
+    return figures
+
+
+def measure(quick: bool = False) -> list[dict[str, object]]:
+    """A row for each run of each contestant."""
+    here = home()
+    peers_python = environment.interpreter(here)
+    count = QUICK_DOCUMENTS if quick else DOCUMENTS
+    rounds: list[Round] = []
+    for turn in range(1 if quick else ROUNDS):
+        here.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="bench-", dir=here))
+        try:
+            rounds.append(one_round(turn, count, folder, peers_python))
+        finally:
+            embedded.stop(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    return rows_of(rounds, count)
+
+
+def rows_of(rounds: list[Round], count: int) -> list[dict[str, object]]:
+    """Medians over the rounds, and of the ratios to ours within each round."""
+    rows: list[dict[str, object]] = []
+    for what in RUNS:
+        for name in sorted({name for _, name in rounds[0]}, key=lambda name: (name != OURS, name)):
+            theirs = [figures[what, name] for figures in rounds]
+            ratios = [figures[what, name].ratios(figures[what, OURS]) for figures in rounds]
+            rows.append(
+                {
+                    "run": f"{what} ({count:,} documents)",
+                    "of": name,
+                    "whole-process s": round(median(found.whole_process_seconds for found in theirs), 2),
+                    "× ours": round(median(whole for whole, _ in ratios), 2),
+                    "in-process s": round(median(found.seconds for found in theirs), 2),
+                    "× ours ": round(median(inside for _, inside in ratios), 2),
+                    "HNSW s": round(median(found.index_seconds for found in theirs), 2),
+                    "texts embedded": round(median(found.texts_embedded for found in theirs)),
+                    "rows": theirs[-1].rows,
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_DOCUMENTS} documents, one round")
+    arguments = parser.parse_args()
+    for row in measure(arguments.quick):
+        print(json.dumps(row) if arguments.json else row)
+
+
+if __name__ == "__main__":
+    main()

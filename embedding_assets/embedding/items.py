@@ -1,0 +1,34 @@
+"""What goes through the engine: texts in, vectors or dead letters out."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Text(NamedTuple):
+    """A text to embed; `text_hash` names it to the caller, `tokens` are cl100k tokens."""
+
+    text_hash: bytes
+    text: str
+    tokens: int
+
+
+class Embedded(NamedTuple):
+    """Vectors of one request: (n, d) float32, finite, unit rows, row for row those of `text_hashes`."""
+
+    text_hashes: list[bytes]
+    vectors: NDArray[np.float32]
+
+
+class Dead(NamedTuple):
+    """A text that got no vector, and why; `error_class` is one of `errors`."""
+
+    text_hash: bytes
+    error_class: str
+    message: str
+    attempts: int
+
+
+def tokens_of(texts: list[Text]) -> int:
+    return sum(text.tokens for text in texts)

@@ -1,0 +1,331 @@
+"""The requests of a run: batches in, each settled text by text, on an event loop of their own thread.
+
+Each batch is one task that ends when each of its texts is delivered or buried. What an error means stands in
+`errors`, when a request may leave in `gate`.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Coroutine
+from queue import Empty, SimpleQueue
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_assets.embedding import errors
+from embedding_assets.embedding.errors import Kind, ProviderDown, RequestError
+from embedding_assets.embedding.figures import Counts
+from embedding_assets.embedding.gate import Gate, Patience, Ticket
+from embedding_assets.embedding.items import Dead, Embedded, Text, tokens_of
+from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.providers import Provider
+from embedding_assets.embedding.vectors import normalise
+from embedding_assets.errors import PermanentError, PipelineError
+
+_CANARY: Final = Text(b"", "ok", 1)
+"""A text that any provider accepts: whether it gets through tells a fault of the provider from one of a text."""
+
+# What passes between the threads goes in parcels: a wake-up for each small request would cost as much as the request.
+_PARCEL_SECONDS: Final = 0.002
+
+
+class Settled(NamedTuple):
+    """Every text of a batch has been delivered or buried."""
+
+    batch: list[Text]
+
+
+Arrival = Embedded | Dead | Settled
+
+
+class Requests:
+    """A provider, its gate, and the thread on which they run.
+
+    `send`, `arrived`, `start` and `stop` are the caller's thread's; the rest runs on the event loop.
+    """
+
+    def __init__(self, provider: Provider, binding: Binding, patience: Patience) -> None:
+        self.provider = provider
+        self.counts = Counts()
+        self.left = 0  # batches that have passed the gate
+        self.gate: Gate
+        self._binding = binding
+        self._patience = patience
+        self._inbox: asyncio.Queue[list[list[Text]] | None] = asyncio.Queue()
+        self._outbox: SimpleQueue[list[Arrival] | BaseException] = SimpleQueue()
+        self._parcel: list[Arrival] = []  # the outbox's next
+        self._posting = False
+        self._canary_turn = asyncio.Lock()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._serve, name="embedding-requests", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._main: asyncio.Task[None]
+
+    def start(self) -> None:
+        self._thread.start()
+        self._started.wait()
+
+    def send(self, parcel: list[list[Text]]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: its error is in the outbox
+            self._loop.call_soon_threadsafe(self._inbox.put_nowait, parcel)
+
+    def arrived(self, seconds: float) -> list[Arrival]:
+        """What has come since the last call, after waiting for it so many seconds at most.
+
+        Raises the error that ended the requests, after all that came before it.
+        """
+        try:
+            arrived = self._outbox.get(timeout=seconds)
+        except Empty:
+            return []
+        if isinstance(arrived, BaseException):
+            raise arrived
+        return arrived
+
+    def stop(self) -> None:
+        """Ends the thread, whatever is still in flight."""
+        with contextlib.suppress(RuntimeError):  # it may have ended by itself
+            self._loop.call_soon_threadsafe(self._main.cancel)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=_new_loop) as runner:
+                runner.run(self._run())
+        except BaseExceptionGroup as raised:
+            self._outbox.put(raised.exceptions[0])
+        except BaseException as raised:
+            self._outbox.put(raised)
+        finally:
+            self._started.set()
+
+    async def _run(self) -> None:
+        binding = self._binding
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()  # type: ignore[assignment]
+        self.gate = Gate(binding.requests_per_minute, binding.tokens_per_minute, binding.max_in_flight, self._patience)
+        self._started.set()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while (parcel := await self._inbox.get()) is not None:
+                    for batch in parcel:
+                        self._start(self._work(batch))
+            if self.gate.stopped is not None:
+                raise self.gate.stopped
+        finally:
+            self._post()
+            await self.provider.aclose()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs `work` as a task; an error that stops the run lets the requests in flight come back: they are paid."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except PipelineError as error:
+                self.gate.stop(error)
+                self._inbox.put_nowait(None)
+
+        self._tasks.create_task(guarded())
+
+    async def _work(self, batch: list[Text]) -> None:
+        ticket = await self.gate.enter(tokens_of(batch))
+        self.left += 1
+        self._post_soon()  # the caller's thread may send the next
+        dead = await self._settle(batch, ticket=ticket)
+        if dead is not None:
+            await self._prove(ticket.at)
+            self._bury(dead)
+        self._put(Settled(batch))
+
+    async def _settle(self, texts: list[Text], tries: int = 0, ticket: Ticket | None = None) -> Dead | None:
+        """Delivers the vectors of `texts`, or buries those that stand alone in being refused.
+
+        A single text that is refused is returned instead: it is the caller's to bury, once the provider is seen to
+        accept others. At most `2·K·log2(N) + 4` requests for K poisonous texts of N, canaries included: both halves
+        of a refused batch are sent, and a pair asks the canary only when both of it are refused.
+        """
+        patience = self._patience
+        began = self._loop.time()
+        blamed = 0
+        while True:
+            try:
+                vectors, sound = await self._request(texts, ticket)
+            except RequestError as error:
+                ticket = None
+                sent = error.sent_at
+                self.counts.retries += 1
+                match error.row.kind:
+                    case Kind.THROTTLED:
+                        continue  # the gate waits
+                    case Kind.POISON:
+                        if self.gate.succeeded_at == float("-inf"):  # it may refuse everything: a wrong setting
+                            await self._prove(sent)
+                        return await self._split(texts, error, sent, tries + 1)
+                    case Kind.DOWN if sent - began > patience.storm_seconds:
+                        raise ProviderDown(_told(error, texts), patience.hand_over_seconds) from error
+                tries += 1
+                # The texts are at fault when, after all attempts, this happens twice: they fail, others get through.
+                # Twice, for the first of them may have met the end of an outage.
+                if error.row.kind is Kind.TRANSIENT and tries >= patience.attempts and await self._answers(sent):
+                    blamed += 1
+                    if blamed == 2:
+                        return await self._split(texts, error, sent, tries)
+                await self.gate.sleep(patience.backoff(blamed or tries))
+            else:
+                ticket = None
+                if sound.all():
+                    self._hand_over(texts, vectors)
+                    return None
+                self._hand_over([text for text, ok in zip(texts, sound, strict=True) if ok], vectors[sound])
+                texts = [text for text, ok in zip(texts, sound, strict=True) if not ok]
+                tries += 1
+                self.counts.retries += 1
+
+    async def _split(self, texts: list[Text], error: RequestError, sent: float, tries: int) -> Dead | None:
+        """Halves a batch whose texts are at fault; the text that stands alone is returned as dead."""
+        if len(texts) == 1:
+            return Dead(texts[0].text_hash, error.row.error_class, error.message, tries)
+        # What failed after all its attempts has had them: its halves are only told apart.
+        tries = self._patience.attempts - 1 if error.row.kind is Kind.TRANSIENT else 0
+        middle = (len(texts) + 1) // 2
+        dead = [await self._settle(half, tries) for half in (texts[:middle], texts[middle:])]
+        if any(dead):
+            await self._prove(sent)
+        for letter in dead:
+            if letter is not None:
+                self._bury(letter)
+        return None
+
+    async def _prove(self, since: float) -> None:
+        """Returns when the provider has accepted a text since then; raises where it refuses any, or is down."""
+        tries = 0
+        while not await self._answers(since):
+            tries += 1
+            await self.gate.sleep(self._patience.backoff(tries))
+
+    async def _answers(self, since: float) -> bool:
+        """Whether a request has got through since then, or else the canary does now."""
+        async with self._canary_turn:  # one canary answers all that ask
+            if self.gate.succeeded_at > since:
+                return True
+            try:
+                await self._request([_CANARY])
+            except RequestError as error:
+                if error.row.kind is Kind.POISON:
+                    raise PermanentError(
+                        f"{self._where()} refuses every text, so one of its settings must be wrong (name, dimensions, "
+                        f"base_url?): {error.message}"
+                    ) from error
+                return False
+            return True
+
+    async def _probe(self) -> None:
+        """Closes the breaker again when the canary gets through; hands the wait over when it does not."""
+        patience, gate = self._patience, self.gate
+        failure: RequestError | None = None
+        for probe in range(patience.breaker_probes):
+            wait = min(patience.longest_backoff_seconds, patience.breaker_seconds * 2.0**probe)
+            await gate.sleep(max(wait, gate.pause()))
+            try:
+                await self._request([_CANARY], gate.probe())
+            except RequestError as error:
+                failure = error
+                if error.row.kind in (Kind.TRANSIENT, Kind.DOWN):
+                    continue
+            return gate.mended()  # it answers, if only to throttle or to refuse
+        assert failure is not None
+        raise ProviderDown(
+            f"{self._where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}",
+            min(failure.told_wait or patience.hand_over_seconds, patience.absurd_told_seconds),
+        )
+
+    async def _request(
+        self, texts: list[Text], ticket: Ticket | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """One request: (n, d) float32 rows scaled to unit length, and which of them are sound (at least one).
+
+        The gate learns what it tells of the provider. Raises `RequestError` where others may do better, and
+        `PermanentError` or `ProviderDown` where the run has to stop.
+        """
+        gate, counts = self.gate, self.counts
+        ours = tokens_of(texts)
+        ticket = ticket or await gate.enter(ours)
+        counts.requests += 1
+        quota = None
+        try:
+            answer = await self.provider.embed([text.text for text in texts])
+            quota = answer.quota
+            if answer.vectors.shape != (len(texts), self.provider.dimensions):
+                raise RequestError(
+                    errors.DIMENSION,
+                    f"vectors of shape {answer.vectors.shape} for {len(texts)} texts in "
+                    f"{self.provider.dimensions} dimensions",
+                )
+            sound = normalise(answer.vectors)
+            if not sound.any():
+                raise RequestError(errors.BAD_VECTOR, "the vector is NaN, infinite, null, or of no length")
+        except RequestError as error:
+            error.sent_at = ticket.at
+            quota = error.quota or quota
+            match error.row.kind:
+                case Kind.FATAL:
+                    raise PermanentError(f"{_told(error, texts)} ({self._where()}); {error.row.cure}") from error
+                case Kind.THROTTLED:
+                    counts.throttled += 1
+                    gate.throttled(ticket, error.told_wait)
+                case Kind.POISON:
+                    gate.refused()
+                case _:
+                    if gate.failed(ticket, error.told_wait):
+                        self._start(self._probe())
+            raise
+        finally:
+            gate.returned(ticket, quota)
+        gate.succeeded(ticket, answer.tokens)
+        counts.latencies.add(self._loop.time() - ticket.at)
+        counts.tokens += answer.tokens or ours
+        counts.truncated += answer.truncated
+        return answer.vectors, sound
+
+    def _hand_over(self, texts: list[Text], vectors: NDArray[np.float32]) -> None:
+        self.counts.texts += len(texts)
+        self._put(Embedded([text.text_hash for text in texts], vectors))
+
+    def _bury(self, letter: Dead) -> None:
+        self.counts.dead += 1
+        self._put(letter)
+
+    def _put(self, item: Arrival) -> None:
+        """Into the outbox, with what else comes in the next 2 ms."""
+        self._parcel.append(item)
+        self._post_soon()
+
+    def _post_soon(self) -> None:
+        if not self._posting:
+            self._posting = True
+            self._loop.call_later(_PARCEL_SECONDS, self._post)
+
+    def _post(self) -> None:
+        self._posting = False
+        parcel, self._parcel = self._parcel, []
+        self._outbox.put(parcel)
+
+    def _where(self) -> str:
+        binding = self._binding
+        return f"model {binding.name} of {binding.provider}" + (f" at {binding.base_url}" if binding.base_url else "")
+
+
+def _told(error: RequestError, texts: list[Text]) -> str:
+    return f"a request with {len(texts)} texts failed: {error.row.error_class}: {error.message}"
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: Any = uvloop.new_event_loop()
+    return loop  # type: ignore[no-any-return]

@@ -1,0 +1,67 @@
+"""A real Postgres for every test that wants one: the embedded server, once a session, and a fresh database a test."""
+
+import itertools
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from embedding_assets.pgvector import embedded, schema
+from embedding_assets_tests.harness import REGIONS, Sandbox
+from embedding_assets_tests.snapshots.conftest import bucket, s3_environment, s3_server  # noqa: F401
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Path]:
+    """The home of a running embedded Postgres with a migrated database `template`."""
+    # Not under pytest's own folder, which the next pytest closes to the server's user while this one still runs.
+    home = Path(tempfile.mkdtemp(prefix="embedding-assets-test-"))
+    try:
+        schema.migrate(embedded.dsn(home, "template"))
+        # Tests kill processes, never the machine: what the kernel holds is safe, and a database a test costs 10 × less.
+        with psycopg.connect(embedded.dsn(home, "postgres"), autocommit=True) as conn:
+            conn.execute("ALTER SYSTEM SET fsync = off")
+            conn.execute("SELECT pg_reload_conf()")
+        yield home
+    finally:
+        embedded.stop(home)
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def new_database(postgres: Path) -> Iterator[Callable[[], str]]:
+    """Makes migrated databases without models, and returns the DSN of each; they go after the test."""
+    made: list[str] = []
+    admin = embedded.dsn(postgres, "postgres")
+
+    def make() -> str:
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(admin, autocommit=True) as conn:
+            conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template").format(sql.Identifier(name)))
+        made.append(name)
+        return embedded.dsn(postgres, name)
+
+    yield make
+    with psycopg.connect(admin, autocommit=True) as conn:
+        for name in made:
+            conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def database(new_database: Callable[[], str]) -> str:
+    """The DSN of a fresh migrated database."""
+    return new_database()
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path, new_database: Callable[[], str]) -> Sandbox:
+    """A small deployment of its own: one empty source, two regions, two models."""
+    box = Sandbox(tmp_path, {region: new_database() for region in REGIONS})
+    box.docs.mkdir()
+    return box

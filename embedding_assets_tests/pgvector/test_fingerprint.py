@@ -1,0 +1,113 @@
+"""The content fingerprint: one number from a shard's rows by NumPy, and from a table by SQL."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from psycopg import sql
+
+from embedding_assets.pgvector import fingerprint
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
+from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets_tests.pgvector.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
+from embedding_assets_tests.pgvector.toy import Row, row, shard_rows
+
+
+@pytest.fixture(scope="module")
+def conn(scratch: str) -> Iterator[Connection]:
+    with connect(scratch) as conn:
+        yield conn
+
+
+def in_sql(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> dict[int, Fingerprint]:
+    """The fingerprints that SQL finds in a table of these rows, whose vectors have these types."""
+    table = sql.Identifier("stored")
+    dimensions = int(v1.split("(")[1][:-1]), int(v2.split("(")[1][:-1])
+    with conn.transaction(force_rollback=True):
+        conn.execute(
+            "CREATE TEMP TABLE stored (shard int, chunk_id uuid, document_id text, ordinal int, start_offset int, "
+            f"end_offset int, content text, metadata jsonb, embedding_v1 {v1}, embedding_v2 {v2})".encode()
+        )
+        with conn.cursor().copy(f"COPY stored ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)".encode()) as copy:
+            copy.write(HEADER)
+            for shard, rows in shards.items():
+                for block in encode(shard_rows(rows, *dimensions), shard):
+                    copy.write(block.data)
+            copy.write(TRAILER)
+        return fingerprint.of_table(conn, table, dimensions)
+
+
+@given(first=lists_of_rows(2, 3), second=lists_of_rows(2, 3))
+@settings(max_examples=50, deadline=None)
+def test_sql_and_numpy_agree_on_every_shard(conn: Connection, first: list[Row], second: list[Row]) -> None:
+    shards = {0: first, 7: second}
+
+    expected = {n: fingerprint.of_rows(shard_rows(rows, 2, 3)) for n, rows in shards.items() if rows}
+
+    assert in_sql(conn, shards, "vector(2)", "vector(3)") == expected
+
+
+def test_sql_and_numpy_agree_on_halfvec_and_null_vectors(conn: Connection) -> None:
+    rows = [row(1, 4, 2001), row(2, 4, 2001, v2=None), row(3, 4, 2001, v1=None, v2=None)]
+
+    assert in_sql(conn, {0: rows}, "vector(4)", "halfvec(2001)") == {0: fingerprint.of_rows(shard_rows(rows, 4, 2001))}
+
+
+CHANGES: dict[str, st.SearchStrategy[Any]] = {
+    "chunk_id": st.binary(min_size=16, max_size=16),
+    "document_id": TEXTS,
+    "ordinal": INTS,
+    "start": INTS,
+    "end": INTS,
+    "content": TEXTS,
+    "metadata": METADATA,
+    "v1": vectors(2),
+    "v2": vectors(3),
+}
+
+
+@given(rows=lists_of_rows(2, 3).filter(bool), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_any_single_change_of_a_row_is_noticed(rows: list[Row], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(rows) - 1))
+    field = data.draw(st.sampled_from(sorted(CHANGES)))
+    value: Any = data.draw(CHANGES[field])
+    changed = [*rows[:place], rows[place]._replace(**{field: value}), *rows[place + 1 :]]
+
+    same = of(changed) == of(rows)
+
+    # Bit by bit: 0.0 and -0.0 are different contents.
+    before = getattr(rows[place], field)
+    unchanged = (
+        before.tobytes() == value.tobytes()
+        if isinstance(before, np.ndarray) and isinstance(value, np.ndarray)
+        else before is value
+        if before is None or value is None
+        else before == value
+    )
+    assert same == unchanged
+
+
+@given(rows=lists_of_rows(2, 3).filter(bool), data=st.data())
+@settings(deadline=None)
+def test_order_does_not_matter_and_a_row_lost_or_doubled_does(rows: list[Row], data: st.DataObject) -> None:
+    assert of(data.draw(st.permutations(rows))) == of(rows)
+    assert of(rows[1:]).digest != of(rows).digest
+    assert of([rows[0], *rows]).digest != of(rows).digest
+    assert of([rows[0], rows[0], *rows]).digest != of(rows).digest  # which XOR would miss
+
+
+def test_text_cannot_move_between_neighbouring_fields_unnoticed() -> None:
+    assert of([row(1, 2, 3, document_id="ab", content="c")]) != of([row(1, 2, 3, document_id="a", content="bc")])
+
+
+def test_no_rows_have_the_fingerprint_nothing() -> None:
+    assert of([]) == fingerprint.NOTHING
+
+
+def of(rows: list[Row]) -> Fingerprint:
+    return fingerprint.of_rows(shard_rows(rows, 2, 3))

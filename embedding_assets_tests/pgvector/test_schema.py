@@ -1,0 +1,189 @@
+"""The tables of a region: migrations that may be run at any time, and models that cannot be mixed up."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.generations import load_generation
+from embedding_assets.pgvector.search import search
+from embedding_assets_tests.pgvector.toy import D2, MODELS, Toy, bind, row
+
+TABLES = ["chunks", "generations", "ledger", "models", "recall"]
+
+
+def tables(dsn: str) -> list[str]:
+    with psycopg.connect(dsn) as conn:
+        rows = conn.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'embedding_assets'::regnamespace "
+            "AND relkind IN ('r', 'p') AND relname !~ 'yoyo' ORDER BY 1"
+        )
+        return [name for (name,) in rows]
+
+
+def test_migrating_a_migrated_database_writes_nothing_and_takes_milliseconds(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        before = conn.execute("SELECT max(xmin::text::bigint) FROM pg_class").fetchone()
+        seconds = []
+        for _ in range(3):
+            began = time.perf_counter()
+            schema.migrate(database)
+            seconds.append(time.perf_counter() - began)
+        assert conn.execute("SELECT max(xmin::text::bigint) FROM pg_class").fetchone() == before
+    assert min(seconds) < 0.05
+
+
+def test_many_that_migrate_a_new_database_at_once_migrate_it_once(postgres: Path) -> None:
+    dsn = embedded.dsn(postgres, "migrated at once")
+    failures: list[BaseException] = []
+
+    def migrate() -> None:
+        try:
+            schema.migrate(dsn)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert tables(dsn) == TABLES
+
+
+def test_a_process_killed_before_a_migration_was_recorded_does_no_harm(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute("DELETE FROM embedding_assets._yoyo_migration")
+
+    schema.migrate(database)
+
+    assert tables(database) == TABLES
+
+
+def test_a_database_migrated_by_a_newer_program_is_refused(database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as conn:
+        conn.execute(
+            "UPDATE embedding_assets._yoyo_migration SET migration_id = '9999_future' WHERE migration_id ~ '0002'"
+        )
+
+    with pytest.raises(PermanentError, match=r"newer version of this project .*9999_future"):
+        schema.migrate(database)
+
+
+@pytest.mark.parametrize("version", ["0.5.1", "0.8.3", "0.8"])
+def test_pgvector_below_0_8_4_is_refused_with_the_reason(version: str) -> None:
+    with pytest.raises(PermanentError, match="CVE-2026-3172"):
+        schema.refuse_old_pgvector(version)
+
+
+@pytest.mark.parametrize("version", ["0.8.4", "0.8.5", "0.10.0", "1.0"])
+def test_pgvector_from_0_8_4_on_is_taken(version: str) -> None:
+    schema.refuse_old_pgvector(version)
+
+
+def test_too_many_dimensions_are_refused_before_anything_is_changed(database: str) -> None:
+    with connect(database) as conn:
+        with pytest.raises(PermanentError, match="4096 dimensions cannot be indexed"):
+            schema.ensure_models(conn, {**MODELS, "v2": schema.Model("large", 4096, "test")}, "v1")
+        assert schema.bound_models(conn) == {}
+
+
+def test_columns_have_the_type_that_their_dimensions_ask_for(database: str) -> None:
+    with connect(database) as conn:
+        bind(conn, 2000, 2001)
+        types = conn.execute(
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = 'embedding_assets.chunks'::regclass AND attname ~ '^embedding_' ORDER BY 1"
+        ).fetchall()
+    assert types == [("embedding_v1", "vector(2000)"), ("embedding_v2", "halfvec(2001)")]
+
+
+def test_binding_the_same_models_again_takes_no_lock(region: Connection, database: str) -> None:
+    with psycopg.connect(database) as reader:
+        reader.execute("LOCK TABLE embedding_assets.chunks, embedding_assets.models IN EXCLUSIVE MODE")
+        bind(region)
+
+
+def test_the_live_slot_cannot_be_bound_to_another_model(region: Connection) -> None:
+    Toy().publish_to(region)
+
+    with pytest.raises(PermanentError, match=r"slot v1 is live with model toy-8.*Bind the new model to v2"):
+        bind(region, d1=16)
+
+    assert schema.bound_dimensions(region) == (8, 12)
+
+
+def test_where_nothing_is_published_any_slot_may_be_bound_anew(region: Connection) -> None:
+    load_generation(region, "handbook", Toy().root, Toy().refs, Toy().read)
+
+    bind(region, d1=16)
+    Toy(d1=16).publish_to(region)
+
+    assert region.execute("SELECT DISTINCT vector_dims(embedding) FROM live_chunks").fetchall() == [(16,)]
+
+
+def test_a_slot_that_is_not_live_may_be_bound_anew_while_searches_go_on(region: Connection) -> None:
+    toy = Toy()
+    toy.publish_to(region)
+    query = toy.rows_of(1)[3].v1
+    assert query is not None
+    before = search(region, query, 5)
+
+    bind(region, d2=16)
+
+    assert search(region, query, 5) == before
+    with pytest.raises(PermanentError, match="slot v2 cannot become live: it has no vectors yet for source 'handbook'"):
+        bind(region, d2=16, live="v2")
+    renewed = Toy(d2=16)
+    renewed.publish_to(region)
+    bind(region, d2=16, live="v2")
+    assert len(search(region, row(0, d2=16).v2, 5)) == 5  # type: ignore[arg-type]
+
+
+def test_binding_a_model_back_loads_its_vectors_again(region: Connection) -> None:
+    """The root is the one that was published before, and the column has been emptied since."""
+    toy = Toy()
+    toy.publish_to(region)
+    bind(region, d2=16)
+    bind(region, d2=D2)
+
+    assert load_generation(region, toy.name, toy.root, toy.refs, toy.read).rows_written == len(toy.all_rows())
+
+
+def test_switching_the_live_model_is_seen_by_search_and_by_prepared_statements(
+    region: Connection, database: str
+) -> None:
+    toy = Toy()
+    toy.publish_to(region)
+    with psycopg.connect(database, autocommit=True) as reader:
+        statement = "SELECT vector_dims(embedding) FROM live_chunks LIMIT 1"
+        for _ in range(8):
+            assert reader.execute(statement, prepare=True).fetchone() == (8,)
+
+        bind(region, live="v2")
+
+        assert reader.execute(statement, prepare=True).fetchone() == (12,)
+        found = search(reader, toy.rows_of(0)[0].v2, 1)  # type: ignore[arg-type]
+        assert found[0].distance == pytest.approx(0, abs=1e-6)
+        bind(region, live="v1")
+        assert reader.execute(statement, prepare=True).fetchone() == (8,)
+
+
+def test_models_must_fill_both_slots(region: Connection) -> None:
+    with pytest.raises(PermanentError, match="exactly the slots v1, v2"):
+        schema.ensure_models(region, {"v1": MODELS["v1"]}, "v1")
+
+
+def test_a_database_that_is_not_there_is_no_reason_to_retry(
+    new_database: Callable[[], str],
+) -> None:
+    with pytest.raises(PermanentError, match="does not exist"):
+        connect(new_database().replace("/test_", "/nowhere_"))

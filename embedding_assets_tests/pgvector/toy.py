@@ -1,0 +1,147 @@
+"""Small sources for the tests of the region's database: rows made from a seed, as the stages' parts hold them."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from embedding_assets.pgvector import fingerprint, schema
+from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets.pgvector.generations import Generation, load_generation
+from embedding_assets.pgvector.index import build_indexes
+from embedding_assets.pgvector.publish import publish
+from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.snapshots.schemas import CHUNKS, vectors
+
+D1, D2 = 8, 12
+MODELS = {"v1": schema.Model("toy-8", D1, "test"), "v2": schema.Model("toy-12", D2, "test")}
+
+Vector = npt.NDArray[np.float32] | None
+
+
+class Row(NamedTuple):
+    """One chunk with its vectors."""
+
+    chunk_id: bytes
+    document_id: str
+    ordinal: int
+    start: int
+    end: int
+    content: str
+    metadata: str
+    v1: Vector
+    v2: Vector
+
+
+def bind(conn: Connection, d1: int = D1, d2: int = D2, live: str = "v1") -> None:
+    """Bind toy models of these dimensions."""
+    models = {"v1": schema.Model(f"toy-{d1}", d1, "test"), "v2": schema.Model(f"toy-{d2}", d2, "test")}
+    schema.ensure_models(conn, models, live)
+
+
+def unit(rng: np.random.Generator, dimensions: int) -> npt.NDArray[np.float32]:
+    vector = rng.standard_normal(dimensions).astype(np.float32)
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)
+
+
+def row(seed: int, d1: int = D1, d2: int = D2, **changes: Any) -> Row:
+    """A row that depends on its seed alone."""
+    rng = np.random.default_rng(seed)
+    made = Row(
+        chunk_id=hashlib.sha256(str(seed).encode()).digest()[:16],
+        document_id=f"doc-{seed // 4}",
+        ordinal=seed % 4,
+        start=100 * (seed % 4),
+        end=100 * (seed % 4) + 80,
+        content=f"chunk {seed} of a text, naïve “quotes”",
+        metadata=f'{{"rare": {str(seed % 100 == 0).lower()}, "team": "{seed % 10}"}}',  # as jsonb orders its keys
+        v1=unit(rng, d1),
+        v2=unit(rng, d2),
+    )
+    return made._replace(**changes)
+
+
+def shard_rows(rows: Sequence[Row], d1: int = D1, d2: int = D2) -> ShardRows:
+    """Rows as the parts of a shard."""
+    hashes = pa.array([hashlib.sha256(r.content.encode()).digest() for r in rows], pa.binary(32))
+    ids = pa.array([r.chunk_id for r in rows], pa.binary(16))
+    columns = [
+        ids,
+        pa.array([r.document_id for r in rows], pa.string()),
+        *(pa.array([getattr(r, name) for r in rows], pa.int32()) for name in ("ordinal", "start", "end")),
+        pa.array([1] * len(rows), pa.int32()),
+        pa.array([r.content for r in rows], pa.string()),
+        hashes,
+        pa.array([r.metadata for r in rows], pa.string()),
+    ]
+    embeddings = [
+        pa.table(
+            [
+                ids,
+                hashes,
+                pa.array([None if v is None else v.astype("<f4").tobytes() for v in given], pa.binary(4 * d)),
+            ],
+            schema=vectors(d),
+        )
+        for given, d in (([r.v1 for r in rows], d1), ([r.v2 for r in rows], d2))
+    ]
+    return ShardRows(pa.table(columns, schema=CHUNKS), *embeddings)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A source of some shards; `edition` makes another content of it."""
+
+    name: str = "handbook"
+    shards: int = 3
+    rows: int = 40
+    edition: int = 0
+    d1: int = D1
+    d2: int = D2
+
+    @property
+    def root(self) -> str:
+        return hashlib.sha256(repr(self).encode()).hexdigest()
+
+    @property
+    def refs(self) -> list[ShardRef]:
+        return [
+            ShardRef(n, hashlib.sha256(f"{self.root} {n}".encode()).hexdigest(), self.rows) for n in range(self.shards)
+        ]
+
+    def rows_of(self, shard: int) -> list[Row]:
+        first = 1_000_000 * self.edition + self.rows * shard
+        return [
+            row(seed, self.d1, self.d2, content=f"edition {self.edition}, chunk {seed}")
+            for seed in range(first, first + self.rows)
+        ]
+
+    def all_rows(self) -> list[Row]:
+        return list(itertools.chain.from_iterable(self.rows_of(n) for n in range(self.shards)))
+
+    def read(self, ref: ShardRef) -> ShardRows:
+        return shard_rows(self.rows_of(ref.shard), self.d1, self.d2)
+
+    def fingerprint_of(self, ref: ShardRef) -> Fingerprint:
+        return fingerprint.of_rows(self.read(ref))
+
+    def edited(self) -> "Toy":
+        return replace(self, edition=self.edition + 1)
+
+    def publish_to(self, conn: Connection) -> Generation:
+        """The whole way: load, index, publish."""
+        load_generation(conn, self.name, self.root, self.refs, self.read)
+        build_indexes(conn, self.name, self.root)
+        return publish(conn, self.name, self.root, self.refs)
+
+
+def nearest(rows: Iterable[Row], query: npt.NDArray[np.float32], k: int) -> list[tuple[str, int]]:
+    """The k rows nearest to a query by v1, found by looking at each."""
+    ranked = sorted(rows, key=lambda r: 1.0 - float(r.v1 @ query) if r.v1 is not None else np.inf)
+    return [(r.document_id, r.ordinal) for r in ranked[:k]]

@@ -1,0 +1,172 @@
+import os
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.garbage import Collected, collect
+from embedding_assets.snapshots.log import entry_path
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.replication import missing_or_damaged
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets_tests.snapshots.conftest import contents
+from embedding_assets_tests.snapshots.shards import SOURCE, commit, snapshot_of, write
+
+NOW = datetime.now(UTC)
+DAY = timedelta(days=1)
+
+
+def part(number: int, asset: str) -> Part:
+    return Part(asset=asset, shard=number, key=f"{number:064x}", rows=1, bytes=3, sha256="0" * 64)
+
+
+class Committed(NamedTuple):
+    """A log's entry: the hours since its commit, and the parts it names."""
+
+    hours: int
+    parts: set[int]
+
+
+# The entries of a log from the newest to the oldest, each some hours older than the one before.
+logs = st.lists(st.tuples(st.integers(0, 40), st.sets(st.integers(0, 9), max_size=4)), min_size=1, max_size=6).map(
+    lambda steps: [Committed(sum(hours for hours, _ in steps[: i + 1]), parts) for i, (_, parts) in enumerate(steps)]
+)
+
+
+@given(
+    of_assets=st.fixed_dictionaries({"chunks": logs, "s3_replica": logs}),
+    orphans=st.dictionaries(st.integers(0, 9), st.integers(0, 100)),
+    keep=st.integers(1, 4),
+    grace_hours=st.integers(1, 60),
+)
+def test_what_goes_is_exactly_what_is_old_and_named_by_no_retained_snapshot(
+    of_assets: dict[str, list[Committed]], orphans: dict[int, int], keep: int, grace_hours: int
+) -> None:
+    """Retained: the newest `keep` of a log, and whatever was a head within the grace."""
+    grace = grace_hours + 0.5  # whole hours are never exactly at the edge of it
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(Path(folder).as_uri())
+
+        def put(path: str, data: bytes, hours: int) -> None:
+            store.put_if_absent(path, data)
+            modified = (NOW - timedelta(hours=hours)).timestamp()
+            os.utime(Path(folder) / path, (modified, modified))
+
+        superseded: set[str] = set()
+        retained: set[str] = set()
+        age = {part(number, "chunks").path(SOURCE): hours for number, hours in orphans.items()}
+        for asset, entries in of_assets.items():
+            for place, (hours, numbers) in enumerate(entries):
+                path = entry_path(asset, SOURCE, len(entries) - place)
+                parts = [part(number, "chunks") for number in numbers]
+                put(path, snapshot_of(parts, asset=asset).model_dump_json().encode(), hours)
+                paths = {one.path(SOURCE) for one in parts}
+                age |= {one: max(hours, age.get(one, 0)) for one in paths}  # a part is as old as the first to name it
+                if place < keep or entries[place - 1].hours < grace:
+                    retained |= paths
+                else:
+                    superseded.add(path)
+        for path, hours in age.items():
+            put(path, b"...", hours)
+        before = set(contents(store))
+
+        collected = collect(store, keep=keep, grace=timedelta(hours=grace), now=NOW)
+
+        stale = {path for path, hours in age.items() if hours > grace} - retained
+        assert before - set(contents(store)) == superseded | stale
+        assert collected == Collected(len(superseded), len(stale), 3 * len(stale))
+
+
+def head_of(store: Store, asset: str) -> Snapshot:
+    head = log.head(store, asset, SOURCE)
+    assert head is not None
+    return head
+
+
+def test_every_retained_snapshot_still_reads_after_a_collection(store: Store) -> None:
+    head = None
+    for content in "abcde":
+        head = commit(store, [write(store, {"name": content}), write(store, {"same": ""}, shard=1)], head)
+    write(store, {"orphan": ""}, shard=2)
+
+    collected = collect(store, keep=2, grace=DAY, now=NOW + 2 * DAY)
+
+    assert (collected.log_entries, collected.parts) == (3, 4)
+    assert log.numbers(store, "raw_docs", SOURCE) == [4, 5]
+    for number in (4, 5):
+        snapshot = log.entry(store, "raw_docs", SOURCE, number)
+        assert snapshot is not None
+        assert missing_or_damaged(store, snapshot) == []
+
+
+def test_parts_of_a_run_under_way_stay(store: Store) -> None:
+    """They are written before any snapshot names them."""
+    commit(store, [write(store, {"a": "1"})])
+    under_way = write(store, {"a": "2"})
+
+    assert collect(store, keep=1, grace=DAY) == Collected(0, 0, 0)
+
+    assert commit(store, [under_way], head_of(store, "raw_docs")).number == 2
+
+
+def test_a_head_superseded_a_moment_ago_stays_however_old_it_is(folder_store: Store, tmp_path: Path) -> None:
+    """Whoever began with it still reads its parts."""
+    old = commit(folder_store, [write(folder_store, {"a": "1"})])
+    last_month = (NOW - 30 * DAY).timestamp()
+    for found in folder_store.entries(""):
+        os.utime(tmp_path / "store" / found.path, (last_month, last_month))
+    commit(folder_store, [write(folder_store, {"a": "2"})], old)
+
+    assert collect(folder_store, keep=1, grace=DAY) == Collected(0, 0, 0)
+    assert read_part(folder_store, SOURCE, old.parts[0]).num_rows == 1
+
+    assert collect(folder_store, keep=1, grace=DAY, now=NOW + 2 * DAY).log_entries == 1
+
+
+@pytest.mark.parametrize("keep", [1, 0])
+def test_the_head_of_a_log_always_stays(store: Store, keep: int) -> None:
+    """Numbers would begin at 1 again otherwise."""
+    first = commit(store, [write(store, {"a": "1"})])
+    second = commit(store, [write(store, {"a": "2"})], first)
+
+    collect(store, keep=keep, grace=DAY, now=NOW + 1000 * DAY)
+
+    assert log.numbers(store, "raw_docs", SOURCE) == [2]
+    assert head_of(store, "raw_docs") == second
+    assert missing_or_damaged(store, second) == []
+
+
+def test_nothing_goes_from_a_store_with_an_entry_that_cannot_be_read(store: Store) -> None:
+    """It may name anything."""
+    commit(store, [write(store, {"a": "1"})])
+    write(store, {"orphan": ""})
+    store.put_if_absent(entry_path("chunks", SOURCE, 1), b'{"format": 2}')
+    before = contents(store)
+
+    with pytest.raises(PermanentError, match="Cure: run the version that wrote it"):
+        collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY)
+
+    assert contents(store) == before
+
+
+def test_a_collection_that_died_between_entries_and_parts_is_finished_by_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = commit(store, [write(store, {"a": "1"})])
+    second = commit(store, [write(store, {"a": "2"})], first)
+    delete = Store.delete
+    monkeypatch.setattr(Store, "delete", lambda self, paths: delete(self, paths) if "snapshots/" in paths[0] else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY)
+    monkeypatch.undo()
+
+    assert log.numbers(store, "raw_docs", SOURCE) == [2]
+    assert collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY).parts == 1
+    assert missing_or_damaged(store, second) == []

@@ -1,0 +1,261 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import pytest
+
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.snapshots.parts import PartDamaged
+from embedding_assets.snapshots.replication import ASSET, Behind, current, missing_or_damaged, replicate, target
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store
+from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
+from embedding_assets_tests.snapshots.shards import SOURCE, commit, write
+
+ASSETS = ("chunks", "embeddings_v1", "embeddings_v2")
+
+REPLICATOR = """
+import sys
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.replication import replicate
+from embedding_assets.snapshots.stores import open_store
+
+primary, region = open_store(sys.argv[1]), open_store(sys.argv[2])
+upstream = [log.head(primary, asset, sys.argv[3]) for asset in ("chunks", "embeddings_v1", "embeddings_v2")]
+replicate(primary, region, sys.argv[3], upstream, lambda copy, parts: [copy(part) for part in parts])
+"""
+
+
+class Regions(NamedTuple):
+    """The primary's store and another region's."""
+
+    primary: Store
+    region: Store
+
+    def derive(self, shards: Sequence[dict[str, str]]) -> list[Snapshot]:
+        """Commit chunks with these shards, and both models' embeddings of them, to the primary."""
+        inputs = [write(self.primary, rows, asset="chunks", shard=shard) for shard, rows in enumerate(shards)]
+        chunks = commit(self.primary, inputs, log.head(self.primary, "chunks", SOURCE), asset="chunks")
+        return [chunks, *(self.embed(asset, chunks, shards) for asset in ASSETS[1:])]
+
+    def embed(self, asset: str, chunks: Snapshot, shards: Sequence[dict[str, str]]) -> Snapshot:
+        parts = [
+            write(self.primary, dict.fromkeys(rows, asset), asset=asset, shard=part.shard, inputs=(part.key,))
+            for part, rows in zip(chunks.parts, shards, strict=True)
+        ]
+        return commit(
+            self.primary, parts, log.head(self.primary, asset, SOURCE), asset=asset, upstream={"chunks": chunks.root}
+        )
+
+    def replicate(self, upstream: Sequence[Snapshot]) -> tuple[Snapshot, int, int]:
+        return replicate(self.primary, self.region, SOURCE, upstream, one_by_one)
+
+
+def one_by_one(copy: Callable[[Part], int], parts: Sequence[Part]) -> list[int]:
+    return [copy(part) for part in parts]
+
+
+@pytest.fixture
+def regions(opened: OpenStore) -> Regions:
+    return Regions(opened("primary"), opened("región 2"))
+
+
+def parts_of(store: Store) -> dict[str, bytes | None]:
+    return {path: data for path, data in contents(store).items() if path.startswith("parts/")}
+
+
+def test_a_replica_names_the_parts_of_chunks_and_embeddings_and_has_their_bytes(regions: Regions) -> None:
+    upstream = regions.derive([{"a": "1"}, {"b": "2"}])
+
+    replica, copied, size = regions.replicate(upstream)
+
+    assert replica == log.head(regions.region, ASSET, SOURCE) == current(regions.region, SOURCE)
+    assert [part for asset in ASSETS for part in replica.parts_of(asset)] == [p for s in upstream for p in s.parts]
+    assert replica.upstream == {snapshot.asset: snapshot.root for snapshot in upstream}
+    assert replica.root == target(regions.primary, SOURCE)
+    assert parts_of(regions.region) == parts_of(regions.primary)
+    assert (copied, size) == (6, sum(part.bytes for part in replica.parts))
+    assert missing_or_damaged(regions.region, replica) == []
+
+
+def test_only_what_the_region_lacks_is_copied(regions: Regions) -> None:
+    first, *_ = regions.replicate(regions.derive([{"a": "1"}, {"b": "2"}]))
+    upstream = regions.derive([{"a": "1"}, {"b": "changed"}])
+
+    second, copied, size = regions.replicate(upstream)
+
+    new = [part for part in second.parts if part not in first.parts]
+    assert (copied, size) == (3, sum(part.bytes for part in new))
+    assert second.number == 2
+
+
+def test_replicating_again_copies_and_writes_nothing(regions: Regions) -> None:
+    upstream = regions.derive([{"a": "1"}])
+    first, *_ = regions.replicate(upstream)
+    before = contents(regions.region)
+
+    assert regions.replicate(upstream) == (first, 0, 0)
+
+    assert contents(regions.region) == before
+
+
+def test_the_primary_is_its_own_replica_without_a_copy(store: Store) -> None:
+    regions = Regions(store, store)
+    upstream = regions.derive([{"a": "1"}])
+    before = parts_of(store)
+
+    replica, copied, size = regions.replicate(upstream)
+
+    assert (copied, size) == (0, 0)
+    assert parts_of(store) == before
+    assert replica.root == target(store, SOURCE)
+
+
+def test_a_source_that_lost_everything_is_replicated_as_empty(regions: Regions) -> None:
+    regions.replicate(regions.derive([{"a": "1"}]))
+
+    replica, copied, _ = regions.replicate(regions.derive([]))
+
+    assert (replica.parts, copied) == ((), 0)
+    assert replica == current(regions.region, SOURCE)
+
+
+def test_embeddings_of_other_chunks_are_refused(regions: Regions) -> None:
+    _, *embeddings = regions.derive([{"a": "1"}])
+    chunks = commit(
+        regions.primary,
+        [write(regions.primary, {"a": "2"}, asset="chunks")],
+        log.head(regions.primary, "chunks", SOURCE),
+        asset="chunks",
+    )
+
+    with pytest.raises(Behind, match=rf"source {SOURCE}: embeddings_v1 .*Cure: materialize embeddings_v1") as refused:
+        regions.replicate([chunks, *embeddings])
+
+    assert isinstance(refused.value, TransientError)
+    assert target(regions.primary, SOURCE) is None
+    assert contents(regions.region) == {}
+
+
+def test_one_model_ahead_of_the_other_is_refused(regions: Regions) -> None:
+    shards = [{"a": "1"}]
+    _, v1, v2 = regions.derive(shards)
+    chunks, v1_new = regions.derive([{"a": "2"}])[:2]
+
+    with pytest.raises(Behind, match="embeddings_v2"):
+        regions.replicate([chunks, v1_new, v2])
+    with pytest.raises(Behind, match="embeddings_v1"):
+        regions.replicate([chunks, v1, v2])
+
+
+def test_a_model_that_moves_to_the_other_slot_is_copied_there(regions: Regions) -> None:
+    """Parts of one model have the same keys in both slots, and lie in two places."""
+    chunks, v1, v2 = regions.derive([{"a": "1"}])
+    regions.replicate([chunks, v1, v2])
+    twin = v1.parts[0].model_copy(update={"asset": "embeddings_v2"})
+    data = regions.primary.get(v1.parts[0].path(SOURCE))
+    assert data is not None
+    regions.primary.put_if_absent(twin.path(SOURCE), data)
+    v2 = commit(regions.primary, [twin], v2, asset="embeddings_v2", upstream={"chunks": chunks.root})
+
+    replica, copied, _ = regions.replicate([chunks, v1, v2])
+
+    assert copied == 1
+    assert missing_or_damaged(regions.region, replica) == []
+
+
+def test_a_damaged_part_is_not_copied(regions: Regions) -> None:
+    upstream = regions.derive([{"a": "1" * 100}])
+    path = upstream[1].parts[0].path(SOURCE)
+    damage(regions.primary, path)
+
+    with pytest.raises(PartDamaged) as refused:
+        regions.replicate(upstream)
+
+    assert f"store {regions.primary.url}: {path}" in str(refused.value)
+    assert path not in contents(regions.region)
+    assert log.head(regions.region, ASSET, SOURCE) is None
+
+
+def test_what_the_region_has_under_a_parts_name_is_verified_too(regions: Regions) -> None:
+    upstream = regions.derive([{"a": "1"}])
+    path = upstream[0].parts[0].path(SOURCE)
+    regions.region.put_if_absent(path, b"something else")
+
+    with pytest.raises(PartDamaged) as refused:
+        regions.replicate(upstream)
+
+    assert f"store {regions.region.url}: {path}" in str(refused.value)
+    assert log.head(regions.region, ASSET, SOURCE) is None
+
+
+@pytest.mark.parametrize(
+    "point", ["before-copy", "before-copy:2", "after-copy", "after-copy:3", "before-log", "after-log"]
+)
+def test_a_replication_killed_anywhere_is_finished_by_the_next(regions: Regions, point: str) -> None:
+    upstream = regions.derive([{"a": "1"}])
+    killed = subprocess.run(
+        [sys.executable, "-c", REPLICATOR, regions.primary.url, regions.region.url, SOURCE],
+        env=os.environ | {VARIABLE: point},
+    )
+    assert killed.returncode == -signal.SIGKILL
+    left = parts_of(regions.region)
+    assert (log.head(regions.region, ASSET, SOURCE) is None) == (point != "after-log")
+
+    replica, copied, _ = regions.replicate(upstream)
+
+    assert copied == 3 - len(left)
+    assert parts_of(regions.region) == parts_of(regions.primary)
+    assert replica == current(regions.region, SOURCE)
+    assert (replica.number, replica.root) == (1, target(regions.primary, SOURCE))
+
+
+def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:
+    upstream = regions.derive([{"a": "1"}, {"b": "2"}])
+
+    def while_another_does_it(copy: Callable[[Part], int], parts: Sequence[Part]) -> list[int]:
+        copied = [copy(part) for part in parts]
+        regions.replicate(upstream)
+        return copied
+
+    replica, _, _ = replicate(regions.primary, regions.region, SOURCE, upstream, while_another_does_it)
+
+    assert replica == current(regions.region, SOURCE)
+    assert log.numbers(regions.region, ASSET, SOURCE) == [1]
+
+
+def test_verification_names_each_part_that_is_not_as_recorded(regions: Regions) -> None:
+    replica, *_ = regions.replicate(regions.derive([{"a": "1" * 100}]))
+    lost, harmed, sound = (part.path(SOURCE) for part in replica.parts)
+    regions.region.delete([lost])
+    damage(regions.region, harmed)
+
+    found = missing_or_damaged(regions.region, replica)
+
+    assert len(found) == 2
+    assert f"{lost} is missing from {regions.region.url}" in found
+    assert f"{harmed} in {regions.region.url} has other bytes than recorded" in found
+    assert not any(sound in sentence for sentence in found)
+
+
+def test_verification_names_a_root_that_is_not_that_of_its_parts(folder_store: Store) -> None:
+    replica = commit(folder_store, [write(folder_store, {"a": "1"})])
+    forged = replica.model_copy(update={"root": "0" * 64})
+
+    assert missing_or_damaged(folder_store, forged) == [
+        f"raw_docs of {SOURCE} in {folder_store.url}: the root is not that of its parts"
+    ]
+
+
+def test_a_region_that_was_never_replicated_is_named_with_the_cure(store: Store) -> None:
+    with pytest.raises(
+        PermanentError, match=rf"no replica of source {SOURCE}. Cure: materialize s3_replica"
+    ) as refused:
+        current(store, SOURCE)
+
+    assert store.url in str(refused.value)

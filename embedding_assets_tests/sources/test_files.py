@@ -1,0 +1,146 @@
+import codecs
+import json
+import os
+import tracemalloc
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+
+from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, Rejected
+from embedding_assets.sources.files import FilesReader
+from embedding_assets.sources.html import MAX_HTML_BYTES
+from embedding_assets.sources.walk import Item
+
+
+def reader(root: Path) -> FilesReader:
+    return FilesReader("handbook", root, ("**/*",))
+
+
+def item(root: Path, name: str) -> Item:
+    [found] = [one for one in reader(root).list_items() if isinstance(one, Item) and one.name == name]
+    return found
+
+
+def read(root: Path, name: str, data: bytes) -> Document | Rejected:
+    (root / name).write_bytes(data)
+    [found] = reader(root).read_item(item(root, name))
+    return found
+
+
+def document(root: Path, name: str, data: bytes) -> Document:
+    found = read(root, name, data)
+    assert isinstance(found, Document)
+    return found
+
+
+def test_a_file_is_a_document_under_its_path(tmp_path: Path) -> None:
+    (tmp_path / "guide").mkdir()
+    found = document(tmp_path, "guide/start.md", b"\xef\xbb\xbf# Getting *started*\r\n\r\nText.\r\n")
+    assert (found.source, found.document_id) == ("handbook", "guide/start.md")
+    assert found.text == "# Getting *started*\n\nText.\n"
+    assert json.loads(found.metadata_json) == {"path": "guide/start.md", "title": "Getting *started*"}
+
+
+@pytest.mark.parametrize("bom", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+def test_utf_16_is_read_by_its_byte_order_mark(tmp_path: Path, bom: bytes) -> None:
+    encoding = "utf-16-le" if bom == codecs.BOM_UTF16_LE else "utf-16-be"
+    assert document(tmp_path, "a.txt", bom + "größer 😀\r\n".encode(encoding)).text == "größer 😀\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "title"),
+    [
+        ("a.md", "text\n\n## Second *level* ##\n", "Second *level*"),
+        ("a.md", "Setext\n===\ntext", "Setext"),
+        ("a.md", "---\nkey: value\n---\n# Title", "Title"),
+        ("a.md", "```\n# comment\n```\n# Title", "Title"),
+        ("a.md", "#hashtag\n# \ntext", None),
+        ("a.rst", "Title\n*****\n", "Title"),
+        ("a.rst", "=====\nTitle\n=====\n", "Title"),
+        ("a.rst", "A longer title\n***\n", None),
+        ("a.rst", "# comment\n\ntext", None),
+        ("a.txt", "Title\n-----\n", "Title"),
+        ("a.txt", "text", None),
+        ("a.md", "# " + "long " * 100, ("long " * 100)[:200]),
+        ("a.HTML", "<title>Page</title>text", "Page"),
+        ("a.htm", "<h1>Heading</h1>text", "Heading"),
+    ],
+)
+def test_the_title_is_the_first_heading(tmp_path: Path, name: str, text: str, title: str | None) -> None:
+    assert json.loads(document(tmp_path, name, text.encode()).metadata_json).get("title") == title
+
+
+def test_html_is_stored_as_the_text_that_a_reader_sees(tmp_path: Path) -> None:
+    assert document(tmp_path, "a.html", b"<p>One</p><script>no</script><p>Two</p>").text == "One\n\nTwo"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error_class", "reason"),
+    [
+        ("latin.txt", "café".encode("latin-1"), "undecodable", "byte 3 "),
+        ("cut.txt", "é".encode()[:1], "undecodable", "byte 0 "),
+        ("image.txt", b"\x89PNG\r\n\x1a\n", "undecodable", "byte 0 "),
+        ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "undecodable", "UTF-16"),
+        ("half16.txt", codecs.BOM_UTF16_LE + b"\x00\xd8", "undecodable", "UTF-16"),
+        ("surrogate.txt", b"\xed\xa0\x80", "undecodable", "byte 0 "),
+        ("latin.html", "<p>café".encode("latin-1"), "undecodable", "byte 6 "),
+        ("nul.txt", b"a\0b", "nul_byte", "character 1"),
+        ("nul.html", b"<p>\0", "nul_byte", "character 3"),
+        ("utf32.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "nul_byte", "NUL"),
+        ("empty.md", b"", "empty_text", "empty"),
+        ("blank.md", b"\xef\xbb\xbf \r\n\t", "empty_text", "empty"),
+        ("empty.html", b"<script>only()</script>", "empty_text", "empty"),
+        ("deep.html", b"<div>" * 5_000 + b"x", "broken_html", "depth"),
+        ("big.html", b" " * (MAX_HTML_BYTES + 1), "too_large", f"{MAX_HTML_BYTES + 1:,}"),
+    ],
+)
+def test_a_file_that_cannot_be_a_document_is_rejected_and_named(
+    tmp_path: Path, name: str, data: bytes, error_class: str, reason: str
+) -> None:
+    rejected = read(tmp_path, name, data)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.error_class, rejected.item, rejected.document_id) == (error_class, name, name)
+    assert reason in rejected.reason
+
+
+def test_a_file_over_the_limit_is_rejected_without_being_read(tmp_path: Path) -> None:
+    with open(tmp_path / "a.txt", "wb") as file:
+        file.truncate(MAX_TEXT_BYTES + 1)
+    tracemalloc.start()
+    [rejected] = reader(tmp_path).read_item(item(tmp_path, "a.txt"))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(rejected, Rejected)
+    assert rejected.error_class == "too_large"
+    assert peak < 1 << 20
+
+
+def test_a_file_that_grew_over_the_limit_since_it_was_listed_is_rejected(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a")
+    listed = item(tmp_path, "a.txt")
+    os.truncate(tmp_path / "a.txt", 10 * MAX_TEXT_BYTES)
+    [rejected] = reader(tmp_path).read_item(listed)
+    assert isinstance(rejected, Rejected)
+    assert rejected.error_class == "too_large"
+
+
+def test_a_file_that_vanished_since_it_was_listed_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a")
+    listed = item(tmp_path, "a.txt")
+    (tmp_path / "a.txt").unlink()
+    [rejected] = reader(tmp_path).read_item(listed)
+    assert isinstance(rejected, Rejected)
+    assert rejected.error_class == "unreadable"
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(
+    open_folder: Path, as_ordinary_user: Callable[[], AbstractContextManager[None]]
+) -> None:
+    (open_folder / "a.txt").write_bytes(b"a")
+    (open_folder / "a.txt").chmod(0)
+    with as_ordinary_user():
+        [rejected] = reader(open_folder).read_item(item(open_folder, "a.txt"))
+    assert isinstance(rejected, Rejected)
+    assert (rejected.error_class, rejected.reason) == ("unreadable", "Permission denied")

@@ -1,0 +1,272 @@
+import gzip
+import json
+import os
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.sources.documents import Document, Rejected
+from embedding_assets.sources.jsonl import MAX_LINE_BYTES, MAX_NESTING, JsonlReader
+from embedding_assets.sources.walk import Item
+
+GOOD = b'{"id": "good", "body": "text"}'
+
+
+def reader(path: Path, metadata: tuple[str, ...] = ("title", "team")) -> JsonlReader:
+    return JsonlReader("tickets", path, "id", "body", metadata)
+
+
+def stream(path: Path) -> Iterator[Document | Rejected]:
+    one = reader(path)
+    for item in one.list_items():
+        assert isinstance(item, Item)
+        yield from one.read_item(item)
+
+
+def read(path: Path, data: bytes) -> list[Document | Rejected]:
+    path.write_bytes(data)
+    return list(stream(path))
+
+
+def test_each_line_is_a_document_with_its_line_number(tmp_path: Path) -> None:
+    lines = [
+        '\ufeff{"id": "a", "body": "One\\r\\ntwo", "title": "T", "other": 1}',
+        "",
+        '{"id": 42, "body": "café", "title": null, "team": {"b": [1.50, 1E3], "a": "é"}}\r',
+        '  {"body": "\\ud83d\\ude00", "id": "-1"}  ',
+    ]
+    one, two, three = read(tmp_path / "t.jsonl", "\n".join(lines).encode())
+    assert isinstance(one, Document)
+    assert isinstance(two, Document)
+    assert isinstance(three, Document)
+    assert (one.document_id, one.text, one.metadata_json) == ("a", "One\ntwo", '{"title": "T"}')
+    assert (two.document_id, two.text) == ("42", "café")
+    assert two.metadata_json == '{"team": {"a": "é", "b": [1.50, 1000]}, "title": null}'
+    assert (three.document_id, three.text, three.metadata_json) == ("-1", "😀", "{}")
+    assert [found.position for found in (one, two, three)] == [1, 3, 4]
+
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "broken": (b'{"id": "a", "body": ', "broken_json"),
+    "two objects": (b'{"id": "a", "body": "x"} {}', "broken_json"),
+    "a list": (b'["a"]', "broken_json"),
+    "a string": (b'"a"', "broken_json"),
+    "a number": (b"1", "broken_json"),
+    "single quotes": (b"{'id': 'a'}", "broken_json"),
+    "a comment": (b"// comment", "broken_json"),
+    "NaN": (b'{"id": "a", "body": "x", "title": NaN}', "broken_json"),
+    "Infinity": (b'{"id": "a", "body": "x", "other": -Infinity}', "broken_json"),
+    "a raw control character": (b'{"id": "a", "body": "x\x01y"}', "broken_json"),
+    "a raw NUL": (b'{"id": "a", "body": "x\0y"}', "broken_json"),
+    "a doubled key": (b'{"id": "a", "id": "b", "body": "x"}', "broken_json"),
+    "a doubled key below": (b'{"id": "a", "body": "x", "title": {"k": 1, "k": 1}}', "broken_json"),
+    "deep lists": (b'{"id": "a", "title": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "broken_json"),
+    "deep objects": (b'{"a":' * 100_000, "broken_json"),
+    "deep behind a string": (b'{"id": "\\"' + b"[" * 300 + b'", "k": ' + b"[" * 300, "broken_json"),
+    "no id": (b'{"body": "x"}', "missing_id"),
+    "null id": (b'{"id": null, "body": "x"}', "missing_id"),
+    "empty id": (b'{"id": "", "body": "x"}', "missing_id"),
+    "true id": (b'{"id": true, "body": "x"}', "missing_id"),
+    "float id": (b'{"id": 1.0, "body": "x"}', "missing_id"),
+    "list id": (b'{"id": ["a"], "body": "x"}', "missing_id"),
+    "endless id": (b'{"id": ' + b"9" * 10_000 + b', "body": "x"}', "missing_id"),
+    "NUL in the id": (b'{"id": "a\\u0000", "body": "x"}', "bad_id"),
+    "surrogate in the id": (b'{"id": "\\ud800", "body": "x"}', "bad_id"),
+    "long id": (b'{"id": "' + b"a" * 2_000 + b'", "body": "x"}', "bad_id"),
+    "no text": (b'{"id": "a"}', "missing_text"),
+    "null text": (b'{"id": "a", "body": null}', "missing_text"),
+    "number for a text": (b'{"id": "a", "body": 1}', "missing_text"),
+    "list for a text": (b'{"id": "a", "body": ["x"]}', "missing_text"),
+    "empty text": (b'{"id": "a", "body": " \\n"}', "empty_text"),
+    "NUL in the text": (b'{"id": "a", "body": "x\\u0000"}', "nul_byte"),
+    "lone surrogate": (b'{"id": "a", "body": "x\\udc00"}', "lone_surrogate"),
+    "surrogates swapped": (b'{"id": "a", "body": "\\ude00\\ud83d"}', "lone_surrogate"),
+    "not UTF-8": (b'{"id": "a", "body": "caf\xe9"}', "undecodable"),
+    "surrogate as bytes": (b'{"id": "a", "body": "\xed\xa0\x80"}', "undecodable"),
+    "NUL in the metadata": (b'{"id": "a", "body": "x", "title": "\\u0000"}', "bad_metadata"),
+    "surrogate in a key": (b'{"id": "a", "body": "x", "title": {"\\ud800": 1}}', "bad_metadata"),
+    "absurd exponent": (b'{"id": "a", "body": "x", "title": 1e999999999999999999999}', "bad_metadata"),
+    "large exponent": (b'{"id": "a", "body": "x", "title": 1e100000}', "bad_metadata"),
+    "exponents that unfold": (b'{"id": "a", "body": "x", "title": [' + b"1e600," * 100_000 + b"0]}", "bad_metadata"),
+    "endless integer": (b'{"id": "a", "body": "x", "title": ' + b"9" * 1_000_000 + b"}", "bad_metadata"),
+    "metadata too deep": (b'{"id": "a", "body": "x", "title": ' + b"[" * 100 + b"]" * 100 + b"}", "bad_metadata"),
+    "metadata too large": (b'{"id": "a", "body": "x", "title": "' + b"x" * 100_000 + b'"}', "bad_metadata"),
+}
+
+
+@pytest.mark.parametrize(("line", "error_class"), HOSTILE.values(), ids=HOSTILE)
+def test_a_bad_line_is_rejected_with_its_number_and_the_lines_around_it_are_read(
+    tmp_path: Path, line: bytes, error_class: str
+) -> None:
+    before, rejected, after = read(tmp_path / "t.jsonl", b"\n".join([GOOD, line, GOOD]))
+    assert isinstance(before, Document)
+    assert isinstance(after, Document)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.item, rejected.position, rejected.error_class) == ("t.jsonl", 2, error_class)
+    assert len(rejected.reason) < 200  # says what is wrong, and carries nothing of the line
+    json.dumps(rejected.as_json()).encode()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id": "a", "body": "x", "other": 1e999999999999999999999}',
+        b'{"id": "a", "body": "x", "other": "\\ud800\\u0000"}',
+        b'{"id": "a", "body": "x", "other": ' + b"9" * 1_000_000 + b"}",
+        b'{"id": "a", "body": "' + b"[{" * 1_000 + b'\\"[[["}',
+        b'{"id": "a", "body": "x", "other": [' + b"[]," * 10_000 + b"{}]}",
+        b'{"id": "a", "body": "x", "other": ' + b"[" * (MAX_NESTING - 1) + b"]" * (MAX_NESTING - 1) + b"}",
+    ],
+)
+def test_what_stands_in_fields_that_are_not_read_does_no_harm(tmp_path: Path, line: bytes) -> None:
+    [found] = read(tmp_path / "t.jsonl", line)
+    assert isinstance(found, Document)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+def test_a_line_of_100_mb_is_passed_over_without_being_held(tmp_path: Path, name: str) -> None:
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    with open(tmp_path / name, "wb") as file:
+        file.write(pack(GOOD + b'\n{"id": "a", "body": "'))
+        for _ in range(100):
+            file.write(pack(b"x" * 1_000_000))
+        file.write(pack(b'"}\n' + GOOD))
+
+    tracemalloc.start()
+    before, rejected, after = stream(tmp_path / name)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert isinstance(before, Document)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.error_class, rejected.position) == ("too_large", 2)
+    assert isinstance(after, Document)
+    assert after.position == 3
+    assert peak < 2.5 * MAX_LINE_BYTES
+
+
+def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
+    line = b'{"id": "a", "body": "' + b"x" * (MAX_LINE_BYTES - 23) + b'"}'
+    assert len(line) == MAX_LINE_BYTES
+    one, two, three = read(tmp_path / "t.jsonl", line + b"\n" + line + b" \n" + line)
+    assert isinstance(one, Document)
+    assert isinstance(two, Rejected)
+    assert isinstance(three, Document)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    with open(tmp_path / "t.jsonl", "wb") as file:
+        for number in range(20_000):
+            file.write(b'{"id": %d, "body": "%s"}\n' % (number, b"x" * 1_000))
+    tracemalloc.start()
+    assert sum(1 for _ in stream(tmp_path / "t.jsonl")) == 20_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_packed_files_are_unpacked_also_when_packed_in_several_pieces(tmp_path: Path) -> None:
+    found = read(tmp_path / "t.jsonl.gz", gzip.compress(GOOD + b"\n") + gzip.compress(GOOD))
+    assert [type(one) for one in found] == [Document, Document]
+
+
+def damaged(packed: bytes, how: str) -> bytes:
+    middle = len(packed) // 2
+    return {
+        "truncated": packed[:middle],
+        "bytes turned over": packed[:middle] + bytes(64) + packed[middle + 64 :],
+        "wrong checksum": packed[:-8] + bytes(8),
+        "rubbish behind": packed + b"rubbish",
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["truncated", "bytes turned over", "wrong checksum", "rubbish behind"])
+def test_a_damaged_packed_file_keeps_the_documents_before_the_damage(tmp_path: Path, how: str) -> None:
+    lines = [b'{"id": %d, "body": "%s"}' % (number, os.urandom(500).hex().encode()) for number in range(1_000)]
+    found = read(tmp_path / "t.jsonl.gz", damaged(gzip.compress(b"\n".join(lines)), how))
+    *documents, rejected = found
+    assert isinstance(rejected, Rejected)
+    assert rejected.error_class == "unreadable"
+    assert rejected.position == len(documents) + 1
+    assert len(documents) > 100
+    assert all(isinstance(one, Document) and one.document_id == str(place) for place, one in enumerate(documents))
+
+
+def test_a_file_that_is_not_packed_at_all_is_unreadable(tmp_path: Path) -> None:
+    [rejected] = read(tmp_path / "t.jsonl.gz", GOOD)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.error_class, rejected.position) == ("unreadable", 1)
+
+
+def test_an_empty_file_has_no_documents_and_is_no_error(tmp_path: Path) -> None:
+    assert read(tmp_path / "t.jsonl", b"\n\n") == []
+
+
+def test_a_file_that_vanished_since_it_was_listed_is_unreadable(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(GOOD)
+    one = reader(tmp_path / "t.jsonl")
+    [item] = one.list_items()
+    (tmp_path / "t.jsonl").unlink()
+    assert isinstance(item, Item)
+    [rejected] = one.read_item(item)
+    assert isinstance(rejected, Rejected)
+    assert rejected.error_class == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("a.jsonl", ["a.jsonl"]),
+        ("*.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("*.jsonl*", ["a.jsonl", "b.jsonl", "c.jsonl.gz"]),
+        ("**/*.jsonl", ["a.jsonl", "b.jsonl", "sub/d.jsonl"]),
+        ("s*/d.jsonl", ["sub/d.jsonl"]),
+        ("[ab].jsonl", ["a.jsonl", "b.jsonl"]),
+    ],
+)
+def test_a_path_is_one_file_or_a_pattern_also_in_a_folder_whose_name_looks_like_one(
+    tmp_path: Path, pattern: str, expected: list[str]
+) -> None:
+    folder = tmp_path / "[2024] *all*"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("a.jsonl", "b.jsonl", "c.jsonl.gz", "sub/d.jsonl", "sub/e.txt"):
+        (folder / name).write_bytes(GOOD)
+    assert [item.name for item in reader(folder / pattern).list_items() if isinstance(item, Item)] == expected
+
+
+def test_a_single_file_may_be_a_link_since_the_settings_name_it(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "real.jsonl").write_bytes(GOOD)
+    (tmp_path / "data" / "t.jsonl").symlink_to("../real.jsonl")
+    [found] = stream(tmp_path / "data" / "t.jsonl")
+    assert isinstance(found, Document)
+
+
+def test_a_link_that_a_pattern_finds_must_stay_inside(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "real.jsonl").write_bytes(GOOD)
+    (tmp_path / "data" / "t.jsonl").symlink_to("../real.jsonl")
+    [rejected] = reader(tmp_path / "data" / "*.jsonl").list_items()
+    assert isinstance(rejected, Rejected)
+    assert rejected.error_class == "outside_link"
+
+
+@pytest.mark.parametrize("path", ["missing.jsonl", "missing/t.jsonl", "*.jsonl", "folder", "missing/*.jsonl"])
+def test_a_path_that_is_not_there_is_an_error_and_not_an_empty_source(tmp_path: Path, path: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(PermanentError) as refused:
+        list(reader(tmp_path / path).list_items())
+    message = str(refused.value)
+    assert "tickets" in message
+    assert str(tmp_path) in message
+    assert "Cure:" in message
+
+
+def test_the_version_changes_with_the_fields_that_are_read_and_not_with_their_order() -> None:
+    version = reader(Path("t.jsonl")).version
+    assert reader(Path("other.jsonl"), ("team", "title")).version == version
+    assert reader(Path("t.jsonl"), ("team",)).version != version
+    assert JsonlReader("tickets", Path("t.jsonl"), "body", "id", ("title", "team")).version != version

@@ -1,0 +1,211 @@
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.sources.documents import Rejected
+from embedding_assets.sources.walk import Item, open_item, walk
+
+AsUser = Callable[[], AbstractContextManager[None]]
+
+
+def write(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"text of {name}")
+
+
+def names(root: Path, *include: str) -> list[str]:
+    return [found.name if isinstance(found, Item) else f"!{found.item}" for found in listed(root, *include)]
+
+
+def listed(root: Path, *include: str) -> list[Item | Rejected]:
+    return list(walk("handbook", root, include or ("**/*.md",)))
+
+
+def only_rejection(root: Path, *include: str) -> Rejected:
+    [rejected] = [found for found in listed(root, *include) if isinstance(found, Rejected)]
+    return rejected
+
+
+@pytest.mark.parametrize(
+    ("include", "expected"),
+    [
+        (["**/*.md"], ["a b.md", "a.md", "a/b/c.md", "a/x.md", "z.md"]),
+        (["*.md"], ["a b.md", "a.md", "z.md"]),
+        (["a/**"], ["a/b/c.md", "a/b/d.txt", "a/x.md"]),
+        (["**/b/*"], ["a/b/c.md", "a/b/d.txt"]),
+        (["a/*/c.md", "z.??"], ["a/b/c.md", "z.md"]),
+        (["**/[cd].*"], ["a/b/c.md", "a/b/d.txt"]),
+        (["**/*.md", ".github/**/*.md"], [".github/w/s.md", "a b.md", "a.md", "a/b/c.md", "a/x.md", "z.md"]),
+        (["**/.*.md"], [".hidden.md"]),
+    ],
+)
+def test_the_patterns_say_which_files_are_items(tmp_path: Path, include: list[str], expected: list[str]) -> None:
+    write(tmp_path, "z.md", "a.md", "a/x.md", "a/b/c.md", "a/b/d.txt", "a b.md", "n.MD")
+    write(tmp_path, ".hidden.md", ".git/x.md", ".github/w/s.md", "a/.venv/y.md")
+    assert names(tmp_path, *include) == expected
+
+
+segments = st.sampled_from(["a", "a!", "a.", "aa", "A", "é", "中", "😀", "a~"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(paths=st.sets(st.tuples(segments, segments, segments), min_size=1, max_size=20))
+def test_items_come_in_the_byte_order_of_their_names(
+    paths: set[tuple[str, str, str]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    wanted = sorted({f"{a}/{b}/{c}.md" for a, b, c in paths} | {f"{a}/{b}.md" for a, b, _ in paths}, key=str.encode)
+    write(root, *wanted)
+    assert names(root) == wanted
+
+
+def test_an_item_tells_size_and_time_of_the_file_it_is(tmp_path: Path) -> None:
+    write(tmp_path, "a.md")
+    os.utime(tmp_path / "a.md", ns=(1, 1_234_567_890_123_456_789))
+    [item] = listed(tmp_path)
+    assert item == Item("a.md", len("text of a.md"), 1_234_567_890_123_456_789, tmp_path.resolve() / "a.md")
+
+
+def test_a_name_in_another_normal_form_is_listed_in_nfc_and_opened_as_it_is(tmp_path: Path) -> None:
+    write(tmp_path, "cafe\u0301/e\u0301.md")
+    [item] = listed(tmp_path)
+    assert isinstance(item, Item)
+    assert item.name == "caf\u00e9/\u00e9.md"
+    with open_item(item) as stream:
+        assert stream.read()
+
+
+def test_of_two_names_that_differ_in_normal_form_alone_one_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, "\u00e9.md", "e\u0301.md", "\u00e9/a.md", "e\u0301/b.md")
+    assert names(tmp_path) == ["é.md", "!é.md", "é/b.md", "!é/"]
+
+
+def test_links_inside_are_followed_under_their_own_names(tmp_path: Path) -> None:
+    write(tmp_path, "real/a.md", "real/notes.markdown")
+    (tmp_path / "z.md").symlink_to("real/notes.markdown")
+    (tmp_path / "linked").symlink_to("real")
+    assert names(tmp_path) == ["linked/a.md", "real/a.md", "z.md"]
+
+
+def test_folders_linked_in_a_circle_are_entered_once(tmp_path: Path) -> None:
+    write(tmp_path, "a/x.md", "b/y.md")
+    (tmp_path / "a" / "self").symlink_to(".")
+    (tmp_path / "a" / "up").symlink_to("..")
+    (tmp_path / "a" / "to_b").symlink_to("../b")
+    (tmp_path / "b" / "to_a").symlink_to("../a")
+    assert names(tmp_path) == ["a/to_b/y.md", "a/x.md", "b/to_a/x.md", "b/y.md"]
+
+
+def test_folders_that_all_link_to_each_other_do_not_multiply(tmp_path: Path) -> None:
+    folders = [f"d{number}" for number in range(12)]
+    write(tmp_path, *(f"{folder}/a.md" for folder in folders))
+    for folder in folders:
+        for other in folders:
+            if other != folder:
+                (tmp_path / folder / f"to_{other}").symlink_to(f"../{other}")
+    assert len(names(tmp_path)) <= 2 * len(folders)
+
+
+def test_a_link_that_leads_outside_is_refused_and_what_lies_there_is_not_listed(tmp_path: Path) -> None:
+    write(tmp_path, "root/a.md", "root-too/secret.md", "outside/secret.md", "outside/other.txt")
+    root = tmp_path / "root"
+    (root / "file.md").symlink_to(tmp_path / "outside" / "secret.md")
+    (root / "folder").symlink_to("../outside")
+    (root / "hop.md").symlink_to("file.md")
+    (root / "near.md").symlink_to("../root-too/secret.md")
+    (root / "not_ours.txt").symlink_to("../outside/other.txt")
+    found = listed(root)
+    rejected = [one for one in found if isinstance(one, Rejected)]
+    assert [one.item for one in rejected] == ["file.md", "folder/", "hop.md", "near.md"]
+    assert {one.error_class for one in rejected} == {"outside_link"}
+    assert names(root)[0] == "a.md"
+
+
+def test_a_root_that_is_a_link_itself_is_followed(tmp_path: Path) -> None:
+    write(tmp_path, "real/a.md")
+    (tmp_path / "root").symlink_to("real")
+    assert names(tmp_path / "root") == ["a.md"]
+
+
+@pytest.mark.parametrize("target", ["nowhere.md", "broken.md"])
+def test_a_link_that_leads_nowhere_or_to_itself_is_unreadable(tmp_path: Path, target: str) -> None:
+    write(tmp_path, "a.md")
+    (tmp_path / "broken.md").symlink_to(target)
+    rejected = only_rejection(tmp_path)
+    assert (rejected.item, rejected.error_class) == ("broken.md", "unreadable")
+
+
+def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.md")
+    assert only_rejection(tmp_path).error_class == "unreadable"
+
+
+@pytest.mark.parametrize("name", [b"new\nline.md", b"esc\x1b[2J.md", b"latin\xe9.md"])
+def test_a_name_that_cannot_be_an_id_is_refused_and_shown_harmlessly(tmp_path: Path, name: bytes) -> None:
+    with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+        file.write(b"text")
+    rejected = only_rejection(tmp_path)
+    assert rejected.error_class == "bad_id"
+    assert rejected.item.isprintable()
+    rejected.item.encode()
+
+
+def test_folders_nested_deeper_than_an_id_can_be_long_are_refused_not_followed(tmp_path: Path) -> None:
+    deep = tmp_path
+    for _ in range(600):
+        deep = deep / "d"
+        deep.mkdir()
+    write(tmp_path, "a.md")
+    assert names(tmp_path)[0] == "a.md"
+    assert only_rejection(tmp_path).error_class == "bad_id"
+
+
+def test_a_folder_that_may_not_be_entered_is_unreadable_and_the_rest_goes_on(
+    open_folder: Path, as_ordinary_user: AsUser
+) -> None:
+    write(open_folder, "a.md", "closed/b.md", "z.md")
+    (open_folder / "closed").chmod(0)
+    with as_ordinary_user():
+        found = listed(open_folder)
+    (open_folder / "closed").chmod(0o755)
+    rejected = found[1]
+    assert isinstance(rejected, Rejected)
+    assert (rejected.item, rejected.error_class) == ("closed/", "unreadable")
+    assert [one.name for one in found if isinstance(one, Item)] == ["a.md", "z.md"]
+
+
+@pytest.mark.parametrize("what", ["missing", "a file", "closed", "empty", "no match"])
+def test_a_source_that_is_not_there_is_an_error_and_not_an_empty_source(
+    open_folder: Path, as_ordinary_user: AsUser, what: str
+) -> None:
+    root = open_folder / "root"
+    if what == "a file":
+        root.write_text("text")
+    elif what != "missing":
+        root.mkdir(mode=0 if what == "closed" else 0o755)
+    if what == "no match":
+        write(root, "a.txt")
+    with as_ordinary_user(), pytest.raises(PermanentError) as refused:
+        listed(root)
+    message = str(refused.value)
+    assert "handbook" in message
+    assert str(root) in message
+    assert "Cure:" in message
+
+
+def test_a_link_put_in_an_items_place_after_listing_is_not_followed(tmp_path: Path) -> None:
+    write(tmp_path, "root/a.md", "secret.md")
+    [item] = listed(tmp_path / "root")
+    assert isinstance(item, Item)
+    item.path.unlink()
+    item.path.symlink_to(tmp_path / "secret.md")
+    with pytest.raises(OSError, match="symbolic link"):
+        open_item(item)

@@ -1,0 +1,163 @@
+"""Kill -9 anywhere, run again: the same result as if nothing had happened, and nothing bought twice."""
+
+import random
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import embedding_assets
+from embedding_assets_tests.harness import REGIONS, Sandbox, bought_again, killed
+
+COMMIT_POINTS = (
+    "before-part",
+    "after-part",
+    "before-log",
+    "after-log",
+    "before-copy",
+    "after-copy",
+    "after-journal",
+    "pgvector.models",
+    "pgvector.generation.create",
+    "pgvector.generation.created",
+    "pgvector.shard.block",
+    "pgvector.shard.copied",
+    "pgvector.shard.ledger",
+    "pgvector.shard.committed",
+    "pgvector.index.primary_key",
+    "pgvector.index.v1",
+    "pgvector.index.v2",
+    "pgvector.recall.v1",
+    "pgvector.recall.v2",
+    "pgvector.publish.checked",
+    "pgvector.publish.swap",
+    "pgvector.publish.swapped",
+)
+# These two come only where an older generation goes.
+COMMIT_POINTS_OF_A_SECOND_RUN = ("pgvector.generation.dropped", "pgvector.publish.dropped")
+
+RANDOM_KILLS = 50
+SEVERAL_SHARDS = 4_000  # bytes of text a shard
+
+SandboxOf = Callable[[str], Sandbox]
+
+
+@pytest.fixture
+def sandbox_of(tmp_path: Path, new_database: Callable[[], str]) -> SandboxOf:
+    """Sandboxes by name, each with the same forty documents."""
+
+    def make(name: str) -> Sandbox:
+        box = Sandbox(tmp_path / name, {region: new_database() for region in REGIONS})
+        box.write(**{f"chapter{n % 4}__page{n}": page(n) for n in range(40)})
+        return box
+
+    return make
+
+
+def page(number: int) -> str:
+    """A page of a few chunks, some of whose paragraphs stand in other pages too."""
+    paragraphs = [f"Paragraph {number * n % 23} of the handbook tells of item {number % n}. " * 8 for n in range(3, 7)]
+    return f"# Page {number}\n\n" + "\n\n".join(paragraphs)
+
+
+def result(sandbox: Sandbox) -> tuple[dict[str, str], dict[str, list[tuple[Any, ...]]]]:
+    """All that anyone can see of a deployment: every root, and every row of both regions."""
+    return sandbox.roots(), {region: sandbox.rows(region) for region in REGIONS}
+
+
+def undisturbed(sandbox_of: SandboxOf, shard_bytes: int | None = None) -> tuple[Any, float]:
+    """The result of a run that nobody disturbs, and its seconds."""
+    sandbox = sandbox_of("undisturbed")
+    start = time.monotonic()
+    assert not killed(run(sandbox, shard_bytes=shard_bytes))
+    return result(sandbox), time.monotonic() - start
+
+
+def run(sandbox: Sandbox, failpoint: str | None = None, shard_bytes: int | None = None) -> Any:
+    options = {} if shard_bytes is None else {"shard_bytes": shard_bytes}
+    return sandbox.in_another_process(failpoint, **options)
+
+
+def test_every_commit_point_of_the_code_is_in_the_sweep() -> None:
+    code = "".join(path.read_text() for path in Path(embedding_assets.__file__).parent.rglob("*.py"))
+    named = {
+        name.replace("{slot}", slot)
+        for name in re.findall(r'failpoint\(f?"([^"]+)"\)', code)
+        for slot in (("v1", "v2") if "{slot}" in name else ("",))
+    }
+    assert named == {*COMMIT_POINTS, *COMMIT_POINTS_OF_A_SECOND_RUN}
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_any_commit_point_leaves_nothing_that_the_next_run_does_not_mend(sandbox_of: SandboxOf) -> None:
+    expected, _ = undisturbed(sandbox_of)
+    for point in COMMIT_POINTS:
+        hit = 0
+        while True:
+            hit += 1
+            sandbox = sandbox_of(f"{point}-{hit}")
+            if not killed(run(sandbox, f"{point}:{hit}")):
+                break
+            assert not killed(run(sandbox))
+            assert result(sandbox) == expected, f"killed at {point}:{hit}"
+            assert bought_again(sandbox) == [], f"killed at {point}:{hit}"
+        assert hit > 1, f"{point} was never reached"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", COMMIT_POINTS_OF_A_SECOND_RUN)
+def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_of: SandboxOf, point: str) -> None:
+    expected, _ = undisturbed(sandbox_of)
+    sandbox = sandbox_of(point)
+    sandbox.write(extra="# Extra\n\nOne page more, for now.")
+    # An unfinished generation of a state that is gone by the next run, in whichever region comes first.
+    assert killed(run(sandbox, "pgvector.shard.committed"))
+    (sandbox.docs / "extra.md").unlink()
+    if point == "pgvector.publish.dropped":
+        sandbox.write(extra="# Extra\n\nAnother page, for now.")
+        assert not killed(run(sandbox))
+        (sandbox.docs / "extra.md").unlink()
+
+    assert killed(run(sandbox, point))
+    assert not killed(run(sandbox))
+
+    assert result(sandbox) == expected
+    assert bought_again(sandbox) == []
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_come_to_the_undisturbed_result(sandbox_of: SandboxOf) -> None:
+    expected, seconds = undisturbed(sandbox_of, SEVERAL_SHARDS)
+    chance = random.Random(20261121)  # noqa: S311 - reproducible, not secret
+    kills = 0
+    rounds = 0
+    while kills < RANDOM_KILLS:
+        rounds += 1
+        sandbox = sandbox_of(f"random-{rounds}")
+        # Up to five kills a round, each further along, since what was done before stays done.
+        for _ in range(5):
+            process = run(sandbox, shard_bytes=SEVERAL_SHARDS)
+            process.join(chance.uniform(0.1, 1.0) * seconds)
+            if process.exitcode is not None:
+                break
+            process.kill()
+            assert killed(process)
+            kills += 1
+        assert not killed(run(sandbox, shard_bytes=SEVERAL_SHARDS))
+        assert result(sandbox) == expected, f"round {rounds}"
+        assert bought_again(sandbox) == [], f"round {rounds}"
+
+
+def test_two_processes_that_materialize_the_same_partitions_leave_one_result(sandbox_of: SandboxOf) -> None:
+    expected, _ = undisturbed(sandbox_of)
+    sandbox = sandbox_of("raced")
+
+    first, second = run(sandbox), run(sandbox)
+
+    assert not killed(first)
+    assert not killed(second)
+    assert result(sandbox) == expected
+    assert bought_again(sandbox) == []
