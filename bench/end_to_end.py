@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,7 @@ class Figures(NamedTuple):
     """One run of a contestant."""
 
     whole_process_seconds: float
+    cpu_seconds: float  # of the whole process; the server's are not in it
     seconds: float  # in process, after the imports
     index_seconds: float  # of these, for building HNSW indexes
     texts_embedded: int  # by the model that all have
@@ -79,7 +81,7 @@ Round = dict[tuple[str, str], Figures]
 
 
 def documents(count: int) -> dict[str, str]:
-    """Texts by id; from the second use of a text on, its paragraphs are numbered, so that they are new, and shuffled."""
+    """Texts by id; from the second use of a text on, its paragraphs are numbered (so they are new) and shuffled."""
     readmes = (package.metadata.json.get("description") for package in metadata.distributions())
     found = {text.strip() for text in (*topics.values(), *readmes) if isinstance(text, str) and len(text) < LONGEST}
     texts = sorted(found - {""})
@@ -153,12 +155,18 @@ def contestants(folder: Path, documents_file: Path, peers_python: Path) -> list[
     ]
 
 
+def children_cpu_seconds() -> float:
+    """CPU seconds of all ended child processes so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def run(contestant: Contestant, folder: Path) -> Figures:
     """One run, and the rows that are there afterwards."""
     dsn = embedded.dsn(folder, contestant.database)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("CHECKPOINT")  # what the one before left to be written is not this one's
-    begin = time.perf_counter()
+    begin, cpu = time.perf_counter(), children_cpu_seconds()
     done = subprocess.run(  # noqa: S603
         contestant.command,
         cwd=ROOT,
@@ -168,11 +176,11 @@ def run(contestant: Contestant, folder: Path) -> Figures:
         text=True,
         check=True,
     )
-    whole_process_seconds = time.perf_counter() - begin
+    whole_process_seconds, cpu_seconds = time.perf_counter() - begin, children_cpu_seconds() - cpu
     told = json.loads(done.stdout.splitlines()[-1])
     with psycopg.connect(dsn) as conn:
         counted = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(contestant.table))).fetchone()
-    return Figures(whole_process_seconds, **told, rows=counted[0] if counted else 0)
+    return Figures(whole_process_seconds, cpu_seconds, **told, rows=counted[0] if counted else 0)
 
 
 def one_round(turn: int, count: int, folder: Path, peers_python: Path) -> Round:
@@ -223,9 +231,10 @@ def rows_of(rounds: list[Round], count: int) -> list[dict[str, object]]:
                     "run": f"{what} ({count:,} documents)",
                     "of": name,
                     "whole-process s": round(median(found.whole_process_seconds for found in theirs), 2),
-                    "× ours": round(median(whole for whole, _ in ratios), 2),
+                    "whole-process × ours": round(median(whole for whole, _ in ratios), 2),
+                    "CPU s": round(median(found.cpu_seconds for found in theirs), 2),
                     "in-process s": round(median(found.seconds for found in theirs), 2),
-                    "× ours ": round(median(inside for _, inside in ratios), 2),
+                    "in-process × ours": round(median(inside for _, inside in ratios), 2),
                     "HNSW s": round(median(found.index_seconds for found in theirs), 2),
                     "texts embedded": round(median(found.texts_embedded for found in theirs)),
                     "rows": theirs[-1].rows,

@@ -1,5 +1,7 @@
-"""Ours, run as the peers' scripts are: `python -m bench.ours HOME CONFIG` does what `embedding-assets materialize` does,
-and prints what that took as JSON."""
+"""Ours, run as the peers' scripts are: `python -m bench.ours HOME CONFIG`.
+
+Does what `embedding-assets materialize` does, and prints what that took as JSON.
+"""
 
 import json
 import sys

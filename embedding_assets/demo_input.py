@@ -35,7 +35,9 @@ def _packages() -> list[str]:
             "name": name,
             "version": about["Version"],
             "summary": about.get("Summary"),
-            "license": (about.get("License-Expression") or about.get("License") or "")[:80] or None,
+            # Some put the whole licence there: its first line names it.
+            "license": (about.get("License-Expression") or about.get("License") or "").strip().split("\n")[0][:80]
+            or None,
             "description": description,
         }
         found.setdefault(name, json.dumps({k: v for k, v in entry.items() if v is not None}, ensure_ascii=True) + "\n")

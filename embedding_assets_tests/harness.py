@@ -51,10 +51,7 @@ class Sandbox:
     def deployment(self) -> Deployment:
         settings = {
             "primary_region": "us-east-1",
-            "regions": {
-                region: {"store": self._store(region), "database": self.dsns[region]}
-                for region in REGIONS
-            },
+            "regions": {region: {"store": self._store(region), "database": self.dsns[region]} for region in REGIONS},
             "models": {
                 "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
                 "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},

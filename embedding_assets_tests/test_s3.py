@@ -20,9 +20,7 @@ def in_s3(tmp_path: Path, new_database: Callable[[], str], bucket: str) -> Sandb
 def objects(sandbox: Sandbox) -> dict[str, list[Entry]]:
     """What lies in each region's store, and since when."""
     stores = {region: sandbox.deployment.store(region) for region in REGIONS}
-    return {
-        region: sorted([*store.entries("parts"), *store.entries("snapshots")]) for region, store in stores.items()
-    }
+    return {region: sorted([*store.entries("parts"), *store.entries("snapshots")]) for region, store in stores.items()}
 
 
 def test_documents_become_searchable_through_s3(in_s3: Sandbox) -> None:
@@ -50,9 +48,7 @@ def test_s3_and_folders_hold_the_same_snapshots(in_s3: Sandbox, sandbox: Sandbox
     assert in_s3.roots() == sandbox.roots()
 
 
-def test_credentials_that_are_missing_are_named_with_the_cure(
-    in_s3: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credentials_that_are_missing_are_named_with_the_cure(in_s3: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -21,8 +21,8 @@ def interpreter(home: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True, stdout=sys.stderr)  # noqa: S603
     # Without looking for dependencies: the pins are the whole tree, and wordllama would bring what only its code needs.
-    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", PINS]
-    subprocess.run([python, *install], check=True, stdout=sys.stderr)  # noqa: S603
+    install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "-r", str(PINS)]
+    subprocess.run([str(python), *install], check=True, stdout=sys.stderr)  # noqa: S603
     made_of.write_text(wanted)
     return python
 
@@ -30,4 +30,4 @@ def interpreter(home: Path) -> Path:
 def pins() -> dict[str, str]:
     """Name to version of the peers themselves: the first block of peers.txt."""
     block = PINS.read_text().split("# the peers\n")[1].split("\n\n")[0]
-    return dict(line.split("==") for line in block.splitlines())  # type: ignore[misc]
+    return {name: version for name, _, version in (line.partition("==") for line in block.splitlines())}

@@ -184,8 +184,9 @@ class _Cutter:
         earliest = max(self.tokens.reach_back(before.end, budget), before.start + 1)
         if self.outside_code(earliest) < earliest:
             earliest = int(self.kept_ends[self.kept_ends.searchsorted(earliest, "right")])
+        word = int(self.layout.starts.searchsorted(earliest, "left"))
         for boundary in (self.sentences, self.boundaries[LINE], self.layout.ends):
-            i = int(boundary.searchsorted(earliest, "left"))
+            i = int(boundary.searchsorted(self.layout.ends[word - 1], "left"))
             if i < len(boundary) and boundary[i] < before.end:
                 start = int(self.layout.starts[self.layout.starts.searchsorted(boundary[i], "left")])
                 return fresh if self.crowds_out(start, fresh) else start

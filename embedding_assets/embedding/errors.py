@@ -102,7 +102,7 @@ class RequestError(Exception):
         self.message = message
         self.told_wait = told_wait  # seconds
         self.quota = quota
-        self.sent_at = 0.0  # when the request left, on the event loop's clock
+        self.sent_at = 0.0  # when the request left (time.monotonic)
 
 
 class ProviderDown(TransientError):

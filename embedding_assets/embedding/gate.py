@@ -1,11 +1,13 @@
 """The gate every request passes: quotas, concurrency, the pauses a provider asks for, and the circuit breaker.
 
-All state lives on the event loop's thread. Requests leave in the order in which they came.
+All state lives on the event loop's thread. Requests leave in the order in which they came. The clock is the system's:
+uvloop's own stands still while a callback runs.
 """
 
 import asyncio
 import contextlib
 import random
+import time
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -50,22 +52,22 @@ class Ticket(NamedTuple):
 class Gate:
     """Lets requests out: at most `window` at once, within the quotas, and none while paused or broken.
 
-    The window opens as TCP's does: one more for each answer until the first cut, then one more each round; it is
-    halved by a throttled or failed request, once for all those in flight together.
+    The window opens from one as TCP's does: one more for each answer until the first cut, then one more each round; it
+    is halved by a throttled or failed request, once for all those in flight together. So a wrong setting costs one
+    request, and the provider learns alone what its endpoint can do.
     """
 
     def __init__(
         self, requests_per_minute: float | None, tokens_per_minute: float | None, max_in_flight: int, patience: Patience
     ) -> None:
         self._patience = patience
-        self._time = asyncio.get_running_loop().time
-        now = self._time()
+        now = time.monotonic()
         self._requests = Bucket(requests_per_minute, now) if requests_per_minute else None
         self._tokens = Bucket(tokens_per_minute, now) if tokens_per_minute else None
         self._max_in_flight = max_in_flight
         self._turn = asyncio.Lock()
         self._moved = asyncio.Event()  # something changed that the request at the head waits for
-        self.window = min(8.0, float(max_in_flight))
+        self.window = 1.0
         self._slow_start = True
         self._cut_at = 0  # requests sent before the last cut
         self.in_flight = 0
@@ -112,14 +114,14 @@ class Gate:
 
     def pause(self) -> float:
         """Seconds left of the time the provider asked for; not above 0 where there are none."""
-        return self._paused_until - self._time()
+        return self._paused_until - time.monotonic()
 
     def _wait(self, tokens: int) -> float:
         if self.stopped is not None:
             raise self.stopped
         if self.broken or self.in_flight >= (1 if self._pauses else int(self.window)):
             return float("inf")
-        now = self._time()
+        now = time.monotonic()
         return max(
             self.pause(),
             self._requests.wait(1, now) if self._requests else 0.0,
@@ -127,7 +129,7 @@ class Gate:
         )
 
     def _leave(self, tokens: int) -> Ticket:
-        now = self._time()
+        now = time.monotonic()
         if self._requests:
             self._requests.take(1, now)
         if self._tokens:
@@ -143,7 +145,7 @@ class Gate:
         self._moved.set()
         if quota is None:
             return
-        now = self._time()
+        now = time.monotonic()
         # What left after this request may not be counted in its answer yet.
         left_requests = (quota.requests, quota.requests_reset_seconds, self._sent - ticket.number, self._requests)
         left_tokens = (quota.tokens, quota.tokens_reset_seconds, self._sent_tokens - ticket.tokens_before, self._tokens)
@@ -155,7 +157,7 @@ class Gate:
 
     def succeeded(self, ticket: Ticket, tokens: int) -> None:
         """A sound answer that cost `tokens` by the provider's own count (0: it does not say)."""
-        now = self._time()
+        now = time.monotonic()
         self.succeeded_at = now
         self._failures = 0
         self._storm_since = None
@@ -172,7 +174,7 @@ class Gate:
 
     def throttled(self, ticket: Ticket, told: float | None) -> None:
         """Nothing leaves until the time told. Raises `ProviderDown` where waiting is not this process's to do."""
-        now = self._time()
+        now = time.monotonic()
         patience = self._patience
         self._cut(ticket)
         if told is not None and told > patience.longest_told_seconds:
@@ -201,7 +203,7 @@ class Gate:
         self._failures += 1
         if told is not None:
             wait = min(told, self._patience.longest_told_seconds)
-            self._paused_until = max(self._paused_until, self._time() + wait)
+            self._paused_until = max(self._paused_until, time.monotonic() + wait)
         if self._failures >= self._patience.breaker_failures and not self.broken:
             self.broken = True
             return True

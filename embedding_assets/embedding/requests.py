@@ -7,6 +7,7 @@ Each batch is one task that ends when each of its texts is delivered or buried. 
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Coroutine
 from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
@@ -148,7 +149,7 @@ class Requests:
         of a refused batch are sent, and a pair asks the canary only when both of it are refused.
         """
         patience = self._patience
-        began = self._loop.time()
+        began = time.monotonic()
         blamed = 0
         while True:
             try:
@@ -285,7 +286,7 @@ class Requests:
         finally:
             gate.returned(ticket, quota)
         gate.succeeded(ticket, answer.tokens)
-        counts.latencies.add(self._loop.time() - ticket.at)
+        counts.latencies.add(time.monotonic() - ticket.at)
         counts.tokens += answer.tokens or ours
         counts.truncated += answer.truncated
         return answer.vectors, sound

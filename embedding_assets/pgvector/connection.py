@@ -34,7 +34,8 @@ SWAP_LOCK_TIMEOUT: Final = "500ms"
 SWAP_ATTEMPTS: Final = 20
 _LONGEST_PAUSE: Final = 5.0
 
-# Beginnings of SQLSTATE: what an operator must set right. Every other OperationalError may pass: network, restart, disk full, lock, limit.
+# Beginnings of SQLSTATE that an operator must set right. Every other OperationalError may pass: network, restart, disk
+# full, lock, limit.
 _PERMANENT_STATES: Final = ("28", "3D", "42", "55000")
 _PERMANENT_TEXTS: Final = (
     "authentication failed",

@@ -5,8 +5,8 @@ Publishing is another module's work.
 """
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, NamedTuple
 
 from psycopg import sql
@@ -14,9 +14,10 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, Block, encode
+from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.schema import bound_dimensions, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows, check_aligned, dimensions_of
+from embedding_assets.pgvector.shards import ReadShard, ShardRef, check_aligned, dimensions_of
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def load_generation(
 
     Nothing is written where the published generation was loaded from `target_root`, or the shard is in the ledger.
     Unfinished generations of other roots are dropped. A second loader of the same source waits and finds the work done.
-    `read_shard` is called in a thread of its own, one shard ahead.
+    `read_shard` is called in a thread of its own, one shard ahead: two shards are in memory.
 
     Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit.
     """
@@ -83,19 +84,15 @@ def load_generation(
             return Loaded(generation, all_rows, len(shards), 0, 0, 0)
         done = _ledger(conn, generation)
         missing = [ref for ref in shards if done.get(ref.shard) != ref.key]
+        missing_rows = sum(ref.rows for ref in missing)
         if missing:
             _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
         rows_written, bytes_written = 0, 0
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-shard") as reader:
-            ahead = reader.submit(read_shard, missing[0]) if missing else None
-            for index, ref in enumerate(missing):
-                assert ahead is not None
-                rows = ahead.result()
-                ahead = reader.submit(read_shard, missing[index + 1]) if index + 1 < len(missing) else None
-                bytes_written += _load_shard(conn, generation, ref, rows, dimensions)
-                rows_written += ref.rows
-                in_table = len(shards) - len(missing) + index + 1
-                progress(LoadProgress(in_table, len(shards), all_rows - _rows(missing[index + 1 :]), all_rows))
+        for shard in _encoded_ahead(source, missing, read_shard, dimensions):
+            rows_written += shard.ref.rows
+            bytes_written += _load_shard(conn, generation, shard, durable=shard.ref is missing[-1])
+            in_table = len(shards) - len(missing) + missing.index(shard.ref) + 1
+            progress(LoadProgress(in_table, len(shards), all_rows - missing_rows + rows_written, all_rows))
         return Loaded(generation, all_rows, len(shards), rows_written, len(missing), bytes_written)
 
 
@@ -174,29 +171,53 @@ def _ledger(conn: Connection, generation: Generation) -> dict[int, str]:
     return dict(rows.fetchall())
 
 
-def _load_shard(
-    conn: Connection, generation: Generation, ref: ShardRef, rows: ShardRows, dimensions: tuple[int, int]
-) -> int:
-    """Copy a shard's rows and its ledger row in one transaction; returns the bytes sent."""
+class _Encoded(NamedTuple):
+    ref: ShardRef
+    blocks: list[Block]
+    fingerprint: Fingerprint
+
+
+def _encoded_ahead(
+    source: str, refs: Sequence[ShardRef], read_shard: ReadShard, dimensions: tuple[int, int]
+) -> Iterator[_Encoded]:
+    """Shards ready to be sent, the next one read and encoded in a thread while the server takes the present one."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-shard") as reader:
+        ahead: Future[_Encoded] | None = None
+        for ref, following in zip(refs, [*refs[1:], None], strict=True):
+            ready = (ahead or reader.submit(_encode, source, ref, read_shard, dimensions)).result()
+            ahead = following and reader.submit(_encode, source, following, read_shard, dimensions)
+            yield ready
+
+
+def _encode(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple[int, int]) -> _Encoded:
+    rows = read_shard(ref)
     check_aligned(rows, ref)
     if (found := (dimensions_of(rows.v1), dimensions_of(rows.v2))) != dimensions:
         raise PermanentError(
-            f"source {generation.source!r}, shard {ref.shard}: its vectors have {found} dimensions (v1, v2) where this "
+            f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions (v1, v2) where this "
             f"database's models have {dimensions}; materialize the embeddings of this source with the models as bound"
         )
+    blocks = list(encode(rows, ref.shard))
+    return _Encoded(ref, blocks, fingerprint.of_blocks(blocks))
+
+
+def _load_shard(conn: Connection, generation: Generation, shard: _Encoded, *, durable: bool) -> int:
+    """Copy a shard's rows and its ledger row in one transaction; returns the bytes sent.
+
+    Not waiting for the disk at each shard loses nothing: a crash of the server takes rows and ledger row together. The
+    last one is `durable`, and with it all that were committed before.
+    """
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
         generation_table(generation.id), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
     )
-    sent, total = len(HEADER) + len(TRAILER), 0
+    sent = len(HEADER) + len(TRAILER)
     with conn.transaction():
-        # Not waiting for the disk at each shard loses nothing: a crash of the server takes rows and ledger row
-        # together, and publishing waits for all that came before it.
-        conn.execute("SET LOCAL synchronous_commit = off")
+        if not durable:
+            conn.execute("SET LOCAL synchronous_commit = off")
         with conn.cursor().copy(statement) as copy:
             copy.write(HEADER)
-            for block in encode(rows, ref.shard):
+            for block in shard.blocks:
                 copy.write(block.data)
-                total += fingerprint.sum_of(block)
                 sent += len(block.data)
                 failpoint("pgvector.shard.block")
             copy.write(TRAILER)
@@ -206,12 +227,8 @@ def _load_shard(
             INSERT INTO embedding_assets.ledger (generation, shard, key, rows, fingerprint)
             VALUES (%s, %s, %s, %s, %s)
             """,
-            [generation.id, ref.shard, ref.key, ref.rows, fingerprint.digest_of(total)],
+            [generation.id, *shard.ref, shard.fingerprint.digest],
         )
         failpoint("pgvector.shard.ledger")
     failpoint("pgvector.shard.committed")
     return sent
-
-
-def _rows(refs: Sequence[ShardRef]) -> int:
-    return sum(ref.rows for ref in refs)

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from embedding_assets.snapshots.keys import document_bucket
 from embedding_assets.sources.documents import Document, Rejected
@@ -18,12 +18,18 @@ _SCHEMA = """
 create table if not exists about (name text primary key, value text not null);
 create table if not exists items (name text primary key, size integer, modified_ns integer, looked_ns integer);
 create table if not exists documents (
-    item text, position integer, line integer, document_id text not null, bucket integer not null, content_hash blob not null,
-    bytes integer not null, text text, metadata text, primary key (item, position)
+    item text, position integer, line integer, document_id text not null, bucket integer not null,
+    content_hash blob not null, bytes integer not null, text text, metadata text, primary key (item, position)
 ) without rowid;
 create index if not exists documents_by_id on documents (document_id, item, position);
+create index if not exists documents_by_bucket on documents (bucket);
 create table if not exists rejected (item text, position integer, document_id text, entry text not null);
+create index if not exists rejected_by_item on rejected (item);
+create table if not exists refused (item text, entry text not null);
+create temporary table listed (name text primary key) without rowid;
 """
+
+_OF_AN_ITEM: Final = (("items", "name"), ("documents", "item"), ("rejected", "item"))
 
 # A document is the first of its id, by item and then line: the others of that id are rejected as doubled.
 _WINNERS = """
@@ -58,9 +64,29 @@ class Catalog:
         if about == {"reader": reader, "root": root}:
             return
         with self._db:
-            for table in ("about", "items", "documents", "rejected"):
-                self._db.execute(f"delete from {table}")  # noqa: S608 - the four names above
+            for table in ("about", "items", "documents", "rejected", "refused"):
+                self._db.execute(f"delete from {table}")  # noqa: S608 - the five names above
             self._db.executemany("insert into about values (?, ?)", [("reader", reader), ("root", root)])
+
+    def begin_listing(self) -> None:
+        """Nothing is listed or refused so far."""
+        with self._db:
+            self._db.execute("delete from listed")
+            self._db.execute("delete from refused")
+
+    def list_item(self, name: str) -> None:
+        """Note that the source lists an item."""
+        self._db.execute("insert into listed values (?)", (name,))
+
+    def refuse(self, thing: Rejected) -> None:
+        """Note what the listing itself had to refuse."""
+        self._db.execute("insert into refused values (?, ?)", (thing.item, json.dumps(thing.as_json())))
+
+    def end_listing(self) -> None:
+        """Forget every item that is no longer listed."""
+        with self._db:
+            for table, column in _OF_AN_ITEM:
+                self._db.execute(f"delete from {table} where {column} not in (select name from listed)")  # noqa: S608
 
     def unchanged(self, name: str, size: int, modified_ns: int) -> bool:
         """Whether an item looks as it did when it was read."""
@@ -97,22 +123,18 @@ class Catalog:
             if readable:
                 self._db.execute("insert into items values (?, ?, ?, ?)", (name, size, modified_ns, looked_ns))
 
-    def keep_only(self, names: set[str], unlisted: Iterable[Rejected]) -> None:
-        """Forget items that are no longer listed, and note what the listing itself had to refuse."""
-        known = {name for (name,) in self._db.execute("select item from documents union select item from rejected")}
-        with self._db:
-            for name in known - names:
-                self._forget(name)
-            for thing in unlisted:
-                self._reject(thing)
-
     def totals(self) -> tuple[int, int]:
         """(documents, bytes of text) of the source."""
         return tuple(self._db.execute(f"select count(*), coalesce(sum(d.bytes), 0) {_WINNERS}").fetchone())
 
     def rejected(self) -> Iterator[str]:
         """Every rejected thing as JSON, by item and position."""
-        rows = self._db.execute("select entry from rejected order by item, position, document_id, entry")
+        rows = self._db.execute(
+            """select entry from (
+                   select item, position, document_id, entry from rejected
+                   union all select item, null, null, entry from refused)
+               order by item, position, document_id, entry"""
+        )
         return (entry for (entry,) in rows)
 
     def doubled(self) -> Iterator[tuple[str, int | None, str, str]]:
@@ -158,7 +180,7 @@ class Catalog:
             self._db.execute("update about set value = ? where name = 'root'", (root,))
 
     def _forget(self, name: str) -> None:
-        for table, column in (("items", "name"), ("documents", "item"), ("rejected", "item")):
+        for table, column in _OF_AN_ITEM:
             self._db.execute(f"delete from {table} where {column} = ?", (name,))  # noqa: S608 - the names above
 
     def _reject(self, thing: Rejected) -> None:
@@ -174,5 +196,7 @@ def open_catalog(path: Path) -> Iterator[Catalog]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("pragma journal_mode = wal")
+        # A power cut may cost the last items, which are read again; waiting for the disk at each of 10,000 took 50 s.
+        connection.execute("pragma synchronous = normal")
         connection.executescript(_SCHEMA)
         yield Catalog(connection)

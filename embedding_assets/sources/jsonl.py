@@ -86,7 +86,7 @@ class JsonlReader:
                     if read is not None:
                         yield read
         except (OSError, EOFError, zlib.error) as error:
-            # What was unpacked before the damage stands: its lines were whole.
+            # The lines before stand. Where bytes were turned over, some may hold nonsense: gzip's checksum comes last.
             yield unreadable(error, source=self.source, item=item, position=position + 1)
 
     def _document(self, item: Item, position: int, line: bytes) -> Document | Rejected | None:

@@ -117,20 +117,20 @@ def _snapshot(
 
 def _look(reader: Reader, catalog: Catalog, on_item: Callable[[int], None]) -> tuple[int, int]:
     """Bring the catalog in step with the source: (items listed, items read)."""
-    names: set[str] = set()
-    refused: list[Rejected] = []
-    read = 0
+    listed = read = 0
+    catalog.begin_listing()
     for item in reader.list_items():
         if isinstance(item, Rejected):
-            refused.append(item)
+            catalog.refuse(item)
             continue
-        names.add(item.name)
+        listed += 1
+        catalog.list_item(item.name)
         if not catalog.unchanged(item.name, item.size, item.modified_ns):
             catalog.replace(item.name, item.size, item.modified_ns, time.time_ns(), reader.read_item(item))
             read += 1
             on_item(read)
-    catalog.keep_only(names, refused)
-    return len(names), read
+    catalog.end_listing()
+    return listed, read
 
 
 def _guard(source: str, previous: Snapshot | None, documents: int, max_deleted: float, allow_deletes: bool) -> None:

@@ -23,6 +23,12 @@ def on_a_gate(
     asyncio.run(run())
 
 
+async def opened(gate: Gate, window: int) -> None:
+    """Answers come until the window is that wide."""
+    while gate.window < window:
+        succeed(gate, await enter(gate, 1))
+
+
 async def enter(gate: Gate, n: int) -> list[Ticket]:
     return [await gate.enter(1) for _ in range(n)]
 
@@ -46,17 +52,16 @@ async def is_closed(gate: Gate) -> bool:
 
 def test_the_window_doubles_each_round_up_to_its_most() -> None:
     async def behaviour(gate: Gate) -> None:
-        assert gate.window == 8
-        succeed(gate, await enter(gate, 8))
-        assert gate.window == 16
-        succeed(gate, await enter(gate, 16))
-        assert gate.window == 16
+        for window in (1, 2, 4, 8, 16, 16):
+            assert gate.window == window
+            succeed(gate, await enter(gate, window))
 
     on_a_gate(behaviour)
 
 
 def test_the_window_is_halved_once_for_all_in_flight_together_and_opens_by_one_a_round() -> None:
     async def behaviour(gate: Gate) -> None:
+        await opened(gate, 8)
         for ticket in await enter(gate, 8):
             gate.throttled(ticket, 0.01)
             gate.returned(ticket, None)
@@ -70,6 +75,7 @@ def test_the_window_is_halved_once_for_all_in_flight_together_and_opens_by_one_a
 
 def test_after_a_429_one_request_goes_alone_until_it_gets_through() -> None:
     async def behaviour(gate: Gate) -> None:
+        await opened(gate, 4)
         first, *others = await enter(gate, 4)
         gate.throttled(first, 0.02)
         gate.returned(first, None)
@@ -85,6 +91,7 @@ def test_after_a_429_one_request_goes_alone_until_it_gets_through() -> None:
 
 def test_failures_in_a_row_open_the_breaker_and_a_success_between_does_not() -> None:
     async def behaviour(gate: Gate) -> None:
+        await opened(gate, 8)
         tickets = await enter(gate, 8)
         assert [gate.failed(ticket, None) for ticket in tickets[:4]] == [False] * 4
         succeed(gate, tickets[4:5])
@@ -124,6 +131,7 @@ def test_an_empty_quota_in_the_headers_holds_the_next_request_back() -> None:
 
 def test_what_left_after_an_answer_was_counted_is_not_in_its_headers() -> None:
     async def behaviour(gate: Gate) -> None:
+        await opened(gate, 5)
         first, *_ = await enter(gate, 5)
         gate.returned(first, Quota(requests=4))  # and four have left since
         assert await is_closed(gate)
@@ -133,7 +141,7 @@ def test_what_left_after_an_answer_was_counted_is_not_in_its_headers() -> None:
 
 def test_a_stopped_gate_meets_everyone_with_its_error_and_the_permanent_one_first() -> None:
     async def behaviour(gate: Gate) -> None:
-        await enter(gate, 8)
+        await enter(gate, 1)
         waiting = [asyncio.create_task(gate.enter(1)) for _ in range(3)]
         sleeping = asyncio.create_task(gate.sleep(60))
         await asyncio.sleep(0)

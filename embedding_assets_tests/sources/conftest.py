@@ -16,6 +16,8 @@ def open_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="embedding-assets-"))
     folder.chmod(0o755)
     yield folder
+    for below in folder.iterdir():
+        below.chmod(0o755)  # a test may have closed it
     shutil.rmtree(folder)
 
 

@@ -47,7 +47,7 @@ values = st.recursive(
 objects = st.dictionaries(keys, values, max_size=8)
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(value=objects)
 def test_postgres_prints_every_object_letter_for_letter_the_same(
     server: psycopg.Connection[Any], value: dict[str, object]

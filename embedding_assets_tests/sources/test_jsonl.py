@@ -187,12 +187,13 @@ def damaged(packed: bytes, how: str) -> bytes:
 def test_a_damaged_packed_file_keeps_the_documents_before_the_damage(tmp_path: Path, how: str) -> None:
     lines = [b'{"id": %d, "body": "%s"}' % (number, os.urandom(500).hex().encode()) for number in range(1_000)]
     found = read(tmp_path / "t.jsonl.gz", damaged(gzip.compress(b"\n".join(lines)), how))
-    *documents, rejected = found
+    *before, rejected = found
     assert isinstance(rejected, Rejected)
-    assert rejected.error_class == "unreadable"
-    assert rejected.position == len(documents) + 1
-    assert len(documents) > 100
-    assert all(isinstance(one, Document) and one.document_id == str(place) for place, one in enumerate(documents))
+    assert (rejected.error_class, rejected.position) == ("unreadable", len(before) + 1)
+    # The damage is in the middle. Turned bytes may unpack to something until the checksum at the end tells.
+    first = before[:400]
+    assert [one.document_id for one in first] == [str(number) for number in range(400)]
+    assert all(isinstance(one, Document) for one in first)
 
 
 def test_a_file_that_is_not_packed_at_all_is_unreadable(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """The stand-in's server: `/v1/embeddings` with quotas, latency and faults by script; `/admin/…` for the tests.
 
-`POST /admin/reset` with `Settings`, `POST /admin/faults` with a list of `Fault`s, `GET /admin/log`.
+`POST /admin/reset` with `Settings`, `POST /admin/faults` with a list of faults, `GET /admin/log`.
 
 A fault is `{"fault": name}` with, as needed: `times` (requests it happens to), `seconds` (from when it was scripted),
-`skip` (requests to let pass first), `match` (a regular expression: only requests that hold a text matching it), and
-the fault's own keys:
+`skip` (requests to let pass first), `delay` (seconds before it happens), `match` (a regular expression: only requests
+that hold a text matching it), and the fault's own keys:
 
 | fault        | what happens                                                                       |
 |--------------|------------------------------------------------------------------------------------|
@@ -201,6 +201,7 @@ async def _respond(
 ) -> web.StreamResponse | None:
     """The answer; None where the connection is gone."""
     kind = fault.get("fault")
+    await asyncio.sleep(fault.get("delay", 0))
     key = request.headers.get("Authorization", "").removeprefix("Bearer ")
     if kind == "revoked" or (state.settings.keys is not None and key not in state.settings.keys):
         return _error(401, f"Incorrect API key provided: {key}.")

@@ -1,0 +1,181 @@
+"""kill -9 of the loader at every step: the old generation serves, and the next run ends as if nothing had happened."""
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+from multiprocessing.context import ForkServerProcess
+
+import psycopg
+import pytest
+
+from embedding_assets.pgvector import index
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.generations import load_generation
+from embedding_assets.pgvector.search import compare
+from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets_tests.pgvector.toy import Toy, bind
+
+# A child that starts with everything imported is there in a blink.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])
+
+OLD, NEW, ABANDONED = Toy(), Toy(edition=1), Toy(edition=2)
+
+FAILPOINTS = [
+    "pgvector.generation.create",
+    "pgvector.generation.created",
+    "pgvector.generation.dropped",
+    "pgvector.shard.block",
+    "pgvector.shard.block:2",
+    "pgvector.shard.copied:2",
+    "pgvector.shard.ledger:3",
+    "pgvector.shard.committed",
+    "pgvector.shard.committed:3",
+    "pgvector.index.primary_key",
+    "pgvector.index.v1",
+    "pgvector.recall.v1",
+    "pgvector.index.v2",
+    "pgvector.recall.v2",
+    "pgvector.publish.checked",
+    "pgvector.publish.swap",
+    "pgvector.publish.swapped",
+    "pgvector.publish.dropped",
+]
+
+
+def run(dsn: str, toy: Toy, failpoint: str | None) -> None:
+    """The whole way, in a process of its own."""
+    if failpoint is not None:
+        os.environ[VARIABLE] = failpoint
+    index._SAMPLES = 5  # type: ignore[misc]
+    with connect(dsn) as conn:
+        toy.publish_to(conn)
+
+
+def start(dsn: str, toy: Toy, failpoint: str | None = None) -> ForkServerProcess:
+    process = FORKS.Process(target=run, args=(dsn, toy, failpoint))
+    process.start()
+    return process
+
+
+@pytest.fixture
+def serving(database: str) -> str:
+    """A database that serves the old edition, and holds an unfinished table of another."""
+    with connect(database) as conn:
+        bind(conn)
+        OLD.publish_to(conn)
+        load_generation(conn, ABANDONED.name, ABANDONED.root, ABANDONED.refs[:1], ABANDONED.read)
+    return database
+
+
+def editions(conn: Connection) -> list[tuple[str, int]]:
+    rows = conn.execute("SELECT split_part(content, ',', 1), count(*) FROM live_chunks GROUP BY 1 ORDER BY 1")
+    return [(edition, count) for edition, count in rows]
+
+
+def assert_as_undisturbed(conn: Connection, toy: Toy) -> None:
+    assert compare(conn, toy.name, toy.refs, toy.fingerprint_of) == []
+    assert conn.execute("SELECT state, target_root FROM embedding_assets.generations").fetchall() == [
+        ("published", toy.root)
+    ]
+    assert conn.execute(
+        "SELECT count(*) FROM pg_class WHERE relname ~ '^generation_[0-9]+$' AND relkind = 'r'"
+    ).fetchone() == (1,)
+    assert conn.execute("SELECT shard, key FROM embedding_assets.ledger ORDER BY shard").fetchall() == [
+        (ref.shard, ref.key) for ref in toy.refs
+    ]
+
+
+@pytest.mark.parametrize("failpoint", FAILPOINTS)
+def test_a_killed_load_leaves_the_old_generation_serving_and_the_next_run_finishes(
+    serving: str, failpoint: str
+) -> None:
+    process = start(serving, NEW, failpoint)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, f"{failpoint} was never reached"
+
+    with connect(serving) as conn:
+        swapped = failpoint in ("pgvector.publish.swapped", "pgvector.publish.dropped")
+        assert editions(conn) == [("edition 1" if swapped else "edition 0", 120)]
+        NEW.publish_to(conn)
+        assert_as_undisturbed(conn, NEW)
+
+
+def test_shards_that_were_committed_before_a_kill_are_not_loaded_again(serving: str) -> None:
+    process = start(serving, NEW, "pgvector.shard.committed:2")
+    process.join()
+
+    with connect(serving) as conn:
+        loaded = load_generation(conn, NEW.name, NEW.root, NEW.refs, NEW.read)
+
+    assert (loaded.shards_written, loaded.rows_written) == (1, 40)
+
+
+def test_a_source_may_change_between_a_kill_and_the_next_run(serving: str) -> None:
+    start(serving, NEW, "pgvector.index.v1").join()
+    newer = NEW.edited().edited()
+
+    with connect(serving) as conn:
+        newer.publish_to(conn)
+        assert_as_undisturbed(conn, newer)
+
+
+def test_a_kill_after_the_models_were_bound_does_no_harm(database: str) -> None:
+    process = FORKS.Process(target=bind_and_die, args=(database,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+    with connect(database) as conn:
+        bind(conn)
+        NEW.publish_to(conn)
+        assert_as_undisturbed(conn, NEW)
+
+
+def bind_and_die(dsn: str) -> None:
+    os.environ[VARIABLE] = "pgvector.models"
+    with connect(dsn) as conn:
+        bind(conn)
+
+
+def test_two_processes_that_load_the_same_source_give_one_result(serving: str) -> None:
+    processes = [start(serving, NEW) for _ in range(2)]
+    for process in processes:
+        process.join()
+
+    assert [process.exitcode for process in processes] == [0, 0]
+    with connect(serving) as conn:
+        assert_as_undisturbed(conn, NEW)
+
+
+def test_a_killed_holder_of_the_lock_does_not_keep_the_next_run_waiting(serving: str) -> None:
+    """The lock lives in the session: it goes with the process, not with a timeout."""
+    holder = start(serving, NEW, "pgvector.shard.copied")
+    holder.join()
+
+    with connect(serving) as conn:
+        conn.execute("SET lock_timeout = '5s'")
+        NEW.publish_to(conn)
+        assert_as_undisturbed(conn, NEW)
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_does_no_harm(serving: str) -> None:
+    """Thirty kills, each at a random moment of a run of about half a second."""
+    chance = random.Random(2)
+    toy, serving_now = NEW, OLD
+    for _ in range(30):
+        process = start(serving, toy)
+        timer = threading.Timer(chance.uniform(0.0, 1.0), process.kill)
+        timer.start()
+        process.join()
+        timer.cancel()
+        with psycopg.connect(serving, autocommit=True) as conn:
+            found = editions(conn)
+        assert found in ([(f"edition {serving_now.edition}", 120)], [(f"edition {toy.edition}", 120)])
+        with connect(serving) as conn:
+            toy.publish_to(conn)
+            assert_as_undisturbed(conn, toy)
+        toy, serving_now = toy.edited(), toy

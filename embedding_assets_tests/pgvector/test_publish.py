@@ -1,0 +1,174 @@
+"""Publishing: the new generation takes the old one's place in one moment, or not at all."""
+
+import threading
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.pgvector import connection
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.generations import load_generation, published_generation
+from embedding_assets.pgvector.index import build_indexes, vector_literal
+from embedding_assets.pgvector.publish import publish
+from embedding_assets.pgvector.search import compare
+from embedding_assets_tests.pgvector.toy import Toy, row
+
+READERS = 8
+
+
+def prepare(conn: Connection, toy: Toy) -> None:
+    load_generation(conn, toy.name, toy.root, toy.refs, toy.read)
+    build_indexes(conn, toy.name, toy.root)
+
+
+def editions(conn: Connection) -> list[str]:
+    rows = conn.execute("SELECT DISTINCT split_part(content, ',', 1) FROM live_chunks ORDER BY 1")
+    return [edition for (edition,) in rows]
+
+
+def tables(conn: Connection) -> list[str]:
+    rows = conn.execute(
+        "SELECT relname FROM pg_class WHERE relname ~ '^generation_[0-9]+$' AND relkind = 'r' ORDER BY oid"
+    )
+    return [name for (name,) in rows]
+
+
+def test_the_new_generation_replaces_the_old_one_which_is_dropped(region: Connection) -> None:
+    old = Toy()
+    old.publish_to(region)
+
+    old.edited().publish_to(region)
+
+    assert editions(region) == ["edition 1"]
+    assert tables(region) == ["generation_2"]
+    assert region.execute("SELECT count(*) FROM embedding_assets.ledger").fetchone() == (3,)
+
+
+def test_publishing_twice_does_nothing_the_second_time(region: Connection) -> None:
+    toy = Toy()
+    first = toy.publish_to(region)
+    at = region.execute("SELECT published_at FROM embedding_assets.generations").fetchone()
+
+    assert publish(region, toy.name, toy.root, toy.refs) == first
+    assert region.execute("SELECT published_at FROM embedding_assets.generations").fetchone() == at
+
+
+def change_content(conn: Connection) -> None:
+    conn.execute("UPDATE embedding_assets.generation_2 SET content = 'another' WHERE shard = 1 AND ordinal = 0")
+
+
+def lose_rows(conn: Connection) -> None:
+    conn.execute("DELETE FROM embedding_assets.generation_2 WHERE shard = 2 AND ordinal = 0")
+
+
+def lose_ledger_row(conn: Connection) -> None:
+    conn.execute("DELETE FROM embedding_assets.ledger WHERE generation = 2 AND shard = 0")
+
+
+def lose_index(conn: Connection) -> None:
+    conn.execute("DROP INDEX embedding_assets.generation_2_v2")
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (change_content, r"shard 1: 40 rows wanted, 40 sent with fingerprint \w{16}, 40 in the table with \w{16}"),
+        (lose_rows, r"shard 2: 40 rows wanted, 40 sent with fingerprint \w{16}, 30 in the table"),
+        (lose_ledger_row, r"shard 0: loaded from nothing, wanted \w{64}"),
+        (lose_index, "index generation_2_v2 is missing or invalid"),
+    ],
+)
+def test_a_table_that_is_not_what_was_sent_is_never_published(
+    region: Connection, damage: Callable[[Connection], None], told: str
+) -> None:
+    old, new = Toy(), Toy().edited()
+    old.publish_to(region)
+    prepare(region, new)
+    damage(region)
+
+    with pytest.raises(PermanentError, match=told):
+        publish(region, new.name, new.root, new.refs)
+
+    assert editions(region) == ["edition 0"]
+    assert tables(region) == ["generation_1"]
+    new.publish_to(region)
+    assert compare(region, new.name, new.refs, new.fingerprint_of) == []
+
+
+def test_shards_that_the_snapshot_does_not_have_are_never_published(region: Connection) -> None:
+    toy = Toy()
+    prepare(region, toy)
+
+    with pytest.raises(PermanentError, match=r"shard 2: loaded \(\w{64}\), and not in the snapshot"):
+        publish(region, toy.name, toy.root, toy.refs[:2])
+
+
+def test_publishing_what_was_never_loaded_says_what_to_do(region: Connection) -> None:
+    with pytest.raises(PermanentError, match="Materialize pgvector_table for this partition again"):
+        publish(region, "nowhere", "root", [])
+
+
+def test_a_reader_that_never_ends_makes_publishing_give_up_and_the_old_generation_serves(
+    region: Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "SWAP_ATTEMPTS", 2)
+    monkeypatch.setattr(connection, "SWAP_LOCK_TIMEOUT", "50ms")
+    old, new = Toy(), Toy().edited()
+    old.publish_to(region)
+    prepare(region, new)
+
+    with psycopg.connect(database) as reader:
+        reader.execute("SELECT count(*) FROM live_chunks")
+        with pytest.raises(TransientError, match="readers held the table's lock through 2 attempts"):
+            publish(region, new.name, new.root, new.refs)
+        assert editions(region) == ["edition 0"]
+        # A reader that comes meanwhile is not held up for longer than an attempt.
+        with connect(database) as another:
+            assert editions(another) == ["edition 0"]
+
+    publish(region, new.name, new.root, new.refs)
+    assert editions(region) == ["edition 1"]
+
+
+def test_readers_never_notice_a_publication(region: Connection, database: str) -> None:
+    """Eight readers ask without pause while the source is replaced four times: no error, no short answer, no mix."""
+    toy = Toy(shards=2, rows=100)
+    toy.publish_to(region)
+    query, k = vector_literal(row(5_000_000).v1), 10  # type: ignore[arg-type]
+    done, started = threading.Event(), threading.Barrier(READERS + 1)
+    answers: list[tuple[int, int]] = []
+    failures: list[str] = []
+
+    def read() -> None:
+        with psycopg.connect(database, autocommit=True) as conn:
+            started.wait()
+            while not done.is_set():
+                try:
+                    found = conn.execute("SELECT content FROM search(%s, %s, 'handbook')", [query, k]).fetchall()
+                    (count,) = conn.execute("SELECT count(*) FROM live_chunks", prepare=True).fetchone() or (0,)
+                except psycopg.Error as error:
+                    failures.append(str(error))
+                    return
+                mixed = len({content.split(",")[0] for (content,) in found})
+                answers.append((len(found), count))
+                if (len(found), count, mixed) != (k, 200, 1):
+                    failures.append(f"{len(found)} of {k} hits of {mixed} generations, {count} rows")
+
+    readers = [threading.Thread(target=read) for _ in range(READERS)]
+    for reader in readers:
+        reader.start()
+    started.wait()
+    try:
+        for _ in range(4):
+            toy = toy.edited()
+            toy.publish_to(region)
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+
+    assert failures == []
+    assert len(answers) > READERS
+    assert published_generation(region, toy.name).target_root == toy.root  # type: ignore[union-attr]

@@ -1,0 +1,413 @@
+"""Whatever happens to a source and to the runs over it, a completed run leaves what a first run would have made.
+
+The real stages, over real files, with the real model and a real store, held against a plain dict.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from embedding_assets.chunking.stage import snapshot_chunks
+from embedding_assets.embedding import journal
+from embedding_assets.embedding import stage as embedding_stage
+from embedding_assets.embedding.engine import Dead, Embedded, Text, embed
+from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.stage import snapshot_embeddings
+from embedding_assets.settings import FilesSource, JsonlSource
+from embedding_assets.snapshots import keys, log, parts
+from embedding_assets.snapshots.derivation import Wanted
+from embedding_assets.snapshots.keys import document_bucket, shard_of
+from embedding_assets.snapshots.log import CommitConflict
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.sources.documents import normalised
+from embedding_assets.sources.stage import snapshot_source
+
+SOURCE: Final = "handbook"
+MODEL: Final = Binding(slot="v1", provider="local", name="wordllama-64", dimensions=64)
+ASSETS: Final = ("raw_docs", "chunks", "embeddings_v1")
+
+# Few enough that documents share chunks, long enough that most have several.
+PARAGRAPHS: Final = (
+    "# Leave\n\nEverybody has thirty days of leave a year, and takes them. Nobody carries any over.",
+    "Ask your team first; then write the days into the calendar, so that nobody waits for you in vain.",
+    "Überstunden werden ausgeglichen – spätestens im nächsten Quartal, und immer in Freizeit. 🌴",
+    "```python\nfor day in leave:\n    calendar.add(day)\n```",
+    "A laptop that is lost is reported within the hour.\r\nThe number is on the back of your card.",
+    " \n",
+)
+TEXTS: Final = st.lists(st.sampled_from(PARAGRAPHS), min_size=1, max_size=4).map("\n\n".join)
+# Memory, where there is some: nothing here outlives a test, and waiting for a disk took four fifths of the time.
+FOLDERS: Final = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+WHICH: Final = st.integers(0, 5)
+EDITS: Final = st.dictionaries(WHICH, st.none() | TEXTS, min_size=1, max_size=4)
+"""New texts by the number of a name; None: the document is deleted."""
+
+POINTS: Final = st.integers(1, 15)
+"""The commit point at which something happens: a run that makes everything anew passes some twenty."""
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+@dataclass
+class Folder:
+    """A source of kind `files`."""
+
+    path: Path
+    # The blank one stays, since the reader takes a folder without any file for one that was not mounted.
+    contents: dict[str, str] = field(default_factory=lambda: {"blank.md": "\n"})
+    names: ClassVar = ("a.md", "b.md", "guide/a.md", "guide/é b.md", "guide/deep/c.txt", "z.md")
+
+    def settings(self) -> FilesSource:
+        return FilesSource.model_validate({"kind": "files", "path": str(self.path), "include": ["**/*.md", "**/*.txt"]})
+
+    def documents(self) -> list[tuple[str, str]]:
+        return list(self.contents.items())
+
+    def write(self) -> Iterator[Path]:
+        """Bring the files in step with the contents; yields those that were written."""
+        for path in self.path.rglob("*.*"):
+            if path.relative_to(self.path).as_posix() not in self.contents:
+                path.unlink()
+        for name, text in self.contents.items():
+            path = self.path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists() or path.read_bytes() != text.encode():
+                path.write_bytes(text.encode())
+                yield path
+
+
+@dataclass
+class Lines:
+    """A source of kind `jsonl` in two files. The second may use ids of the first: of those, the first one's stand."""
+
+    path: Path
+    contents: dict[str, str] = field(default_factory=dict)
+    names: ClassVar = ("1 é.jsonl/x", "1 é.jsonl/ü", "2.jsonl/x", "2.jsonl/ü", "2.jsonl/y z", "2.jsonl/w")
+
+    def settings(self) -> JsonlSource:
+        return JsonlSource.model_validate(
+            {"kind": "jsonl", "path": str(self.path / "*.jsonl"), "id": "id", "text": "body"}
+        )
+
+    def documents(self) -> list[tuple[str, str]]:
+        return [(name.partition("/")[2], text) for name, text in sorted(self.contents.items())]
+
+    def write(self) -> Iterator[Path]:
+        for file in ("1 é.jsonl", "2.jsonl"):
+            path = self.path / file
+            lines = [
+                json.dumps({"id": name.partition("/")[2], "body": text})
+                for name, text in sorted(self.contents.items())
+                if name.startswith(file)
+            ]
+            if not path.exists() or path.read_text().splitlines() != lines:
+                path.write_text("".join(line + "\n" for line in lines))
+                yield path
+
+
+@dataclass
+class Computer:
+    """A machine that runs the pipeline: what it remembers, and the texts whose vectors it can find."""
+
+    home: Path
+    durable: set[bytes] = field(default_factory=set)
+
+
+class Pipeline(RuleBasedStateMachine):
+    """A source, what happens to it and to the two computers that run the pipeline over it."""
+
+    kind: ClassVar[type[Folder] | type[Lines]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp(dir=FOLDERS))
+        (self.root / "docs").mkdir()
+        self.source = self.kind(self.root / "docs")
+        self.clock = 1_600_000_000
+        self.store = open_store((self.root / "store").as_uri())
+        self.ours, self.other = (Computer(self.root / name) for name in ("ours", "other"))
+        self.running = self.ours
+        self.sent: list[bytes] = []
+        self.fetched: list[str] = []
+        self.points_left = 0
+        self.at_point: Callable[[], None]
+        self.patches = pytest.MonkeyPatch()
+        for module in (parts, log, journal):
+            self.patches.setattr(module, "failpoint", self.pass_point)
+        self.patches.setattr(embedding_stage, "embed", self.embed)
+        get = Store.get
+        self.patches.setattr(Store, "get", lambda store, path: self.fetched.append(path) or get(store, path))
+
+    def teardown(self) -> None:
+        try:
+            self.run_undisturbed()
+        finally:
+            self.patches.undo()
+            shutil.rmtree(self.root)
+
+    # What happens to the source
+
+    @initialize(texts=st.lists(TEXTS, min_size=6, max_size=6))
+    def begin(self, texts: list[str]) -> None:
+        self.edit(dict(enumerate(texts)))
+
+    @rule(edits=EDITS)
+    def edit(self, edits: Mapping[int, str | None]) -> None:
+        for which, text in edits.items():
+            name = self.source.names[which]
+            if text is not None:
+                self.source.contents[name] = text
+            else:
+                self.source.contents.pop(name, None)
+        self.write()
+
+    @rule(which=WHICH, to=WHICH)
+    def rename(self, which: int, to: int) -> None:
+        old, new = self.source.names[which], self.source.names[to]
+        if old in self.source.contents:
+            self.source.contents[new] = self.source.contents.pop(old)
+        self.write()
+
+    @rule()
+    def touch(self) -> None:
+        for path in self.source.path.rglob("*.*"):
+            self.date(path)
+
+    # What happens to the runs
+
+    @rule()
+    def run_undisturbed(self) -> None:
+        made = self.run(self.ours)
+        self.check(made)
+        self.check_that_nothing_changed_costs_nothing(self.ours, made)
+
+    @rule(edits=EDITS, point=POINTS)
+    def run_and_crash(self, edits: dict[int, str | None], point: int) -> None:
+        self.edit(edits)
+        with self.when_passing(point, self.crash), suppress(Crash):
+            self.run(self.ours)
+
+    @rule(before=EDITS, point=POINTS, meanwhile=st.just({}) | EDITS)
+    def run_while_another_does(
+        self, before: dict[int, str | None], point: int, meanwhile: dict[int, str | None]
+    ) -> None:
+        """The other computer overtakes us at a commit point, and may see a newer source than we did."""
+
+        def overtake() -> None:
+            self.edit(meanwhile)
+            self.run(self.other)
+
+        self.edit(before)
+        with self.when_passing(point, overtake), suppress(CommitConflict):
+            self.run(self.ours)
+        made = self.run(self.ours)
+        self.check(made)
+        self.check_that_nothing_changed_costs_nothing(self.other, made)
+
+    @rule()
+    def lose_the_catalog(self) -> None:
+        for path in self.ours.home.glob("catalog*"):
+            path.unlink()
+
+    @rule()
+    def lose_the_journal(self) -> None:
+        shutil.rmtree(self.ours.home / "journals", ignore_errors=True)
+        self.ours.durable.clear()
+
+    @initialize(shard_bytes=st.sampled_from([200, 600, 80, 5_600_000]))
+    @rule(shard_bytes=st.sampled_from([80, 200, 600, 5_600_000]))
+    def change_the_size_class(self, shard_bytes: int) -> None:
+        self.patches.setattr(keys, "SHARD_BYTES", shard_bytes)
+
+    # How the source is written
+
+    def write(self) -> None:
+        for path in self.source.write():
+            self.date(path)
+
+    def date(self, path: Path) -> None:
+        # Long ago: what changed in the last two seconds is read again for that reason alone.
+        self.clock += 1
+        os.utime(path, (self.clock, self.clock))
+
+    # How the pipeline is run
+
+    def run(self, computer: Computer, store: Store | None = None) -> list[Snapshot]:
+        store = store or self.store
+        before, self.running = self.running, computer
+        try:
+            raw_docs, _ = snapshot_source(
+                store,
+                SOURCE,
+                self.source.settings().reader(SOURCE),
+                computer.home / "catalog.sqlite",
+                max_deleted=0,
+                allow_deletes=True,
+            )
+            chunks = snapshot_chunks(store, raw_docs, max_tokens=24, overlap=6, run_shards=one_by_one)
+            vectors, _ = snapshot_embeddings(store, chunks, MODEL, computer.home / "journals", live=True)
+            return [raw_docs, chunks, vectors]
+        finally:
+            self.running = before
+
+    def embed(
+        self, binding: Binding, texts: Iterable[Text], deliver: Callable[[Embedded | Dead], None], **options: Any
+    ) -> Any:
+        """The real engine, watched: no text is sent that has a durable vector, and none twice."""
+        computer = self.running
+        head = log.head(self.store, "embeddings_v1", SOURCE)
+        if computer in (self.ours, self.other) and head is not None:
+            computer.durable |= {text_hash for text_hash, _ in self.vectors(self.store, head)}
+        sent: set[bytes] = set()
+
+        def sending() -> Iterator[Text]:
+            for text in texts:
+                assert text.text_hash not in computer.durable | sent
+                sent.add(text.text_hash)
+                self.sent.append(text.text_hash)
+                yield text
+
+        def delivering(arrived: Embedded | Dead) -> None:
+            deliver(arrived)
+            assert isinstance(arrived, Embedded)
+            computer.durable.update(arrived.text_hashes)
+
+        return embed(binding, sending(), delivering, **options)
+
+    def crash(self) -> None:
+        raise Crash
+
+    @contextmanager
+    def when_passing(self, point: int, act: Callable[[], None]) -> Iterator[None]:
+        self.points_left, self.at_point = point, act
+        try:
+            yield
+        finally:
+            self.points_left = 0
+
+    def pass_point(self, name: str) -> None:
+        self.points_left -= 1
+        if self.points_left == 0:
+            self.at_point()
+
+    # What has to hold
+
+    def check(self, made: Sequence[Snapshot]) -> None:
+        assert made == [log.head(self.store, asset, SOURCE) for asset in ASSETS]
+        raw_docs, chunks, vectors = made
+        self.check_documents(raw_docs)
+        self.check_chunks(raw_docs, chunks)
+        self.check_vectors(chunks, vectors)
+        self.check_that_history_leaves_no_trace(made)
+
+    def check_documents(self, raw_docs: Snapshot) -> None:
+        """The snapshot holds the documents of the source, and names every other one in `rejected`."""
+        expected: dict[str, str] = {}
+        refused: list[str] = []
+        for document_id, text in self.source.documents():
+            if text.strip() and document_id not in expected:
+                expected[document_id] = normalised(text)
+            else:
+                refused.append(document_id)
+        held: dict[str, str] = {}
+        for part in raw_docs.parts:
+            rows = read_part(self.store, SOURCE, part).to_pydict()
+            assert rows["document_id"] == sorted(rows["document_id"], key=str.encode)
+            assert {shard_of(document_bucket(i), raw_docs.shard_bits) for i in rows["document_id"]} == {part.shard}
+            held |= zip(rows["document_id"], rows["text"], strict=True)
+        assert held == expected
+        assert raw_docs.counts["documents"] == sum(part.rows for part in raw_docs.parts) == len(expected)
+        assert sorted(str(entry["document_id"] or entry["item"]) for entry in raw_docs.rejected) == sorted(refused)
+
+    def check_chunks(self, raw_docs: Snapshot, chunks: Snapshot) -> None:
+        """Every document has chunks, numbered, that are the spans of its text that they name."""
+        assert [part.inputs for part in chunks.parts] == [(part.key,) for part in raw_docs.parts]
+        for of_documents, of_chunks in zip(raw_docs.parts, chunks.parts, strict=True):
+            documents = read_part(self.store, SOURCE, of_documents).to_pydict()
+            texts = dict(zip(documents["document_id"], documents["text"], strict=True))
+            counted: dict[str, int] = {}
+            for row in read_part(self.store, SOURCE, of_chunks).to_pylist():
+                assert texts[row["document_id"]][row["start"] : row["end"]] == row["text"]
+                assert row["ordinal"] == counted.get(row["document_id"], 0)
+                counted[row["document_id"]] = row["ordinal"] + 1
+            assert list(counted) == list(texts)
+
+    def check_vectors(self, chunks: Snapshot, vectors: Snapshot) -> None:
+        """Vectors are aligned with chunks, row by row."""
+        assert [part.inputs for part in vectors.parts] == [(part.key,) for part in chunks.parts]
+        assert vectors.upstream == {"chunks": chunks.root}
+        for of_chunks, of_vectors in zip(chunks.parts, vectors.parts, strict=True):
+            names = ["chunk_id", "text_hash"]
+            of_both = [read_part(self.store, SOURCE, part).select(names) for part in (of_chunks, of_vectors)]
+            assert of_both[0].equals(of_both[1])
+
+    def check_that_history_leaves_no_trace(self, made: Sequence[Snapshot]) -> None:
+        """A first run into an empty store makes the same snapshots with the same vectors."""
+        with tempfile.TemporaryDirectory(dir=FOLDERS) as folder:
+            store = open_store((Path(folder) / "store").as_uri())
+            anew = self.run(Computer(Path(folder)), store)
+            assert [content(snapshot) for snapshot in made] == [content(snapshot) for snapshot in anew]
+            assert self.vectors(self.store, made[2]) == self.vectors(store, anew[2])
+
+    def check_that_nothing_changed_costs_nothing(self, computer: Computer, made: Sequence[Snapshot]) -> None:
+        before = list(self.objects())
+        self.sent.clear()
+        self.fetched.clear()
+
+        assert self.run(computer) == made
+
+        assert list(self.objects()) == before
+        assert self.sent == []
+        assert {path.partition("/")[0] for path in self.fetched} == {"snapshots"}
+
+    def vectors(self, store: Store, snapshot: Snapshot) -> list[tuple[bytes, bytes]]:
+        """(text hash, vector) of every chunk, in order."""
+        tables = [read_part(store, SOURCE, part).to_pydict() for part in snapshot.parts]
+        return [row for table in tables for row in zip(table["text_hash"], table["embedding"], strict=True)]
+
+    def objects(self) -> list[tuple[str, int, float]]:
+        return sorted((found.path, found.bytes, found.modified.timestamp()) for found in self.store.entries(""))
+
+
+def content(snapshot: Snapshot) -> dict[str, Any]:
+    """All of a snapshot but its place in the log."""
+    return snapshot.model_dump(exclude={"number", "created_at"})
+
+
+def one_by_one(make: Callable[[Wanted], Part], wanted: Sequence[Wanted]) -> list[Part]:
+    """In a fixed order, so that what fails fails again."""
+    return [make(want) for want in wanted]
+
+
+@pytest.mark.parametrize("kind", [Folder, Lines])
+@pytest.mark.parametrize(
+    ("examples", "steps"), [(15, 12), pytest.param(300, 40, marks=pytest.mark.slow)], ids=["short", "long"]
+)
+def test_a_completed_run_leaves_what_a_first_run_would_have_made(
+    kind: type[Folder] | type[Lines], examples: int, steps: int
+) -> None:
+    run_state_machine_as_test(
+        type("PipelineOver" + kind.__name__, (Pipeline,), {"kind": kind}),
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
