@@ -11,7 +11,7 @@ from pydoc_data.topics import topics
 from typing import Final, cast
 
 # MiniLM embeds some 40 texts a second on two cores: so much keeps the demo inside its four minutes.
-PACKAGES_BYTES: Final = 450_000
+PACKAGES_BYTES: Final = 300_000
 
 
 def write_demo_input(home: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import bench.__main__ as runner
 from bench.end_to_end import Figures, documents, edited, rows_of
-from bench.peers import environment
+from bench.peers import environment, terms
+from embedding_assets.pgvector import index
 
 cells = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
 
@@ -94,6 +95,10 @@ def test_the_peers_pins_name_every_version_and_no_registry() -> None:
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
     assert not any(line.startswith(("torch", "-")) for line in lines)
     assert {"langchain-postgres", "llama-index-vector-stores-postgres"} <= environment.pins().keys()
+
+
+def test_peers_build_the_index_that_we_build() -> None:
+    assert (terms.M, terms.EF_CONSTRUCTION) == (index.M, index.EF_CONSTRUCTION)
 
 
 def test_the_documents_are_the_same_every_time_and_a_hundredth_of_them_is_edited() -> None:

@@ -1,5 +1,6 @@
 """Kill -9 anywhere, run again: the same result as if nothing had happened, and nothing bought twice."""
 
+import itertools
 import random
 import re
 import time
@@ -95,16 +96,16 @@ def test_every_commit_point_of_the_code_is_in_the_sweep() -> None:
 def test_a_run_killed_at_any_commit_point_leaves_nothing_that_the_next_run_does_not_mend(sandbox_of: SandboxOf) -> None:
     expected, _ = undisturbed(sandbox_of)
     for point in COMMIT_POINTS:
-        hit = 0
-        while True:
-            hit += 1
+        for hit in itertools.count(1):
             sandbox = sandbox_of(f"{point}-{hit}")
             if not killed(run(sandbox, f"{point}:{hit}")):
+                assert hit > 1, f"{point} was never reached"
                 break
             assert not killed(run(sandbox))
             assert result(sandbox) == expected, f"killed at {point}:{hit}"
             assert bought_again(sandbox) == [], f"killed at {point}:{hit}"
-        assert hit > 1, f"{point} was never reached"
+            if point.startswith("pgvector."):
+                break  # its second hit is the same in the other region
 
 
 @pytest.mark.slow

@@ -77,7 +77,7 @@ def region_log(region: str) -> dg.SensorDefinition:
         description=f"Starts {region}'s run of a source when the snapshots that it replicates, or its replica, moved.",
     )
     def follow(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Deployment]) -> dg.SensorResult:
-        cursor: dict[str, str] = json.loads(context.cursor or "{}")
+        cursor: dict[str, tuple[str | None, str | None]] = json.loads(context.cursor or "{}")
         requests_: list[dg.RunRequest] = []
         for source in sorted(deployment.settings.sources):
             try:
@@ -88,14 +88,13 @@ def region_log(region: str) -> dg.SensorDefinition:
                 continue
             if wanted is None:
                 continue
-            # A replica that somebody moved to anything else is put right as well.
-            if cursor.get(source) != wanted or (
-                replica is not None and replica.root not in (wanted, cursor.get(source))
-            ):
-                requests_.append(
-                    dg.RunRequest(partition_key=dg.MultiPartitionKey({"region": region, "source": source}))
-                )
-            cursor[source] = wanted
+            held = replica.root if replica else None
+            asked_for, held_then = cursor.get(source, (None, None))
+            # A replica that moved to anything but what is wanted was moved by somebody: it is put right as well.
+            if wanted != asked_for or held not in (wanted, held_then):
+                key = dg.MultiPartitionKey({"region": region, "source": source})
+                requests_.append(dg.RunRequest(partition_key=key))
+            cursor[source] = (wanted, held)
         return dg.SensorResult(run_requests=requests_, cursor=json.dumps(cursor))
 
     return follow

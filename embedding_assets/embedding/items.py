@@ -31,4 +31,5 @@ class Dead(NamedTuple):
 
 
 def tokens_of(texts: list[Text]) -> int:
+    """All their cl100k tokens."""
     return sum(text.tokens for text in texts)

@@ -1,15 +1,16 @@
-"""Where the vector of every text of one source and model is: in a part of the store, or here until its part is written.
+"""Where the vector of every text of one source and model is: in parts of the store, or here until its part is written.
 
 A vector is here before it is counted as done, so that a crash pays again for nothing but requests in flight; and a
 text that moved to another document or shard is found and not bought again. SQLite, one file a source and model: losing
-it costs reading the parts' hash columns once, and whatever no part holds yet.
+it costs reading the last snapshot's parts once, and whatever no part of those holds.
 """
 
 import sqlite3
-import threading
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,83 +18,111 @@ from numpy.typing import NDArray
 from embedding_assets.snapshots.failpoints import failpoint
 from embedding_assets.snapshots.snapshot import Part
 
+# A text may be in many parts, and has to be found when garbage collection took some of them.
 _SCHEMA = """
+create table if not exists bought (text_hash blob primary key, vector blob not null);
 create table if not exists parts (number integer primary key, key text unique not null, part text not null);
-create table if not exists vectors (
-    text_hash blob primary key, vector blob, part integer, place integer
+create table if not exists places (
+    text_hash blob, part integer, place integer not null, primary key (text_hash, part)
 ) without rowid;
-create index if not exists vectors_by_part on vectors (part) where part is not null;
+create index if not exists places_by_part on places (part);
 """
 
 # SQLite takes at most 32,766 parameters a statement; a shard has some thousand texts.
 _AT_ONCE = 5000
 
 
+class Found(NamedTuple):
+    """Where vectors are: their float32 bytes by text hash, and (text hash, row) pairs by the part that has them."""
+
+    here: dict[bytes, bytes]
+    elsewhere: list[tuple[Part, list[tuple[bytes, int]]]]
+
+
 class Journal:
-    """One source's vectors of one model. Calls may come from any thread; they take turns."""
+    """One source's vectors of one model."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
-        self._turn = threading.Lock()
 
     def add(self, text_hashes: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Keep vectors, (n, d) float32, until a part holds them; durable against a kill when this returns."""
-        with self._turn, self._db:
+        with self._db:
             self._db.executemany(
-                "insert into vectors (text_hash, vector) values (?, ?) on conflict do nothing",
+                "insert into bought values (?, ?) on conflict do nothing",
                 zip(text_hashes, (row.tobytes() for row in vectors), strict=True),
             )
         failpoint("after-journal")
 
-    def indexed(self, key: str) -> bool:
-        """Whether the rows of this part are known."""
-        with self._turn:
-            return self._db.execute("select 1 from parts where key = ?", (key,)).fetchone() is not None
+    def indexed(self, part: Part) -> bool:
+        """Whether the rows of this very file are known."""
+        row = self._db.execute("select part from parts where key = ?", (part.key,)).fetchone()
+        return row is not None and Part.model_validate_json(row[0]) == part
 
     def index(self, part: Part, text_hashes: Iterable[bytes | None]) -> None:
         """Note that row i of a durable part holds the vector of the i-th hash (None: no vector); drop our copies."""
-        with self._turn, self._db:
+        with self._db:
             number = self._db.execute(
-                "insert into parts (key, part) values (?, ?) returning number", (part.key, part.model_dump_json())
+                "insert into parts (key, part) values (?, ?) "
+                "on conflict (key) do update set part = excluded.part returning number",
+                (part.key, part.model_dump_json()),
             ).fetchone()[0]
             self._db.executemany(
-                "insert into vectors values (?, null, ?, ?) on conflict (text_hash) do update "
-                "set vector = null, part = excluded.part, place = excluded.place",
+                "insert into places values (?, ?, ?) on conflict do nothing",
                 ((text_hash, number, place) for place, text_hash in enumerate(text_hashes) if text_hash is not None),
             )
+            self._db.execute(
+                "delete from bought where text_hash in (select text_hash from places where part = ?)", (number,)
+            )
+
+    def keep_only(self, keys: set[str]) -> None:
+        """Forget every part but these: the others are gone from the store."""
+        known = [key for (key,) in self._db.execute("select key from parts")]
+        for key in known:
+            if key not in keys:
+                self.forget(key)
 
     def forget(self, key: str) -> None:
         """A part is gone: what only it held is unknown again."""
-        with self._turn, self._db:
-            self._db.execute("delete from vectors where part = (select number from parts where key = ?)", (key,))
+        with self._db:
+            self._db.execute("delete from places where part = (select number from parts where key = ?)", (key,))
             self._db.execute("delete from parts where key = ?", (key,))
 
-    def find(self, text_hashes: Sequence[bytes]) -> tuple[dict[bytes, bytes], dict[str, list[tuple[bytes, int]]]]:
-        """Where the vectors of these texts are; a text that is in neither has no durable vector.
+    def held(self, text_hashes: Sequence[bytes]) -> set[bytes]:
+        """Those of these texts that have a durable vector."""
+        tables = ("bought", "places")
+        return {text_hash for table in tables for (text_hash,) in self._select("text_hash", table, text_hashes)}
 
-        Returns the float32 bytes by hash of those kept here, and (hash, row) pairs by the JSON of the part with them.
-        """
-        here: dict[bytes, bytes] = {}
-        elsewhere: dict[int, list[tuple[bytes, int]]] = {}
-        with self._turn:
-            for start in range(0, len(text_hashes), _AT_ONCE):
-                some = text_hashes[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                query = f"select text_hash, vector, part, place from vectors where text_hash in ({marks})"  # noqa: S608
-                for text_hash, vector, part, place in self._db.execute(query, some):
-                    if vector is not None:
-                        here[text_hash] = vector
-                    else:
-                        elsewhere.setdefault(part, []).append((text_hash, place))
-            query = "select part from parts where number = ?"
-            return here, {self._db.execute(query, (n,)).fetchone()[0]: rows for n, rows in elsewhere.items()}
+    def find(self, text_hashes: Sequence[bytes]) -> Found:
+        """Where the vectors of these texts are, in as few parts as a greedy choice finds."""
+        here = dict(self._select("text_hash, vector", "bought", text_hashes))
+        places: dict[int, dict[bytes, int]] = defaultdict(dict)
+        for text_hash, part, place in self._select("text_hash, part, place", "places", text_hashes):
+            if text_hash not in here:
+                places[part][text_hash] = place
+        elsewhere: list[tuple[Part, list[tuple[bytes, int]]]] = []
+        placed: set[bytes] = set()
+        for number in sorted(places, key=lambda number: (-len(places[number]), number)):
+            rows = [(text_hash, place) for text_hash, place in places[number].items() if text_hash not in placed]
+            if rows:
+                described = self._db.execute("select part from parts where number = ?", (number,)).fetchone()[0]
+                elsewhere.append((Part.model_validate_json(described), rows))
+                placed.update(places[number])
+        return Found(here, elsewhere)
+
+    def _select(self, columns: str, table: str, text_hashes: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(text_hashes), _AT_ONCE):
+            some = text_hashes[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(some))
+            query = f"select {columns} from {table} where text_hash in ({marks})"  # noqa: S608 - all of them are ours
+            yield from self._db.execute(query, some)
 
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
     """The journal in this file, which is made if it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(path, check_same_thread=False, timeout=60)) as connection:
+    with closing(sqlite3.connect(path, timeout=60)) as connection:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")
         connection.executescript(_SCHEMA)

@@ -188,7 +188,8 @@ class Requests:
     async def _split(self, texts: list[Text], error: RequestError, sent: float, tries: int) -> Dead | None:
         """Halves a batch whose texts are at fault; the text that stands alone is returned as dead."""
         if len(texts) == 1:
-            return Dead(texts[0].text_hash, error.row.error_class, error.message, tries)
+            message = f"{error.message}; {error.row.cure}" if error.row.cure else error.message
+            return Dead(texts[0].text_hash, error.row.error_class, message, tries)
         # What failed after all its attempts has had them: its halves are only told apart.
         tries = self._patience.attempts - 1 if error.row.kind is Kind.TRANSIENT else 0
         middle = (len(texts) + 1) // 2

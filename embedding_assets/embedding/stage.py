@@ -3,11 +3,11 @@ are sent to the model."""
 
 import hashlib
 import json
-import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from embedding_assets.embedding.engine import Dead, Embedded, Progress, Text, Usage, embed
 from embedding_assets.embedding.journal import Journal, open_journal
 from embedding_assets.embedding.models import Binding
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
-from embedding_assets.snapshots.schemas import HASH, vectors
+from embedding_assets.snapshots.schemas import vectors
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 
@@ -95,10 +95,10 @@ def snapshot_embeddings(
     if plan.missing:
         name = hashlib.sha256(version.encode()).hexdigest()[:16]
         with open_journal(journals / f"{source}-{binding.slot}-{name}.sqlite") as journal:
-            _index(journal, store, source, plan.kept, may_be_gone=False)
-            _index(journal, store, source, previous_vectors.parts if previous_vectors else (), may_be_gone=True)
-            dead_before = frozenset(map(bytes.fromhex, rejected))
-            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, dead_before)
+            journal.keep_only({PurePath(found.path).stem for found in store.entries(f"parts/{asset}/{source}")})
+            _index(journal, store, source, plan.kept, may_be_damaged=False)
+            _index(journal, store, source, previous_vectors.parts if previous_vectors else (), may_be_damaged=True)
+            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected)
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
@@ -109,7 +109,6 @@ def snapshot_embeddings(
                 on_progress=lambda progress: on_progress(progress, assembly.settled, total),
             )
             made, new = assembly.made, assembly.new
-            rejected |= assembly.rejected
     parts = [*plan.kept, *made]
     dead = sorted({text_hash for part in parts for text_hash in part.dead})
     rows = sum(part.rows for part in parts)
@@ -129,15 +128,16 @@ def snapshot_embeddings(
     return snapshot, Bought(new, rows - new, usage)
 
 
-def _index(journal: Journal, store: Store, source: str, parts: Iterable[Part], may_be_gone: bool) -> None:
+def _index(journal: Journal, store: Store, source: str, parts: Iterable[Part], may_be_damaged: bool) -> None:
     """Let the journal know what durable parts hold; each part's hashes are read once in a journal's life."""
     for part in parts:
-        if journal.indexed(part.key):
+        if journal.indexed(part):
             continue
         try:
             table = read_part(store, source, part, ["text_hash", "embedding"])
         except PartDamaged:
-            if may_be_gone:
+            # A part that is replaced now need not be whole: its texts count as never embedded.
+            if may_be_damaged:
                 continue
             raise
         held = table.column("embedding").is_valid().to_pylist()
@@ -145,17 +145,14 @@ def _index(journal: Journal, store: Store, source: str, parts: Iterable[Part], m
         journal.index(part, (text_hash if there else None for text_hash, there in zip(hashes, held, strict=True)))
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Shard:
-    """A shard between the look at its chunks and its part."""
+    """A shard between the look at its chunks and its part. Thousands are open at once where each waits for one text
+    that changed, so it holds what it waits for and nothing else."""
 
     part: Part
-    chunk_ids: pa.Array
-    document_ids: list[str]
-    text_hashes: list[bytes]
-    rows: dict[bytes, list[int]]
-    vectors: NDArray[np.float32]
-    awaited: set[bytes]
+    awaited: dict[bytes, int]
+    """The texts under way, with the number of rows that have them."""
     dead: set[bytes]
 
 
@@ -163,7 +160,8 @@ class _Shard:
 class _Assembly:
     """By-shard assembly: texts go out in shard order, and a shard's part is written as soon as its last vector is in.
 
-    Holds the vectors of the shards under way, which the engine's window bounds to a few.
+    Vectors under way are in the journal, not here: memory is that of one shard. The engine calls `texts` and `deliver`
+    in turns, on one thread.
     """
 
     store: Store
@@ -172,96 +170,60 @@ class _Assembly:
     dimensions: int
     journal: Journal
     want: Callable[[Part, frozenset[bytes]], derivation.Wanted]
-    dead_before: frozenset[bytes]
+    rejected: dict[str, dict[str, Any]]
+    """The dead letters so far, by text hash; a text that is among them is not sent again."""
     new: int = 0
     settled: int = 0
     made: list[Part] = field(default_factory=list)
-    rejected: dict[str, dict[str, Any]] = field(default_factory=dict)
     _waiting: dict[bytes, list[_Shard]] = field(default_factory=dict)
-    # The engine pulls texts in one thread and delivers in another: a text must not slip between "not durable yet" and
-    # "nobody waits for it", or it would be bought twice.
-    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     def texts(self, parts: list[Part]) -> Iterator[Text]:
         """Each text of these chunks parts that has no durable vector and is not under way, once."""
         for part in parts:
-            table = read_part(self.store, self.source, part)
-            with self._turn:
-                shard = self._open(part, table)
-                fresh = [text_hash for text_hash in shard.awaited if text_hash not in self._waiting]
-                for text_hash in shard.awaited:
-                    self._waiting.setdefault(text_hash, []).append(shard)
-                if not shard.awaited:
-                    self._close(shard)
-            texts, tokens = table.column("text"), table.column("tokens")
-            # In the order of the rows: requests are the same for the same input, whatever the hash seed.
-            for row in sorted(shard.rows[text_hash][0] for text_hash in fresh):
-                yield Text(shard.text_hashes[row], texts[row].as_py(), tokens[row].as_py())
+            table = read_part(self.store, self.source, part, ["text_hash", "text", "tokens"])
+            hashes: list[bytes] = table.column("text_hash").to_pylist()
+            rows = Counter(hashes)
+            dead = {text_hash for text_hash in rows if text_hash.hex() in self.rejected}
+            known = dead | self.journal.held(list(rows))
+            shard = _Shard(part, {text_hash: n for text_hash, n in rows.items() if text_hash not in known}, dead)
+            self.settled += part.rows - sum(shard.awaited.values())
+            fresh = {text_hash for text_hash in shard.awaited if text_hash not in self._waiting}
+            for text_hash in shard.awaited:
+                self._waiting.setdefault(text_hash, []).append(shard)
+            if not shard.awaited:
+                self._close(shard)
+            # In the order of the rows: requests are the same for the same input.
+            for row, text_hash in enumerate(hashes):
+                if text_hash in fresh:
+                    fresh.remove(text_hash)
+                    yield Text(text_hash, table.column("text")[row].as_py(), table.column("tokens")[row].as_py())
 
     def deliver(self, arrived: Embedded | Dead) -> None:
         """Make what the engine brings durable, and finish every shard that waited for nothing else."""
-        with self._turn:
-            if isinstance(arrived, Embedded):
-                self.journal.add(arrived.text_hashes, arrived.vectors)
-                self.new += len(arrived.text_hashes)
-                settled = arrived.text_hashes
-            else:
-                settled = [arrived.text_hash]
-            for place, text_hash in enumerate(settled):
-                for shard in self._waiting.pop(text_hash):
-                    if isinstance(arrived, Embedded):
-                        self._place(shard, text_hash, arrived.vectors[place])
-                    else:
-                        self._reject(shard, arrived)
-                        self._settle(shard, text_hash)
-                    if not shard.awaited:
-                        self._close(shard)
+        if isinstance(arrived, Embedded):
+            self.journal.add(arrived.text_hashes, arrived.vectors)
+            self.new += len(arrived.text_hashes)
+            settled = arrived.text_hashes
+        else:
+            self.rejected[arrived.text_hash.hex()] = self._dead_letter(arrived)
+            settled = [arrived.text_hash]
+        for text_hash in settled:
+            for shard in self._waiting.pop(text_hash):
+                self.settled += shard.awaited.pop(text_hash)
+                if isinstance(arrived, Dead):
+                    shard.dead.add(text_hash)
+                if not shard.awaited:
+                    self._close(shard)
 
-    def _open(self, part: Part, table: pa.Table) -> _Shard:
-        hashes: list[bytes] = table.column("text_hash").to_pylist()
-        rows: dict[bytes, list[int]] = {}
-        for row, text_hash in enumerate(hashes):
-            rows.setdefault(text_hash, []).append(row)
-        shard = _Shard(
-            part,
-            table.column("chunk_id").combine_chunks(),
-            table.column("document_id").to_pylist(),
-            hashes,
-            rows,
-            np.zeros((len(hashes), self.dimensions), np.float32),
-            awaited=set(rows) - self.dead_before,
-            dead=set(rows) & self.dead_before,
-        )
-        here, elsewhere = self.journal.find(list(shard.awaited))
-        for text_hash, vector in here.items():
-            self._place(shard, text_hash, np.frombuffer(vector, np.float32))
-        for described, places in elsewhere.items():
-            holder = Part.model_validate_json(described)
-            try:
-                stored = read_part(self.store, self.source, holder, ["embedding"]).column("embedding")
-            except PartDamaged:
-                # Garbage collection took it since: its texts count as never embedded.
-                self.journal.forget(holder.key)
-                continue
-            for text_hash, place in places:
-                self._place(shard, text_hash, np.frombuffer(stored[place].as_buffer(), np.float32))
-        return shard
-
-    def _place(self, shard: _Shard, text_hash: bytes, vector: NDArray[np.float32]) -> None:
-        shard.vectors[shard.rows[text_hash]] = vector
-        self._settle(shard, text_hash)
-
-    def _settle(self, shard: _Shard, text_hash: bytes) -> None:
-        shard.awaited.discard(text_hash)
-        self.settled += len(shard.rows[text_hash])
-
-    def _reject(self, shard: _Shard, dead: Dead) -> None:
-        row = shard.rows[dead.text_hash][0]
-        shard.dead.add(dead.text_hash)
-        self.rejected[dead.text_hash.hex()] = {
+    def _dead_letter(self, dead: Dead) -> dict[str, Any]:
+        """What is said of a text without a vector; it stands for every chunk with that text, and names the first."""
+        part = self._waiting[dead.text_hash][0].part
+        table = read_part(self.store, self.source, part, ["text_hash", "document_id", "chunk_id"])
+        row = table.column("text_hash").to_pylist().index(dead.text_hash)
+        return {
             "source": self.source,
-            "document_id": shard.document_ids[row],
-            "chunk_id": str(uuid.UUID(bytes=shard.chunk_ids[row].as_py())),
+            "document_id": table.column("document_id")[row].as_py(),
+            "chunk_id": str(uuid.UUID(bytes=table.column("chunk_id")[row].as_py())),
             "text_hash": dead.text_hash.hex(),
             "error_class": dead.error_class,
             "reason": dead.message,
@@ -270,23 +232,21 @@ class _Assembly:
 
     def _close(self, shard: _Shard) -> None:
         """Write the shard's part."""
-        valid = np.array([text_hash not in shard.dead for text_hash in shard.text_hashes], bool)
-        count = len(shard.text_hashes)
+        chunks = read_part(self.store, self.source, shard.part, ["chunk_id", "text_hash"])
+        hashes: list[bytes] = chunks.column("text_hash").to_pylist()
+        valid = np.array([text_hash not in shard.dead for text_hash in hashes], bool)
         embedding = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(4 * self.dimensions),
-            count,
+            len(hashes),
             [
                 None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little")),
-                pa.py_buffer(shard.vectors),
+                pa.py_buffer(self._vectors(hashes, shard.dead)),
             ],
-        )
-        table = pa.table(
-            [shard.chunk_ids, pa.array(shard.text_hashes, HASH), embedding], schema=vectors(self.dimensions)
         )
         want = self.want(shard.part, frozenset(shard.dead))
         part = write_part(
             self.store,
-            table,
+            pa.table([chunks.column("chunk_id"), chunks.column("text_hash"), embedding], vectors(self.dimensions)),
             asset=self.asset,
             source=self.source,
             shard=want.shard,
@@ -295,6 +255,29 @@ class _Assembly:
             dead=want.dead,
             compression="none",
         )
-        hashes = shard.text_hashes
         self.journal.index(part, (h if there else None for h, there in zip(hashes, valid, strict=True)))
         self.made.append(part)
+
+    def _vectors(self, hashes: list[bytes], dead: set[bytes]) -> NDArray[np.float32]:
+        """(len(hashes), d) float32: the durable vector of each text, zeros where it is dead.
+
+        Raises:
+            TransientError: a part that had some of them is gone since the run began; the next run buys them anew.
+        """
+        rows: dict[bytes, list[int]] = {}
+        for row, text_hash in enumerate(hashes):
+            rows.setdefault(text_hash, []).append(row)
+        matrix = np.zeros((len(hashes), self.dimensions), np.float32)
+        found = self.journal.find([text_hash for text_hash in rows if text_hash not in dead])
+        for text_hash, vector in found.here.items():
+            matrix[rows.pop(text_hash)] = np.frombuffer(vector, np.float32)
+        for holder, places in found.elsewhere:
+            try:
+                stored = read_part(self.store, self.source, holder, ["embedding"]).column("embedding")
+            except PartDamaged as error:
+                self.journal.forget(holder.key)
+                raise TransientError(f"{error} Run again: what only it held is embedded anew.") from error
+            for text_hash, place in places:
+                matrix[rows.pop(text_hash)] = np.frombuffer(stored[place].as_buffer(), np.float32)
+        assert rows.keys() <= dead, "a shard was closed before its last vector was durable"
+        return matrix

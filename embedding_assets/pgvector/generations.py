@@ -88,11 +88,13 @@ def load_generation(
         if missing:
             _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
         rows_written, bytes_written = 0, 0
-        for shard in _encoded_ahead(source, missing, read_shard, dimensions):
+        for sent, shard in enumerate(_encoded_ahead(source, missing, read_shard, dimensions), start=1):
+            bytes_written += _load_shard(conn, generation, shard, durable=sent == len(missing))
             rows_written += shard.ref.rows
-            bytes_written += _load_shard(conn, generation, shard, durable=shard.ref is missing[-1])
-            in_table = len(shards) - len(missing) + missing.index(shard.ref) + 1
-            progress(LoadProgress(in_table, len(shards), all_rows - missing_rows + rows_written, all_rows))
+            in_table = LoadProgress(
+                len(shards) - len(missing) + sent, len(shards), all_rows - missing_rows + rows_written, all_rows
+            )
+            progress(in_table)
         return Loaded(generation, all_rows, len(shards), rows_written, len(missing), bytes_written)
 
 
@@ -183,10 +185,12 @@ def _encoded_ahead(
     """Shards ready to be sent, the next one read and encoded in a thread while the server takes the present one."""
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-shard") as reader:
         ahead: Future[_Encoded] | None = None
-        for ref, following in zip(refs, [*refs[1:], None], strict=True):
-            ready = (ahead or reader.submit(_encode, source, ref, read_shard, dimensions)).result()
-            ahead = following and reader.submit(_encode, source, following, read_shard, dimensions)
-            yield ready
+        for ref in refs:
+            present, ahead = ahead, reader.submit(_encode, source, ref, read_shard, dimensions)
+            if present is not None:
+                yield present.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def _encode(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple[int, int]) -> _Encoded:

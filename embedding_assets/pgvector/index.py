@@ -5,6 +5,7 @@ Built after the load, on the detached table: inserting under a live HNSW index t
 
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -233,11 +234,7 @@ def _measure(conn: Connection, generation: Generation, slot: str, vectors: int, 
 
 
 def _curve(conn: Connection, generation: Generation, slot: str, dimensions: int) -> tuple[Measured, ...]:
-    """recall@10 of the index against exact search, for queries near stored rows.
-
-    A query is a stored vector with fixed noise added. Its own row does not count on either side: found by any index,
-    it would add a tenth of recall for nothing. A neighbour counts by its distance, so that equal texts are no misses.
-    """
+    """recall@10 of the index against exact search, for stored vectors with fixed noise added (`recalled`)."""
     column = sql.Identifier(f"embedding_{slot}")
     table = generation_table(generation.id)
     # Chunk ids are hashes: the first ones are a random sample, and the same one each time.
@@ -254,16 +251,14 @@ def _curve(conn: Connection, generation: Generation, slot: str, dimensions: int)
         "SELECT chunk_id, {0} <=> %(query)s::{1}({2}) AS distance FROM {3} WHERE {0} IS NOT NULL "
         "ORDER BY {0} <=> %(query)s::{1}({2}) LIMIT {4}"
     ).format(column, sql.SQL(column_type(dimensions)), dimensions, table, NEIGHBOURS)
-    asked = [(query, own) for query, (own, _) in zip(literals, sample, strict=True)]
 
-    def distances(query: str, own: UUID) -> npt.NDArray[np.float64]:
-        rows = conn.execute(statement, {"query": query}, prepare=True).fetchall()
-        return np.array([distance for chunk_id, distance in rows if chunk_id != own])
+    def ask(query: str) -> list[_Neighbour]:
+        return [_Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
 
     # A plan for each query, as search() makes: a cached one would outlive the settings that it was made under.
     with conn.transaction():
         conn.execute("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_indexscan = off")
-        exact = [distances(*one) for one in asked]
+        exact = [ask(query) for query in literals]
     points = []
     with conn.transaction():
         # Without enable_seqscan = off a small table would not be searched by the index at all.
@@ -274,15 +269,32 @@ def _curve(conn: Connection, generation: Generation, slot: str, dimensions: int)
         for ef_search in EF_SEARCH:
             conn.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(ef_search))
             seconds, found, wanted = [], 0, 0
-            for one, truth in zip(asked, exact, strict=True):
+            for (own, _), query, truth in zip(sample, literals, exact, strict=True):
                 began = time.perf_counter()
-                answer = distances(*one)
+                answer = ask(query)
                 seconds.append(time.perf_counter() - began)
-                found += min(int((answer <= truth[-1] + _SAME_DISTANCE).sum()), len(truth))
-                wanted += len(truth)
+                found_here, wanted_here = recalled(own, truth, answer)
+                found, wanted = found + found_here, wanted + wanted_here
             p50, p95 = np.percentile(seconds, [50, 95]) * 1000
             points.append(Measured(ef_search, found / wanted, float(p50), float(p95)))
     return tuple(points)
+
+
+class _Neighbour(NamedTuple):
+    chunk_id: UUID
+    distance: float
+
+
+def recalled(own: UUID, exact: Sequence[tuple[UUID, float]], answer: Sequence[tuple[UUID, float]]) -> tuple[int, int]:
+    """Of the neighbours that an exact search finds, how many an answer has, and how many count.
+
+    The query's own row does not count on either side: found by any index, it would add a tenth of recall for nothing.
+    A neighbour counts by its distance, so that one of several equal texts is as good as another.
+    """
+    farthest = exact[-1][1] + _SAME_DISTANCE
+    wanted = len(exact) - any(chunk_id == own for chunk_id, _ in (*exact, *answer))
+    found = sum(distance <= farthest for chunk_id, distance in answer if chunk_id != own)
+    return min(found, wanted), wanted
 
 
 def _near(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

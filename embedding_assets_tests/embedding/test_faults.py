@@ -140,7 +140,7 @@ def test_a_batch_of_nothing_but_poison_is_buried_whole(standin: Standin, deliver
     delivered.assert_right(texts, dead=8)
 
 
-def test_a_dead_letter_says_what_the_provider_said(standin: Standin, delivered: Delivered) -> None:
+def test_a_dead_letter_says_what_the_provider_said_and_the_cure(standin: Standin, delivered: Delivered) -> None:
     texts = poisoned(8, {3})
     standin.faults({"fault": "poison", "match": "virus"})
     run(standin, delivered, texts)
@@ -148,6 +148,7 @@ def test_a_dead_letter_says_what_the_provider_said(standin: Standin, delivered: 
     assert letter.text_hash == texts[3].text_hash
     assert letter.error_class == "refused"
     assert "'$.input' is invalid" in letter.message
+    assert letter.message.endswith("mend the text at its source, or leave it out")
     assert letter.attempts == 1
 
 
@@ -330,7 +331,7 @@ def test_an_unavailable_provider_that_says_when_is_not_asked_before(
     run(standin, delivered, texts_of([f"text {i}" for i in range(400)]), max_in_flight=in_flight)
     log = standin.log()
     first = [entry["status"] for entry in log].index(503)
-    assert max(entry["at"] for entry in log[: first + in_flight]) + 0.2 + 0.4 <= log[first + in_flight]["at"]
+    assert max(entry["at"] for entry in log[: first + in_flight]) + 0.2 + 0.39 <= log[first + in_flight]["at"]
     delivered.assert_right(texts_of([f"text {i}" for i in range(400)]))
 
 

@@ -1,5 +1,7 @@
 """Indexes of a generation: built once, valid, and measured."""
 
+from uuid import UUID
+
 import numpy as np
 import pytest
 
@@ -139,6 +141,29 @@ def test_equal_texts_are_no_misses(region: Connection) -> None:
     assert report.recall == 1
 
 
+OWN, A, B, C, D = (UUID(int=n) for n in range(5))
+
+
+@pytest.mark.parametrize(
+    ("exact", "answer", "recall"),
+    [
+        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(OWN, 0.0), (A, 0.1), (B, 0.2)], (2, 2)),
+        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(OWN, 0.0), (A, 0.1), (C, 0.3)], (1, 2)),
+        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(A, 0.1), (B, 0.2), (C, 0.3)], (2, 2)),
+        ([(A, 0.1), (B, 0.2)], [(A, 0.1), (C, 0.3)], (1, 2)),
+        # C is as near as B, and OWN as A.
+        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(OWN, 0.0), (A, 0.1), (C, 0.2)], (2, 2)),
+        ([(A, 0.0), (B, 0.0)], [(OWN, 0.0), (C, 0.0)], (1, 1)),
+        ([(OWN, 0.0), (B, 0.0)], [(C, 0.0), (D, 0.0)], (1, 1)),
+        ([(A, 0.1), (B, 0.2)], [], (0, 2)),
+    ],
+)
+def test_recall_counts_neighbours_by_distance_and_never_the_querys_own_row(
+    exact: list[tuple[UUID, float]], answer: list[tuple[UUID, float]], recall: tuple[int, int]
+) -> None:
+    assert index.recalled(OWN, exact, answer) == recall
+
+
 @pytest.mark.parametrize("vectors", [0, 1, 2])
 def test_a_source_of_hardly_any_vectors_is_no_error(region: Connection, vectors: int) -> None:
     refs = [ShardRef(0, "a" * 64, 3)]
@@ -169,14 +194,14 @@ def test_a_build_gets_memory_for_its_graph_and_says_so(
     monkeypatch.setattr(index, "_LEAST_MEMORY", 1 << 20)
     notices: list[str] = []
     region.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
-    toy = Toy(rows=1_000, shards=2)
+    toy = Toy(rows=1_500, shards=1)
     load(region, toy)
 
     report = build_indexes(region, toy.name, toy.root)["v1"]
 
-    assert report.granted_memory_bytes == report.estimated_memory_bytes == index.graph_bytes(2_000, 8)
+    assert report.granted_memory_bytes == report.estimated_memory_bytes == index.graph_bytes(1_500, 8)
     assert [notice for notice in notices if "no longer fits" in notice] == []
-    assert "generation_1_v1: 2000 vectors in" in caplog.text
+    assert "generation_1_v1: 1500 vectors in" in caplog.text
 
 
 def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
@@ -184,7 +209,7 @@ def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
 ) -> None:
     monkeypatch.setattr(index, "_LEAST_MEMORY", 1 << 20)
     monkeypatch.setattr(index, "_MOST_MEMORY", 1 << 20)
-    toy = Toy(rows=1_000, shards=2)
+    toy = Toy(rows=1_500, shards=1)
     load(region, toy)
 
     assert build_indexes(region, toy.name, toy.root)["v1"].granted_memory_bytes == 1 << 20

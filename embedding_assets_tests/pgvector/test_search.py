@@ -15,12 +15,12 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.search import Hit, compare, region_status, search
 from embedding_assets_tests.pgvector.toy import Row, Toy, bind, nearest, row
 
-FIRST, SECOND = Toy("first", shards=2, rows=1_500), Toy("second", shards=1, rows=1_500, edition=1)
+FIRST, SECOND = Toy("first", shards=2, rows=800), Toy("second", shards=1, rows=800, edition=1)
 
 
 @pytest.fixture(scope="module")
 def served(search_database: str) -> Iterator[Connection]:
-    """Two sources, 4,500 chunks."""
+    """Two sources, 2,400 chunks."""
     with connect(search_database) as conn:
         bind(conn)
         for toy in (FIRST, SECOND):
@@ -131,13 +131,13 @@ def test_a_filter_never_leaves_too_few(served: Connection, wanted: dict[str, Any
 
 
 def test_more_than_there_are_returns_all_there_are(served: Connection) -> None:
-    assert len(search(served, query(), 10_000)) == 4_500
+    assert len(search(served, query(), 10_000)) == 2_400
     assert search(served, query(), 5, source="nowhere") == []
     assert search(served, query(), 5, filter={"team": "nobody's"}) == []
 
 
 def test_equal_distances_come_in_the_order_of_their_places(served: Connection) -> None:
-    hits = search(served, query(), 4_500)
+    hits = search(served, query(), 2_400)
     ties = [
         [(h.source, h.document_id, h.ordinal) for h in group]
         for _, group in itertools.groupby(hits, lambda h: h.distance)
@@ -187,7 +187,7 @@ def test_a_halfvec_model_is_searched_by_its_index(database: str) -> None:
 def test_the_status_tells_what_each_source_serves(served: Connection) -> None:
     first, second = region_status(served)
 
-    assert (first.source, first.rows, first.target_root, first.live_model) == ("first", 3_000, FIRST.root, "toy-8")
+    assert (first.source, first.rows, first.target_root, first.live_model) == ("first", 1_600, FIRST.root, "toy-8")
     assert first.ledger == {ref.shard: ref.key for ref in FIRST.refs}
     assert [(found.name, found.valid) for found in second.indexes] == [
         ("generation_2_pkey", True),

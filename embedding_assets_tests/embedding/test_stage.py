@@ -1,0 +1,390 @@
+"""The embeddings stage over real stores and a stand-in provider: what is bought, what is reused, what is left behind.
+
+Runs of every kind over a whole pipeline are in `test_pipeline_properties`; here is what those cannot show.
+"""
+
+import hashlib
+import json
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pyarrow as pa
+import pytest
+
+from embedding_assets.embedding import journal, stage
+from embedding_assets.embedding.engine import BudgetSpent, embed
+from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.stage import BindingChanged, Bought, snapshot_embeddings
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots import derivation, log, parts
+from embedding_assets.snapshots.garbage import collect
+from embedding_assets.snapshots.keys import part_key
+from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
+from embedding_assets.snapshots.schemas import CHUNKS
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets_tests.standin import Standin, unit_vector
+
+SOURCE = "handbook"
+ASSET = "embeddings_v1"
+
+
+def hash_of(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass
+class Pipeline:
+    """A source's store, the chunks in it, and the provider of its vectors."""
+
+    store: Store
+    home: Path
+    standin: Standin
+
+    def chunks(self, *shards: Sequence[str]) -> Snapshot:
+        """Commit chunks with these texts: a document a shard."""
+        return derivation.commit(
+            self.store,
+            log.head(self.store, "chunks", SOURCE),
+            asset="chunks",
+            source=SOURCE,
+            version="1",
+            shard_bits=5,
+            parts=[self.chunks_part(shard, texts) for shard, texts in enumerate(shards) if texts],
+            counts={"chunks": sum(map(len, shards))},
+            upstream={},
+        )
+
+    def chunks_part(self, shard: int, texts: Sequence[str]) -> Part:
+        rows = [
+            {
+                "chunk_id": hash_of(f"{shard} {ordinal}")[:16],
+                "document_id": f"document {shard}",
+                "ordinal": ordinal,
+                "start": 0,
+                "end": len(text),
+                "tokens": 3,
+                "text": text,
+                "text_hash": hash_of(text),
+                "metadata": "{}",
+            }
+            for ordinal, text in enumerate(texts)
+        ]
+        key = part_key("chunks", "1", [str(shard), *texts])
+        table = pa.Table.from_pylist(rows, CHUNKS)
+        return write_part(self.store, table, asset="chunks", source=SOURCE, shard=shard, key=key)
+
+    def embed(self, chunks: Snapshot, live: bool = True, **binding: Any) -> tuple[Snapshot, Bought]:
+        bound = self.standin.binding(**{"max_items": 4, **binding})
+        return snapshot_embeddings(self.store, chunks, bound, self.home / "journals", live=live)
+
+    def vectors(self, snapshot: Snapshot) -> list[list[bytes | None]]:
+        """Each shard's vectors."""
+        tables = [read_part(self.store, SOURCE, part) for part in snapshot.parts]
+        return [table.column("embedding").to_pylist() for table in tables]
+
+    def sent(self) -> Counter[str]:
+        """How often each text went to the provider."""
+        return Counter(text for request in self.standin.log() for text in request["texts"])
+
+    def collect_garbage(self) -> None:
+        """Keep the heads alone."""
+        collect(self.store, keep=1, grace=timedelta(0), now=datetime.now(UTC) + timedelta(days=1))
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path, standin: Standin) -> Pipeline:
+    return Pipeline(open_store((tmp_path / "store").as_uri()), tmp_path / "home", standin)
+
+
+def expected(*shards: Sequence[str]) -> list[list[bytes]]:
+    return [[unit_vector(text).tobytes() for text in texts] for texts in shards]
+
+
+def test_every_chunk_has_the_vector_of_its_text_in_its_row(pipeline: Pipeline) -> None:
+    shards = [[f"{shard} {n}" for n in range(5)] for shard in range(3)]
+    chunks = pipeline.chunks(*shards)
+
+    snapshot, bought = pipeline.embed(chunks)
+
+    assert pipeline.vectors(snapshot) == expected(*shards)
+    for of_chunks, of_vectors in zip(chunks.parts, snapshot.parts, strict=True):
+        assert of_vectors.inputs == (of_chunks.key,)
+        rows = [read_part(pipeline.store, SOURCE, part).select(["chunk_id", "text_hash"]) for part in (of_chunks, of_vectors)]
+        assert rows[0].equals(rows[1])
+    assert snapshot.counts == {"vectors_v1": 15, "dead_v1": 0}
+    assert snapshot.upstream == {"chunks": chunks.root}
+    assert (bought.new, bought.reused) == (15, 0)
+
+
+def test_equal_texts_are_sent_once(pipeline: Pipeline) -> None:
+    shards = [["same", "a", "same"], ["b", "same"]]
+
+    snapshot, bought = pipeline.embed(pipeline.chunks(*shards))
+
+    assert pipeline.vectors(snapshot) == expected(*shards)
+    assert set(pipeline.sent().values()) == {1}
+    assert (bought.new, bought.reused) == (3, 2)
+
+
+def test_only_new_texts_of_a_changed_shard_are_sent(pipeline: Pipeline) -> None:
+    pipeline.embed(pipeline.chunks(["a", "b"], ["c", "d"]))
+    pipeline.standin.reset()
+
+    snapshot, bought = pipeline.embed(pipeline.chunks(["a", "new"], ["c", "d"]))
+
+    assert pipeline.vectors(snapshot) == expected(["a", "new"], ["c", "d"])
+    assert [request["items"] for request in pipeline.standin.log()] == [1]
+    assert (bought.new, bought.reused) == (1, 3)
+
+
+def test_nothing_changed_asks_nothing_and_writes_nothing(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks(["a"])
+    first, _ = pipeline.embed(chunks)
+    pipeline.standin.reset()
+
+    again, bought = pipeline.embed(chunks)
+
+    assert again == first
+    assert bought == Bought(0, 1, None)
+    assert pipeline.standin.log() == []
+
+
+def test_a_source_without_chunks_has_an_empty_snapshot(pipeline: Pipeline) -> None:
+    pipeline.embed(pipeline.chunks(["a"]))
+
+    snapshot, _ = pipeline.embed(pipeline.chunks([]))
+
+    assert snapshot.parts == ()
+    assert snapshot.number == 2
+
+
+# What the provider refuses
+
+
+def test_a_refused_text_is_null_in_every_row_and_named_once(pipeline: Pipeline) -> None:
+    pipeline.standin.faults({"fault": "poison", "match": "virus"})
+    shards = [["a", "virus", "b"], ["virus"], ["c", "virus", "virus"]]
+
+    snapshot, _ = pipeline.embed(pipeline.chunks(*shards))
+
+    everything = expected(*shards)
+    nulled = [[None if text == "virus" else v for text, v in zip(*both, strict=True)] for both in zip(shards, everything, strict=True)]
+    assert pipeline.vectors(snapshot) == nulled
+    (letter,) = snapshot.rejected
+    assert (letter["document_id"], letter["text_hash"]) == ("document 0", hash_of("virus").hex())
+    assert {part.dead for part in snapshot.parts} == {(hash_of("virus").hex(),)}
+    assert snapshot.counts["dead_v1"] == 1
+
+
+def test_a_refused_text_is_not_tried_again_in_every_shard(pipeline: Pipeline) -> None:
+    pipeline.standin.faults({"fault": "poison", "match": "virus"})
+    shards = [[f"{shard} {n}" for n in range(40)] + ["virus"] for shard in range(12)]
+
+    pipeline.embed(pipeline.chunks(*shards))
+
+    refused = [request for request in pipeline.standin.log() if request["fault"] == "poison"]
+    assert len(refused) < 8
+
+
+def test_a_dead_letter_is_not_sent_again_by_later_runs(pipeline: Pipeline) -> None:
+    pipeline.standin.faults({"fault": "poison", "match": "virus"})
+    first, _ = pipeline.embed(pipeline.chunks(["a", "virus"], ["b"]))
+    pipeline.standin.reset()
+
+    second, bought = pipeline.embed(pipeline.chunks(["a", "virus", "new"], ["b", "virus"]))
+
+    assert [request["items"] for request in pipeline.standin.log()] == [1]
+    assert pipeline.vectors(second)[0][1] is None
+    assert pipeline.vectors(second)[1] == [*expected(["b"])[0], None]
+    assert second.rejected == first.rejected
+    assert bought.new == 1
+
+
+def test_a_dead_letter_goes_with_its_last_chunk(pipeline: Pipeline) -> None:
+    pipeline.standin.faults({"fault": "poison", "match": "virus"})
+    pipeline.embed(pipeline.chunks(["a", "virus"]))
+
+    snapshot, _ = pipeline.embed(pipeline.chunks(["a"]))
+
+    assert (snapshot.rejected, snapshot.counts["dead_v1"]) == ((), 0)
+
+
+# What a run leaves behind when it fails
+
+
+def test_vectors_that_arrived_before_a_failure_are_not_bought_again(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks([f"text {n}" for n in range(40)])
+    pipeline.standin.faults({"fault": "revoked", "skip": 6})
+    with pytest.raises(PermanentError):
+        pipeline.embed(chunks, max_in_flight=1)
+    answered = pipeline.sent() - Counter(t for r in pipeline.standin.log() if r["status"] != 200 for t in r["texts"])
+    pipeline.standin.reset()
+
+    snapshot, bought = pipeline.embed(chunks)
+
+    assert len(answered) == 24
+    assert bought.new == 16
+    assert not pipeline.sent() & answered
+    assert pipeline.vectors(snapshot) == expected([f"text {n}" for n in range(40)])
+
+
+def test_shards_that_were_finished_before_a_failure_are_found_by_name(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a machine that has no journal of it."""
+    chunks = pipeline.chunks(*([f"{shard} {n}" for n in range(4)] for shard in range(10)))
+    pipeline.standin.faults({"fault": "revoked", "skip": 5})
+    with pytest.raises(PermanentError):
+        pipeline.embed(chunks, max_in_flight=1)
+    pipeline.standin.reset()
+
+    _, bought = Pipeline(pipeline.store, pipeline.home / "elsewhere", pipeline.standin).embed(chunks)
+
+    assert (bought.new, bought.reused) == (20, 20)
+
+
+# What becomes of vectors in parts that are gone
+
+
+def test_a_text_that_comes_back_after_garbage_collection_is_bought_again(pipeline: Pipeline) -> None:
+    pipeline.embed(pipeline.chunks(["a", "b"]))
+    pipeline.embed(pipeline.chunks(["a"]))
+    pipeline.collect_garbage()
+    pipeline.standin.reset()
+
+    snapshot, bought = pipeline.embed(pipeline.chunks(["a", "b"]))
+
+    assert pipeline.vectors(snapshot) == expected(["a", "b"])
+    assert bought.new == 1
+    assert pipeline.sent() == Counter([hash_of_standin("b")]) if False else len(pipeline.sent()) == 1
+
+
+def test_a_text_is_taken_from_any_part_that_is_left(pipeline: Pipeline) -> None:
+    """Shard 0 keeps `same`; the newer part with it is gone when shard 2 comes to want it."""
+    pipeline.embed(pipeline.chunks(["same"]))
+    pipeline.embed(pipeline.chunks(["same"], ["same", "b"]))
+    pipeline.embed(pipeline.chunks(["same"], ["b"]))
+    pipeline.collect_garbage()
+    pipeline.standin.reset()
+
+    snapshot, bought = pipeline.embed(pipeline.chunks(["same"], ["b"], ["same"]))
+
+    assert pipeline.vectors(snapshot) == expected(["same"], ["b"], ["same"])
+    assert bought.new == 0
+    assert pipeline.standin.log() == []
+
+
+def test_a_deleted_document_that_comes_back_is_not_bought_again(pipeline: Pipeline) -> None:
+    """As long as an older snapshot's part has its vectors."""
+    pipeline.embed(pipeline.chunks(["a", "b"]))
+    pipeline.embed(pipeline.chunks(["a"]))
+    pipeline.standin.reset()
+
+    _, bought = pipeline.embed(pipeline.chunks(["a", "b", "c"]))
+
+    assert bought.new == 1
+
+
+def test_a_store_that_was_emptied_is_filled_again(pipeline: Pipeline) -> None:
+    """The journal knows the parts that were there."""
+    pipeline.embed(pipeline.chunks(["a"], ["b"]))
+    pipeline.store.delete([found.path for found in pipeline.store.entries("")])
+
+    snapshot, bought = pipeline.embed(pipeline.chunks(["a"], ["b"]))
+
+    assert pipeline.vectors(snapshot) == expected(["a"], ["b"])
+    assert bought.new == 2
+
+
+def harm(store: Store, part: Part) -> None:
+    obstore.put(store.objects, part.path(SOURCE), b"something else")
+
+
+def test_a_damaged_part_that_is_being_replaced_costs_its_texts_and_no_more(pipeline: Pipeline) -> None:
+    first, _ = pipeline.embed(pipeline.chunks(["a", "b"], ["c"]))
+    harm(pipeline.store, first.parts[0])
+    chunks = pipeline.chunks(["a"], ["c"])
+    with pytest.raises(TransientError, match=rf"{first.parts[0].key}.*Run again"):
+        pipeline.embed(chunks)
+
+    snapshot, bought = pipeline.embed(chunks)
+
+    assert pipeline.vectors(snapshot) == expected(["a"], ["c"])
+    assert bought.new == 1
+
+
+def test_a_damaged_part_that_stays_is_an_error_that_names_it(pipeline: Pipeline) -> None:
+    first, _ = pipeline.embed(pipeline.chunks(["a"], ["b"]))
+    harm(pipeline.store, first.parts[0])
+    chunks = pipeline.chunks(["a"], ["a", "b"])
+    with pytest.raises(TransientError):
+        pipeline.embed(chunks)
+
+    with pytest.raises(PartDamaged, match=first.parts[0].key):
+        pipeline.embed(chunks)
+
+
+# Which model fills the slot
+
+
+def test_a_live_slot_is_not_bound_to_another_model(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks(["a"])
+    first, _ = pipeline.embed(chunks, name="standin-model")
+    pipeline.standin.reset()
+
+    with pytest.raises(BindingChanged, match=r"Slot v1 is live.*Cure: put the old model back, bind the new one to the other"):
+        pipeline.embed(chunks, name="another-model")
+
+    assert pipeline.standin.log() == []
+    assert log.head(pipeline.store, ASSET, SOURCE) == first
+
+
+def test_a_slot_that_is_not_live_is_filled_anew_by_another_model(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks(["a"])
+    first, _ = pipeline.embed(chunks, live=False)
+
+    second, bought = pipeline.embed(chunks, live=False, dimensions=32)
+
+    assert bought.new == 1
+    assert second.root != first.root
+    assert second.model is not None
+    assert second.model["dimensions"] == 32
+    assert pipeline.vectors(second) == [[unit_vector("a", 32).tobytes()]]
+
+
+def test_another_address_of_the_same_model_buys_nothing(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks(["a"])
+    first, _ = pipeline.embed(chunks)
+    pipeline.standin.reset()
+
+    again, _ = pipeline.embed(chunks, base_url="http://127.0.0.1:9/v1", requests_per_minute=7)
+
+    assert again == first
+
+
+# What it takes
+
+
+def test_memory_does_not_grow_with_the_shards_under_way(pipeline: Pipeline) -> None:
+    """One text changed in each of many shards: all of them wait at once, and hold no vectors meanwhile."""
+    shards = [[f"{shard} {n}" for n in range(250)] for shard in range(32)]
+    pipeline.embed(pipeline.chunks(*shards), max_items=2048)
+    chunks = pipeline.chunks(*([*texts[1:], f"new {shard}"] for shard, texts in enumerate(shards)))
+    pipeline.standin.reset()
+    tracemalloc.start()
+
+    _, bought = pipeline.embed(chunks, max_items=2048)
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert bought.new == 32
+    assert len(pipeline.standin.log()) == 1
+    of_a_shard = 250 * 64 * 4
+    assert peak < 16 * of_a_shard
