@@ -148,8 +148,8 @@ def _cell(value: object) -> str:
         case int():
             return f"{value:,}"
         case float():
-            digits = 0 if abs(value) >= 1_000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 1 else 3
-            return f"{value:,.{digits}f}"
+            digits = 0 if abs(value) >= 1_000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 0.1 else 3
+            return f"{value:,.{digits}f}" if value else "0"
     return " ".join(str(value).replace("|", r"\|").split())
 
 

@@ -234,10 +234,10 @@ def rows_of(rounds: list[Round], count: int) -> list[dict[str, object]]:
             ratios = [figures[what, name].ratios(figures[what, OURS]) for figures in rounds]
             rows.append(
                 {
-                    "run": f"{what} ({count:,} documents)",
+                    "run": f"{what}, {count:,} documents",
                     "of": name,
                     "whole-process s": round(median(found.whole_process_seconds for found in theirs), 2),
-                    "whole-process × ours": round(median(whole for whole, _ in ratios), 2),
+                    "× ours": round(median(whole for whole, _ in ratios), 2),
                     "CPU s": round(median(found.cpu_seconds for found in theirs), 2),
                     "in-process s": round(median(found.seconds for found in theirs), 2),
                     "in-process × ours": round(median(inside for _, inside in ratios), 2),

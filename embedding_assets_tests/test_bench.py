@@ -120,4 +120,4 @@ def test_times_ours_is_the_median_of_the_ratios_within_a_round() -> None:
     assert [row["of"] for row in rows] == ["embedding-assets", "a peer"] * 3
     assert [row["in-process × ours"] for row in rows[:2]] == [1, 3]
     assert rows[1]["in-process s"] == 6
-    assert rows[1]["run"] == "first run (300 documents)"
+    assert rows[1]["run"] == "first run, 300 documents"

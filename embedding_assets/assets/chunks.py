@@ -26,7 +26,9 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         dagster_type=SNAPSHOT,
         retry_policy=PATIENT,
         check_specs=[
-            inline.spec(ASSET, "offsets_reproduce_text", "Every chunk is the span of its document that it names.")
+            inline.spec(
+                ASSET, "offsets_reproduce_text", "Every chunk is the span of its document that it names.", partitions
+            )
         ],
     )
     def chunks(

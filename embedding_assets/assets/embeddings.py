@@ -37,9 +37,9 @@ def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         retry_policy=PATIENT,
         description=f"Unit vectors of every chunk by model {slot}; only texts without a stored vector are sent.",
         check_specs=[
-            inline.spec(asset, "normalization", "Every vector is finite and of unit length."),
-            inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter."),
-            inline.spec(asset, "nothing_rejected", "No chunk is dead-lettered.", blocking=False),
+            inline.spec(asset, "normalization", "Every vector is finite and of unit length.", partitions),
+            inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter.", partitions),
+            inline.spec(asset, "nothing_rejected", "No chunk is dead-lettered.", partitions, blocking=False),
         ],
     )
     def embeddings(

@@ -29,13 +29,16 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         kinds={"postgres"},
         retry_policy=PATIENT,
         check_specs=[
-            inline.spec(ASSET, "index_valid", "Every index of what readers see exists and is valid."),
-            inline.spec(ASSET, "recall_at_10", "The index finds what an exact search finds, at the stored ef_search."),
+            inline.spec(ASSET, "index_valid", "Every index of what readers see exists and is valid.", partitions),
+            inline.spec(
+                ASSET,
+                "recall_at_10",
+                "The index finds what an exact search finds, at the stored ef_search.",
+                partitions,
+            ),
         ],
     )
-    def hnsw_index(
-        context: dg.AssetExecutionContext, deployment: dg.ResourceParam[Deployment]
-    ) -> dg.MaterializeResult:
+    def hnsw_index(context: dg.AssetExecutionContext, deployment: dg.ResourceParam[Deployment]) -> dg.MaterializeResult:
         """Primary key and an HNSW index for each model on the loaded table; recall measured; then published in one
         short transaction."""
         region, source = region_and_source(context.partition_key)

@@ -24,7 +24,9 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         group_name="serve",
         kinds={"postgres"},
         retry_policy=PATIENT,
-        check_specs=[inline.spec(ASSET, "parity", "The table holds the snapshot's rows, by count and fingerprint.")],
+        check_specs=[
+            inline.spec(ASSET, "parity", "The table holds the snapshot's rows, by count and fingerprint.", partitions)
+        ],
     )
     def pgvector_table(
         context: dg.AssetExecutionContext,

@@ -31,8 +31,8 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         dagster_type=SNAPSHOT,
         retry_policy=PATIENT,
         check_specs=[
-            inline.spec(ASSET, "completeness", "The parts hold every document that the source listed."),
-            inline.spec(ASSET, "nothing_rejected", "Nothing of the source was refused.", blocking=False),
+            inline.spec(ASSET, "completeness", "The parts hold every document that the source listed.", partitions),
+            inline.spec(ASSET, "nothing_rejected", "Nothing of the source was refused.", partitions, blocking=False),
         ],
     )
     def raw_docs(

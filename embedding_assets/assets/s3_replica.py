@@ -24,8 +24,8 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         dagster_type=SNAPSHOT,
         retry_policy=PATIENT,
         check_specs=[
-            inline.spec(ASSET, "parity", "The region's replica is the primary's snapshots, byte for byte."),
-            inline.spec(ASSET, "models_cover_same_chunks", "Both model versions cover the same chunks."),
+            inline.spec(ASSET, "parity", "The region's replica is the primary's snapshots, byte for byte.", partitions),
+            inline.spec(ASSET, "models_cover_same_chunks", "Both model versions cover the same chunks.", partitions),
         ],
     )
     def s3_replica(

@@ -5,6 +5,7 @@ what the run made: parts are immutable and verified by hash, what was checked on
 reads everything again.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -23,9 +24,19 @@ from embedding_assets.snapshots.stores import Store
 NORM_TOLERANCE: Final = 1e-3
 
 
-def spec(asset: str, name: str, description: str, *, blocking: bool = True) -> dg.AssetCheckSpec:
-    """The declaration of a check that the asset's own run answers."""
-    return dg.AssetCheckSpec(name, asset=asset, description=description, blocking=blocking)
+def spec(
+    asset: str, name: str, description: str, partitions: dg.PartitionsDefinition[str], *, blocking: bool = True
+) -> dg.AssetCheckSpec:
+    """The declaration of a check that the asset's own run answers, for the partition that it materializes.
+
+    Without partitions of its own a check has one verdict, the last: a source that passes would hide one that fails.
+    """
+    with warnings.catch_warnings():
+        # The only use of what Dagster calls a preview: nothing but the display of verdicts rests on it.
+        warnings.simplefilter("ignore", dg.PreviewWarning)
+        return dg.AssetCheckSpec(
+            name, asset=asset, description=description, blocking=blocking, partitions_def=partitions
+        )
 
 
 def made(previous: Snapshot | None, current: Snapshot) -> list[Part]:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.errors import PermanentError, TransientError
 
@@ -34,21 +35,25 @@ SWAP_LOCK_TIMEOUT: Final = "500ms"
 SWAP_ATTEMPTS: Final = 20
 _LONGEST_PAUSE: Final = 5.0
 
+# What a DSN does not say: no wait without an end, and a peer that vanished is noticed within two minutes.
+_DEFAULTS: Final[dict[str, Any]] = {
+    "application_name": "embedding-assets",
+    "connect_timeout": 30,
+    "keepalives_idle": 60,
+    "keepalives_interval": 10,
+    "keepalives_count": 6,
+}
+
 # Beginnings of SQLSTATE that an operator must set right. Every other OperationalError may pass: network, restart, disk
 # full, lock, limit.
 _PERMANENT_STATES: Final = ("28", "3D", "42", "55000")
-_PERMANENT_TEXTS: Final = (
-    "authentication failed",
-    "no password supplied",
-    "does not exist",
-    "no pg_hba.conf entry",
-)
+_PERMANENT_TEXTS: Final = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 
 
 def connect(dsn: str) -> Connection:
     """Open a connection in autocommit mode. Raises TransientError or PermanentError, by the reason."""
     with pipeline_errors("connecting to the region's database"):
-        conn = psycopg.connect(dsn, autocommit=True, fallback_application_name="embedding-assets")
+        conn = psycopg.connect(**_DEFAULTS | conninfo_to_dict(dsn), autocommit=True)
         conn.execute(
             sql.SQL(
                 # A role's statement_timeout is meant for queries: a long index build is no mistake, and every wait for

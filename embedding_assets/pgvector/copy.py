@@ -80,7 +80,8 @@ def encode(rows: ShardRows, shard: int, block_bytes: int = BLOCK_BYTES) -> Itera
     sizes = np.full(chunks.num_rows, sum(4 * dimensions_of(table) for table in vectors), dtype=np.int64)
     for name in ("document_id", "text", "metadata"):
         sizes += pc.binary_length(chunks.column(name)).to_numpy()
-    if sizes.size and (largest := int(sizes.argmax())) >= 0 and sizes[largest] > _LARGEST_ROW:
+    if sizes.max(initial=0) > _LARGEST_ROW:
+        largest = int(sizes.argmax())
         document = chunks.column("document_id")[largest].as_py()
         raise PermanentError(
             f"a chunk of document {document!r} (shard {shard}) takes {sizes[largest]:,} bytes; a Postgres row holds "

@@ -20,7 +20,8 @@ import stat
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -30,6 +31,7 @@ from filelock import FileLock, Timeout
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.pgvector.connection import connect, pipeline_errors
 
 _log = logging.getLogger(__name__)
 
@@ -91,7 +93,7 @@ def dsn(home: Path, database: str) -> str:
     """
     ensure_running(home)
     uri = _uri(home, database)
-    with psycopg.connect(_uri(home, "postgres"), autocommit=True) as conn:
+    with pipeline_errors("asking the embedded Postgres for its databases"), connect(_uri(home, "postgres")) as conn:
         if conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone() is None:
             # Where another process is quicker, what we want is there.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
@@ -107,19 +109,15 @@ def ensure_running(home: Path) -> None:
     if _accepts(home):
         return
     layout = _Layout.of(home)
+    if set(str(layout.root)) & set('"$`\\\n'):
+        raise PermanentError(f"{layout.root!r}: pg_ctl hands this path to a shell; use one without quotes, $, ` and \\")
     layout.root.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(layout.root / "lock", timeout=START_SECONDS + 30):
-            if _accepts(home):
-                return
-            if _postmaster(layout) is None:
-                _start(home, layout)
-            _await(home, layout)
-    except Timeout:
-        raise TransientError(
-            f"the embedded Postgres in {layout.root} has been starting or stopping for "
-            f"{START_SECONDS + 30} s in another process; see {layout.log}"
-        ) from None
+    with _alone(layout):
+        if _accepts(home):
+            return
+        if _postmaster(layout) is None:
+            _start(layout)
+        _await(home, layout)
 
 
 def stop(home: Path) -> None:
@@ -127,7 +125,7 @@ def stop(home: Path) -> None:
     layout = _Layout.of(home)
     if not layout.data.is_dir():
         return
-    with FileLock(layout.root / "lock", timeout=START_SECONDS + 30):
+    with _alone(layout):
         socket = _socket_folder(home)
         if _postmaster(layout) is not None:
             owner = _owner(layout)
@@ -136,6 +134,24 @@ def stop(home: Path) -> None:
                 _run("pg_ctl", [*arguments, "immediate"], owner, layout)
         _end_orphans(layout)
         shutil.rmtree(socket, ignore_errors=True)
+
+
+@contextmanager
+def _alone(layout: _Layout) -> Iterator[None]:
+    """Hold the lock under which the server is started and stopped."""
+    patience = START_SECONDS + 30
+    lock = FileLock(layout.root / "lock")
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout:
+        raise TransientError(
+            f"another process has been starting or stopping the embedded Postgres in {layout.root} for {patience} s; "
+            f"see {layout.log}"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _uri(home: Path, database: str) -> str:
@@ -155,17 +171,18 @@ def _await(home: Path, layout: _Layout) -> None:
     """Wait out a recovery that somebody began and did not live to see the end of."""
     deadline = time.monotonic() + START_SECONDS
     while not _accepts(home):
-        if _postmaster(layout) is None or time.monotonic() > deadline:
-            raise PermanentError(
-                f"the embedded Postgres in {layout.root} does not accept connections; see {layout.log}"
-            )
+        if _postmaster(layout) is None:
+            raise PermanentError(f"the embedded Postgres in {layout.root} ended as it started; why: {layout.log}")
+        if time.monotonic() > deadline:
+            raise TransientError(f"the embedded Postgres in {layout.root} takes no connection; why: {layout.log}")
         time.sleep(0.05)
 
 
-def _start(home: Path, layout: _Layout) -> None:
+def _start(layout: _Layout) -> None:
     owner = _owner(layout)
     if owner.uid is not None:
         _let_pass(owner, layout.root, _binaries())
+        _let_read(_binaries().parent)
     socket = _computed_socket_folder(layout)
     for folder in (layout.data, layout.log, socket):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -267,6 +284,16 @@ def _let_pass(owner: _Owner, *targets: Path) -> None:
         if not reachable:
             folder.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
             _log.warning("let others traverse %s (o+x): the embedded Postgres runs as user id %s", folder, owner.uid)
+
+
+def _let_read(tree: Path) -> None:
+    """Let others read what is installed under `tree`, where a strict umask kept it from them."""
+    if (tree / "bin" / "postgres").stat().st_mode & stat.S_IXOTH:
+        return
+    for path in (tree, *tree.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
+    _log.warning("let others read %s: the embedded Postgres does not run as root", tree)
 
 
 def _refuse_foreign(folder: Path, owner: _Owner) -> None:

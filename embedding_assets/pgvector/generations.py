@@ -82,8 +82,8 @@ def load_generation(
         _drop_others(conn, source, generation)
         if generation.state == "published":
             return Loaded(generation, all_rows, len(shards), 0, 0, 0)
-        done = _ledger(conn, generation)
-        missing = [ref for ref in shards if done.get(ref.shard) != ref.key]
+        done = _loaded_shards(conn, generation)
+        missing = [ref for ref in shards if ref.shard not in done]
         missing_rows = sum(ref.rows for ref in missing)
         if missing:
             _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
@@ -168,9 +168,9 @@ def _drop_others(conn: Connection, source: str, keep: Generation) -> None:
         failpoint("pgvector.generation.dropped")
 
 
-def _ledger(conn: Connection, generation: Generation) -> dict[int, str]:
-    rows = conn.execute("SELECT shard, key FROM embedding_assets.ledger WHERE generation = %s", [generation.id])
-    return dict(rows.fetchall())
+def _loaded_shards(conn: Connection, generation: Generation) -> set[int]:
+    rows = conn.execute("SELECT shard FROM embedding_assets.ledger WHERE generation = %s", [generation.id])
+    return {shard for (shard,) in rows}
 
 
 class _Encoded(NamedTuple):

@@ -1,6 +1,5 @@
 """The tables of a region: numbered migrations (`sql/`), the models' columns, and the view of the live model."""
 
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +10,9 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import (
-    Connection,
-    connect,
-    pipeline_errors,
-    schema_lock,
-    short_transaction,
-)
+from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors, schema_lock, short_transaction
 from embedding_assets.pgvector.shards import SLOTS, column_type
 from embedding_assets.snapshots.failpoints import failpoint
-
-_log = logging.getLogger(__name__)
 
 MIGRATIONS: Final = Path(__file__).parents[2] / "sql"
 OLDEST_PGVECTOR: Final = (0, 8, 4)
@@ -55,8 +46,7 @@ def migrate(dsn: str) -> None:
         _require_pgvector(conn)
         if not _pending(conn):
             return
-        # Our lock rather than yoyo's, which is a row that a killed process leaves behind for ever. It is held in a
-        # transaction of this connection while yoyo works on its own.
+        # Held in a transaction of this connection, while yoyo works on connections of its own.
         with conn.transaction():
             conn.execute("SET LOCAL lock_timeout = '2min'")
             schema_lock(conn)
@@ -173,6 +163,7 @@ def _apply(dsn: str, search_path: str) -> None:
     uri = DatabaseURI("postgresql+psycopg", None, None, None, None, arguments.pop("dbname", None), arguments)
     with PostgresqlPsycopgBackend(uri, "_yoyo_migration") as backend:
         backend.init_database()
+        backend.break_lock()  # yoyo's lock is a row, which a killed process leaves behind; ours is held already
         backend.apply_migrations(backend.to_apply(read_migrations(str(MIGRATIONS))))
 
 

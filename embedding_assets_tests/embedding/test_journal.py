@@ -16,9 +16,7 @@ VECTORS = {text: np.full(4, place, np.float32) for place, text in enumerate((A, 
 
 def part(number: int, contents: int = 0) -> Part:
     """A part's description; with other contents it is another file of the same name."""
-    return Part(
-        asset="embeddings_v1", shard=number, key=f"{number:064x}", rows=4, bytes=1, sha256=f"{contents:064x}"
-    )
+    return Part(asset="embeddings_v1", shard=number, key=f"{number:064x}", rows=4, bytes=1, sha256=f"{contents:064x}")
 
 
 @pytest.fixture

@@ -163,3 +163,26 @@ def test_a_socket_folder_that_somebody_else_put_there_is_refused(tmp_path: Path)
 
 def test_the_server_never_runs_as_root(home: Path) -> None:
     assert Path(f"/proc/{postmaster(home)}").stat().st_uid != 0
+
+
+def test_binaries_and_folders_that_a_strict_umask_closed_are_opened_to_the_server(tmp_path: Path) -> None:
+    binary = tmp_path / "closed" / "pginstall18" / "bin" / "postgres"
+    binary.parent.mkdir(parents=True)
+    binary.touch()
+    (binary.parents[1] / "share").touch(0o600)
+    for path in (tmp_path / "closed", binary.parents[1], binary.parent, binary):
+        path.chmod(0o700)
+
+    embedded._let_pass(embedded._Owner(65534, 65534), binary.parent)
+    embedded._let_read(binary.parents[1])
+
+    assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o701
+    assert stat.S_IMODE(binary.stat().st_mode) == 0o705
+    assert stat.S_IMODE((binary.parents[1] / "share").stat().st_mode) == 0o604
+
+
+@pytest.mark.parametrize("name", ["$HOME", 'a"b', "`id`", "a\\b"])
+def test_a_path_that_a_shell_would_read_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PermanentError, match="hands this path to a shell"):
+        embedded.ensure_running(tmp_path / name)
+    assert not (tmp_path / name).exists()
