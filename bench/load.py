@@ -222,11 +222,14 @@ def _client_cpu() -> float:
 
 
 def _server_cpu(home: Path) -> float:
-    """CPU seconds of the server's processes, and of those that it has seen end."""
+    """CPU seconds of the server's processes, and of those that it has seen end; asked again if one ends meanwhile."""
     postmaster = int((home / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-    ticks = sum(_ticks(postmaster)) + sum(sum(islice(_ticks(int(child)), 2)) for child in children)
-    return ticks / TICKS
+    try:
+        living = sum(sum(islice(_ticks(int(child)), 2)) for child in children)
+    except FileNotFoundError:
+        return _server_cpu(home)
+    return (sum(_ticks(postmaster)) + living) / TICKS
 
 
 def _ticks(pid: int) -> list[int]:

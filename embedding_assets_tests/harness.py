@@ -3,9 +3,10 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,25 @@ import dagster as dg
 import psycopg
 
 from embedding_assets import driver
+from embedding_assets.definitions import build_defs
 from embedding_assets.deployment import Deployment
 from embedding_assets.driver import Outcome
 from embedding_assets.embedding import stage
 from embedding_assets.embedding.engine import Dead, Embedded, Text
-from embedding_assets.settings import Settings
+from embedding_assets.settings import CONFIG, HOME, Settings
 from embedding_assets.snapshots import keys, log
 from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets.status import is_current
 
+PROJECT = Path(__file__).parents[1]
+
 SOURCE = "handbook"
 REGIONS = ("eu-west-1", "us-east-1")
+PRIMARY = "us-east-1"
+MODELS = {
+    "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
+    "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},
+}
 
 # A forked child starts with everything imported: a run that is killed a moment later costs a second, not five.
 _FORKS = multiprocessing.get_context("forkserver")
@@ -32,11 +41,14 @@ _FORKS.set_forkserver_preload(["embedding_assets_tests.harness"])
 
 @dataclass(frozen=True)
 class Sandbox:
-    """One deployment under a temporary folder; `dsns` by region, and `bucket` where the stores are to be in S3."""
+    """One deployment under a temporary folder; `dsns` by region, `bucket` where the stores are to be in S3, and what
+    the settings say of `models` and, by name, of `sources` besides the folder of documents."""
 
     root: Path
     dsns: dict[str, str]
     bucket: str | None = None
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MODELS)
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def docs(self) -> Path:
@@ -48,18 +60,40 @@ class Sandbox:
         return self.root / "sent.log"
 
     @property
-    def deployment(self) -> Deployment:
-        settings = {
-            "primary_region": "us-east-1",
+    def settings(self) -> dict[str, Any]:
+        """What the settings file says."""
+        return {
+            "primary_region": PRIMARY,
             "regions": {region: {"store": self._store(region), "database": self.dsns[region]} for region in REGIONS},
-            "models": {
-                "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
-                "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},
-            },
+            "models": self.models,
             "live_model": "v1",
-            "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}},
+            "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}, **self.sources},
         }
-        return Deployment(Settings.model_validate(settings), self.root / "home")
+
+    @property
+    def deployment(self) -> Deployment:
+        return Deployment(Settings.model_validate(self.settings), self.root / "home")
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment in which commands work on this sandbox, with its settings in a file."""
+        file, home = self.root / "settings.yaml", self.root / "home"
+        file.write_text(json.dumps(self.settings))  # JSON is YAML
+        dagster_home = home / "dagster"
+        dagster_home.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(PROJECT / "dagster.yaml", dagster_home / "dagster.yaml")
+        return {**os.environ, CONFIG: str(file), HOME: str(home), "DAGSTER_HOME": str(dagster_home), **more}
+
+    def execute(
+        self, job: str, partition: str, instance: dg.DagsterInstance, config: Mapping[str, Any] | None = None
+    ) -> dg.ExecuteInProcessResult:
+        """One run of a job in this process, with all that Dagster tells of it; a failed one raises nothing."""
+        return (
+            build_defs(self.deployment)
+            .resolve_job_def(job)
+            .execute_in_process(
+                instance=instance, partition_key=partition, run_config=dict(config or {}), raise_on_error=False
+            )
+        )
 
     def _store(self, region: str) -> str:
         return f"s3://{self.bucket}/{region}" if self.bucket else (self.root / "stores" / region).as_uri()
@@ -131,7 +165,7 @@ def _child(sandbox: Sandbox, failpoint: str | None, shard_bytes: int) -> None:
 
 def _log_what_is_sent(path: Path) -> None:
     """Have the stage's calls of the engine noted, each text before it is sent and after its vector is durable."""
-    engine = stage.embed
+    engine = vars(stage)["embed"]
 
     def noted(binding: Any, texts: Iterable[Text], deliver: Callable[[Embedded | Dead], None], **options: Any) -> Any:
         with path.open("a", buffering=1) as file:
@@ -148,7 +182,7 @@ def _log_what_is_sent(path: Path) -> None:
 
             return engine(binding, sending(), delivering, **options)
 
-    stage.embed = noted  # type: ignore[assignment]
+    vars(stage)["embed"] = noted
 
 
 def bought_again(sandbox: Sandbox) -> list[str]:

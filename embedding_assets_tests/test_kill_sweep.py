@@ -132,7 +132,7 @@ def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_o
 @pytest.mark.slow
 def test_runs_killed_at_random_moments_come_to_the_undisturbed_result(sandbox_of: SandboxOf) -> None:
     expected, seconds = undisturbed(sandbox_of, SEVERAL_SHARDS)
-    chance = random.Random(20261121)  # noqa: S311 - reproducible, not secret
+    chance = random.Random(20261121)
     kills = 0
     rounds = 0
     while kills < RANDOM_KILLS:

@@ -8,7 +8,6 @@ from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
-from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.sources.stage import ASSET, snapshot_source
 
 

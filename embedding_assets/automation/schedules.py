@@ -15,9 +15,7 @@ def daily(settings: Settings) -> list[dg.ScheduleDefinition]:
     ]
 
 
-def _every_partition(
-    name: str, cron: str, job: str, partitions: dg.PartitionsDefinition[str]
-) -> dg.ScheduleDefinition:
+def _every_partition(name: str, cron: str, job: str, partitions: dg.PartitionsDefinition[str]) -> dg.ScheduleDefinition:
     @dg.schedule(name=name, cron_schedule=cron, job_name=job, default_status=dg.DefaultScheduleStatus.RUNNING)
     def round_(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
         day = context.scheduled_execution_time.date()

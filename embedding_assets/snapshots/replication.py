@@ -95,7 +95,7 @@ def _copy(primary: Store, region: Store, source: str, part: Part) -> int:
     if region.put_if_absent(part.path(source), data):
         failpoint("after-copy")
         return len(data)
-    read_bytes(region, source, part)
+    region.keep_young(part.path(source), read_bytes(region, source, part))
     return 0
 
 

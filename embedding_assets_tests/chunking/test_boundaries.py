@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from embedding_assets.chunking.spans import split
 from embedding_assets.chunking.tokens import encode
-from embedding_assets_tests.chunking.texts import markdown
+from embedding_assets_tests.chunking.texts import markdown, unhurried
 
 
 def chunks(text: str, max_tokens: int, overlap: int = 0) -> list[str]:
@@ -114,6 +114,7 @@ FENCED = re.compile(r"^```python\n.*?^```$", re.MULTILINE | re.DOTALL)
 
 # 32 tokens by itself, 33 where it stands: the blank line after it moves a token's edge.
 @example(f"## A heading\n\nAnd a line.\n\n{A_BLOCK_OF_32}\n\nA last line.", 32, 0)
+@unhurried
 @given(markdown, st.sampled_from([32, 64, 128]), st.integers(0, 15))
 def test_every_code_block_that_fits_is_whole_in_a_chunk(text: str, max_tokens: int, overlap: int) -> None:
     spans = split(text, max_tokens=max_tokens, overlap=overlap)
@@ -132,6 +133,7 @@ def test_a_code_block_stays_whole_behind_a_word_that_grows_by_being_cut_off(max_
     assert any(code in chunk for chunk in chunks(text, max_tokens))
 
 
+@unhurried
 @given(markdown, st.sampled_from([64, 128]), st.integers(0, 31))
 def test_no_chunk_ends_with_a_heading_unless_code_that_just_fits_follows(
     text: str, max_tokens: int, overlap: int
@@ -213,10 +215,25 @@ def test_a_heading_directly_under_a_heading_stays_with_it() -> None:
 
 
 def test_a_comment_in_an_indented_block_is_no_heading() -> None:
-    text = "Run this::\n\n" + "\n\n".join(f"  # comment {i}\n  call_{i}()\n  call_{i}()" for i in range(20))
+    text = "Run this::\n\n" + "\n".join(f"  # comment {i}\n  call_{i}()\n  call_{i}()" for i in range(20))
     plain = text.replace("# ", "% ")
     for limit in range(32, 64):
         assert [len(chunk) for chunk in chunks(text, limit)] == [len(chunk) for chunk in chunks(plain, limit)]
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "````md\n```py\ncall()\n```\n\ncall()\n\n````",  # a shorter fence inside
+        "```\n```py\n\ncall()\n\ncall()\n```",  # a fence with a language closes nothing
+        "~~~\n```\n\ncall()\n\ncall()\n~~~",
+        "```py title=`x`\n```\n\ncall()\n\ncall()\n```",  # a backtick after a fence: the line is none
+    ],
+)
+def test_a_fence_is_closed_by_its_like(block: str) -> None:
+    last = block[block.rindex("```\n\n") :] if "title" in block else block
+    text = f"{LONG}. {LONG}. {LONG}.\n\n{block}\n\n{BODY}"
+    assert all(any(last in chunk for chunk in chunks(text, limit)) for limit in range(24, 64))
 
 
 def test_a_code_block_indented_by_tabs_is_one() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from embedding_assets.chunking.spans import Span, split
 from embedding_assets.chunking.tokens import encode
 from embedding_assets.errors import PermanentError
-from embedding_assets_tests.chunking.texts import markdown, real_texts, texts
+from embedding_assets_tests.chunking.texts import markdown, real_texts, texts, unhurried
 
 CL100K: Final = bpe_openai.get_encoding("cl100k_base")
 
@@ -38,7 +38,7 @@ def assert_sound(text: str, spans: list[Span], max_tokens: int) -> None:
         assert before.end < after.end
 
 
-@settings(max_examples=300)
+@settings(unhurried, max_examples=200)
 @given(st.one_of(texts, markdown), limits)
 def test_chunks_of_any_text_are_sound(text: str, limits: tuple[int, int]) -> None:
     max_tokens, overlap = limits
@@ -50,6 +50,7 @@ def test_chunks_of_real_documents_are_sound() -> None:
         assert_sound(text, split(text, max_tokens=256, overlap=32), 256)
 
 
+@unhurried
 @given(st.one_of(texts, markdown), limits)
 def test_an_overlap_is_at_most_what_was_asked_for_and_half_of_a_chunk(text: str, limits: tuple[int, int]) -> None:
     max_tokens, overlap = limits
@@ -59,6 +60,7 @@ def test_an_overlap_is_at_most_what_was_asked_for_and_half_of_a_chunk(text: str,
         assert repeated <= min(overlap, before.tokens // 2) + 2
 
 
+@unhurried
 @given(st.one_of(texts, markdown), st.text(" \t\r\n\u3000", max_size=20), limits)
 def test_white_space_around_a_text_moves_its_chunks_and_changes_none(
     text: str, space: str, limits: tuple[int, int]

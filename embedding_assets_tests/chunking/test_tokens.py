@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_assets.chunking.tokens import Tokens, encode
-from embedding_assets_tests.chunking.texts import real_texts, texts
+from embedding_assets_tests.chunking.texts import real_texts, texts, unhurried
 
 CL100K: Final = bpe_openai.get_encoding("cl100k_base")
 
@@ -32,6 +32,7 @@ def test_texts_larger_than_the_tokenizer_takes_are_encoded() -> None:
     assert len(encode("x" * 1_200_000)) == 1_200_000 // 8
 
 
+@unhurried
 @given(texts.filter(bool))
 def test_tokens_lie_on_the_characters_that_hold_their_bytes(text: str) -> None:
     character = [i for i, c in enumerate(text) for _ in c.encode()]
@@ -51,6 +52,7 @@ def test_tokens_lie_on_the_characters_that_hold_their_bytes(text: str) -> None:
     assert tokens.edges.tolist() == edges
 
 
+@unhurried
 @given(texts.filter(bool), st.data())
 def test_a_piece_is_counted_as_if_it_were_encoded_by_itself(text: str, data: st.DataObject) -> None:
     """For pieces as chunks are: with visible characters at both ends. Only then is the end of the text no seam."""
@@ -60,6 +62,7 @@ def test_a_piece_is_counted_as_if_it_were_encoded_by_itself(text: str, data: st.
     assert Tokens.of(text).count(start, end) == len(CL100K.encode_ordinary(text[start:end]))
 
 
+@unhurried
 @given(texts.filter(bool), st.data())
 def test_reach_is_the_furthest_that_so_many_tokens_touch(text: str, data: st.DataObject) -> None:
     tokens = Tokens.of(text)

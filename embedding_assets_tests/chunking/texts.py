@@ -3,7 +3,11 @@
 from importlib import metadata
 from pydoc_data.topics import topics
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+# A machine that also runs other things must not fail a property for being slow.
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 # Pieces whose seams are hard for a tokenizer, a word finder or a reader of Markdown and reStructuredText.
 _PIECES = [

@@ -61,8 +61,8 @@ def test_many_that_migrate_a_new_database_at_once_migrate_it_once(postgres: Path
 
 def test_a_process_killed_before_a_migration_was_recorded_does_no_harm(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
-        conn.execute("DELETE FROM embedding_assets._yoyo_migration")
-        conn.execute("DELETE FROM embedding_assets._yoyo_version")
+        for table in ("migration", "version", "log"):
+            conn.execute(f"DROP TABLE embedding_assets._yoyo_{table}".encode())
         conn.execute("INSERT INTO embedding_assets.yoyo_lock (pid) VALUES (1)")
 
     schema.migrate(database)

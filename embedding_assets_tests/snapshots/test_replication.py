@@ -2,7 +2,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +15,7 @@ from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.replication import ASSET, Behind, current, missing_or_damaged, replicate, target
 from embedding_assets.snapshots.snapshot import Part, Snapshot
-from embedding_assets.snapshots.stores import Store
+from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
 from embedding_assets_tests.snapshots.shards import SOURCE, commit, write
 
@@ -213,6 +215,20 @@ def test_a_replication_killed_anywhere_is_finished_by_the_next(regions: Regions,
     assert parts_of(regions.region) == parts_of(regions.primary)
     assert replica == current(regions.region, SOURCE)
     assert (replica.number, replica.root) == (1, target(regions.primary, SOURCE))
+
+
+def test_a_part_that_the_region_had_already_is_kept_from_garbage_collection(tmp_path: Path) -> None:
+    """A replication that died last week left it, and no snapshot names it yet."""
+    regions = Regions(*(open_store((tmp_path / name).as_uri()) for name in ("primary", "region")))
+    upstream = regions.derive([{"a": "1"}])
+    path = upstream[0].parts[0].path(SOURCE)
+    regions.region.put_if_absent(path, regions.primary.get(path) or b"")
+    last_week = time.time() - 7 * 86_400
+    os.utime(tmp_path / "region" / path, (last_week, last_week))
+
+    regions.replicate(upstream)
+
+    assert (tmp_path / "region" / path).stat().st_mtime > time.time() - 60
 
 
 def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:

@@ -1,0 +1,224 @@
+"""The raw_docs stage: what a look costs, and when it refuses to go on.
+
+Runs of every kind over a whole pipeline are in `test_pipeline_properties`; here is what those cannot show.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.settings import FilesSource, JsonlSource
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.sources.reader import Reader
+from embedding_assets.sources.stage import Looked, MassDelete, snapshot_source
+
+SOURCE = "handbook"
+
+
+@dataclass
+class Source:
+    """A folder of files, with the store and the catalog of its snapshots."""
+
+    root: Path
+    store: Store
+    clock: Iterator[int] = field(default_factory=lambda: iter(range(1_600_000_000, 1_700_000_000)))
+
+    @property
+    def docs(self) -> Path:
+        return self.root / "docs"
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file that changed long ago, each at another time."""
+        self.docs.mkdir(exist_ok=True)
+        (self.docs / name).write_text(text)
+        modified = next(self.clock)
+        os.utime(self.docs / name, (modified, modified))
+
+    def write_lines(self, name: str, **documents: str) -> None:
+        self.write(name, "".join(json.dumps({"id": key, "body": text}) + "\n" for key, text in documents.items()))
+
+    def reader(self, kind: str) -> Reader:
+        if kind == "files":
+            return FilesSource.model_validate({"kind": "files", "path": str(self.docs)}).reader(SOURCE)
+        path = str(self.docs / "*.jsonl")
+        return JsonlSource.model_validate({"kind": "jsonl", "path": path, "id": "id", "text": "body"}).reader(SOURCE)
+
+    def snapshot(
+        self, kind: str = "files", max_deleted: float = 1, allow_deletes: bool = False
+    ) -> tuple[Snapshot, Looked]:
+        return snapshot_source(
+            self.store,
+            SOURCE,
+            self.reader(kind),
+            self.root / "catalog.sqlite",
+            max_deleted=max_deleted,
+            allow_deletes=allow_deletes,
+        )
+
+    def texts(self) -> dict[str, str]:
+        """The head's documents."""
+        head = log.head(self.store, "raw_docs", SOURCE)
+        assert head is not None
+        tables = [read_part(self.store, SOURCE, part).to_pydict() for part in head.parts]
+        return {name: text for t in tables for name, text in zip(t["document_id"], t["text"], strict=True)}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    return Source(tmp_path, open_store((tmp_path / "store").as_uri()))
+
+
+def test_only_files_that_look_changed_are_read(source: Source) -> None:
+    for name in "abc":
+        source.write(f"{name}.md", name)
+    assert source.snapshot()[1] == Looked(items=3, read=3, parts_written=1)
+
+    assert source.snapshot()[1] == Looked(items=3, read=0, parts_written=0)
+    source.write("b.md", "changed")
+    assert source.snapshot()[1] == Looked(items=3, read=1, parts_written=1)
+
+    assert source.texts() == {"a.md": "a", "b.md": "changed", "c.md": "c"}
+
+
+def test_a_file_that_was_only_touched_is_read_and_nothing_is_written(source: Source) -> None:
+    source.write("a.md", "a")
+    first, _ = source.snapshot()
+    source.write("a.md", "a")
+
+    assert source.snapshot() == (first, Looked(items=1, read=1, parts_written=0))
+
+
+def test_a_document_whose_first_of_its_id_goes_stands_without_being_read_again(source: Source) -> None:
+    source.write_lines("1.jsonl", x="first")
+    source.write_lines("2.jsonl", x="second", y="other")
+    snapshot, _ = source.snapshot("jsonl")
+    assert source.texts() == {"x": "first", "y": "other"}
+    assert [(entry["item"], entry["document_id"]) for entry in snapshot.rejected] == [("2.jsonl", "x")]
+    (source.docs / "1.jsonl").unlink()
+
+    _, looked = source.snapshot("jsonl")
+
+    assert looked.read == 0
+    assert source.texts() == {"x": "second", "y": "other"}
+
+
+def test_a_text_that_neither_catalog_nor_snapshot_has_any_more_is_read_anew(source: Source) -> None:
+    """It stood, lost to an earlier one of its id, and stands again: the last snapshot has the other one's text."""
+    source.write_lines("2.jsonl", x="second", y="other")
+    source.snapshot("jsonl")
+    source.write_lines("1.jsonl", x="first")
+    source.snapshot("jsonl")
+    assert source.texts() == {"x": "first", "y": "other"}
+    (source.docs / "1.jsonl").unlink()
+
+    source.snapshot("jsonl")
+
+    assert source.texts() == {"x": "second", "y": "other"}
+
+
+def test_a_catalog_of_another_machines_snapshot_is_not_believed(source: Source) -> None:
+    source.write("a.md", "a")
+    source.snapshot()
+    elsewhere = Source(source.root / "elsewhere", source.store)
+    elsewhere.docs.mkdir(parents=True)
+    elsewhere.write("a.md", "another text")
+    elsewhere.snapshot()
+
+    _, looked = source.snapshot()
+
+    assert looked.read == 1
+    assert source.texts() == {"a.md": "a"}
+
+
+@pytest.fixture
+def ten(source: Source) -> Source:
+    for number in range(10):
+        source.write(f"{number}.md", f"text {number}")
+    source.snapshot()
+    return source
+
+
+def test_a_source_that_lists_far_fewer_documents_stops_the_run_before_anything_changes(ten: Source) -> None:
+    for number in range(3):
+        (ten.docs / f"{number}.md").unlink()
+    before = list(ten.store.entries(""))
+
+    with pytest.raises(MassDelete) as stopped:
+        ten.snapshot(max_deleted=0.2)
+
+    assert isinstance(stopped.value, PermanentError)
+    for told in (f"source {SOURCE}", "3 of 10 documents are gone (30%", "--allow-deletes", "Cure:"):
+        assert told in str(stopped.value)
+    assert list(ten.store.entries("")) == before
+
+
+def test_deletes_up_to_the_limit_go_on(ten: Source) -> None:
+    for number in range(2):
+        (ten.docs / f"{number}.md").unlink()
+
+    ten.snapshot(max_deleted=0.2)
+
+    assert len(ten.texts()) == 8
+
+
+def test_a_mass_delete_goes_on_once_it_is_allowed(ten: Source) -> None:
+    for number in range(9):
+        (ten.docs / f"{number}.md").unlink()
+    with pytest.raises(MassDelete):
+        ten.snapshot(max_deleted=0.2)
+
+    ten.snapshot(max_deleted=0.2, allow_deletes=True)
+
+    assert list(ten.texts()) == ["9.md"]
+
+
+def test_documents_that_come_back_after_a_stopped_run_are_all_there(ten: Source) -> None:
+    """The volume was not mounted, and is now."""
+    (ten.docs).rename(ten.root / "unmounted")
+    ten.write("9.md", "text 9")
+    with pytest.raises(MassDelete):
+        ten.snapshot(max_deleted=0.2)
+    (ten.docs / "9.md").unlink()
+    ten.docs.rmdir()
+    (ten.root / "unmounted").rename(ten.docs)
+
+    ten.snapshot(max_deleted=0.2)
+
+    assert len(ten.texts()) == 10
+
+
+def test_documents_that_cannot_be_read_any_more_count_as_gone(ten: Source) -> None:
+    for number in range(3):
+        (ten.docs / f"{number}.md").write_bytes(b"\xff\xfe\xfd")
+
+    with pytest.raises(MassDelete):
+        ten.snapshot(max_deleted=0.2)
+
+
+def test_what_is_refused_is_listed_with_its_place_and_cure_and_the_rest_goes_on(source: Source) -> None:
+    source.write("a.md", "a")
+    source.write("blank.md", " \n")
+
+    snapshot, _ = source.snapshot()
+
+    assert source.texts() == {"a.md": "a"}
+    (entry,) = snapshot.rejected
+    assert (entry["source"], entry["item"], entry["error_class"]) == (SOURCE, "blank.md", "empty_text")
+    assert entry["cure"]
+
+
+def test_twins_but_for_their_unicode_form_are_refused_the_same_way_each_time(source: Source) -> None:
+    source.write("e\u0301.md", "decomposed")
+    source.write("\u00e9.md", "composed")
+    first, _ = source.snapshot()
+    assert len(first.rejected) == 1
+
+    assert source.snapshot()[0] == first
