@@ -157,7 +157,7 @@ def _psql(dsn: str, file: Path, options: str, key: bool = False) -> None:
     with psycopg.connect(dsn) as conn:
         _create(conn, options, key)
     command = f"\\copy target ({', '.join(COLUMNS)}) from '{file}' with (format binary)"
-    psql = embedded._binaries() / "psql"
+    psql = embedded.binaries() / "psql"
     subprocess.run([psql, dsn, "-qc", command], check=True)  # noqa: S603
 
 

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 
 from embedding_assets.pgvector import embedded, schema
+from embedding_assets_tests.embedding.conftest import running, standin  # noqa: F401
 from embedding_assets_tests.harness import REGIONS, Sandbox
 from embedding_assets_tests.snapshots.conftest import bucket, s3_environment, s3_server  # noqa: F401
 

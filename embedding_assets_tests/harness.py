@@ -33,6 +33,7 @@ MODELS = {
     "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
     "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},
 }
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 # A forked child starts with everything imported: a run that is killed a moment later costs a second, not five.
 _FORKS = multiprocessing.get_context("forkserver")
@@ -91,7 +92,10 @@ class Sandbox:
             build_defs(self.deployment)
             .resolve_job_def(job)
             .execute_in_process(
-                instance=instance, partition_key=partition, run_config=dict(config or {}), raise_on_error=False
+                instance=instance,
+                partition_key=partition,
+                run_config={**QUIET, **(config or {})},
+                raise_on_error=False,
             )
         )
 

@@ -8,7 +8,7 @@ import dagster as dg
 
 from embedding_assets.assets import chunks, embeddings, hnsw_index, pgvector_table, raw_docs, s3_replica
 from embedding_assets.partitions import by_region_and_source, by_source
-from embedding_assets.settings import Settings
+from embedding_assets.settings import SLOTS, Settings
 
 
 def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
@@ -17,8 +17,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     return [
         raw_docs.build(sources),
         chunks.build(sources),
-        embeddings.build("v1", sources),
-        embeddings.build("v2", sources),
+        *(embeddings.build(slot, settings.models[slot].provider, sources) for slot in SLOTS),
         s3_replica.build(regions),
         pgvector_table.build(regions),
         hnsw_index.build(regions),

@@ -46,11 +46,14 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             changes = count_changes(store, ASSET, "chunk_id", "text_hash", previous, snapshot)
             made = inline.made(previous, snapshot)
             offsets = inline.offsets_reproduce_text(store, raw_docs, snapshot, made)
-            found = metadata.of_snapshot(snapshot, seconds) | changes._asdict()
+            did = changes._asdict() | {
+                "chunks_made": sum(part.rows for part in made),
+                "chunks_per_second": metadata.rate(sum(part.rows for part in made), seconds),
+            }
+            found = metadata.of_snapshot(snapshot, did, seconds)
             if made:
                 sample = read_part(store, source, made[0], ["document_id", "ordinal", "tokens", "text"])
                 found["sample"] = metadata.table(sample.slice(0, 8).to_pylist())
-                found["chunks_per_second"] = round(sum(part.rows for part in made) / max(seconds, 1e-9))
         return dg.MaterializeResult(
             value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=[offsets]
         )

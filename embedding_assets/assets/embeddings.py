@@ -1,6 +1,7 @@
 """The embeddings assets: one factory, one asset a model version."""
 
 import dataclasses
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -11,7 +12,7 @@ from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_er
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.embedding.figures import Progress
-from embedding_assets.embedding.stage import asset_of, snapshot_embeddings
+from embedding_assets.embedding.stage import Bought, asset_of, snapshot_embeddings
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.settings import Slot
 from embedding_assets.snapshots import log
@@ -21,7 +22,7 @@ from embedding_assets.snapshots.snapshot import Snapshot
 _MAP_SAMPLE = 400
 
 
-def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     """`embeddings_v1` or `embeddings_v2`, one partition a source."""
     asset = asset_of(slot)
 
@@ -29,7 +30,7 @@ def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         name=asset,
         partitions_def=partitions,
         group_name="embed",
-        kinds={"openai", "parquet"},
+        kinds={"openai" if provider == "openai" else "python", "parquet"},
         # Slots of this pool divide the provider's quota between runs.
         pool="embedding-api",
         io_manager_key="snapshots",
@@ -63,15 +64,14 @@ def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
                 ),
             )
             seconds = watch.seconds
-            found = metadata.of_snapshot(snapshot, seconds)
-            found |= {
+            did = {
                 "model": binding.name,
                 "dimensions": binding.dimensions,
                 "new": bought.new,
                 "reused": bought.reused,
+                **_used(bought),
             }
-            if bought.usage is not None:
-                found |= dataclasses.asdict(bought.usage)
+            found = metadata.of_snapshot(snapshot, did, seconds)
             made = inline.made(previous, snapshot)
             norms = [
                 inline.norms_of(read_part(store, source, part, ["embedding"]).column("embedding"), binding.dimensions)
@@ -80,7 +80,7 @@ def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
             lengths = np.concatenate(norms) if norms else np.zeros(0)
             if len(lengths):
                 found["norms"] = metadata.norm_histogram(lengths)
-                found["map"] = metadata.embedding_map(_samples(deployment, asset, binding.dimensions))
+                found["map"] = metadata.embedding_map(binding.name, _samples(deployment, asset, binding.dimensions))
             checks = [
                 inline.normalization(lengths),
                 inline.vectors_complete(store, chunks, snapshot, made),
@@ -91,6 +91,16 @@ def build(slot: Slot, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefi
         )
 
     return embeddings
+
+
+def _used(bought: Bought) -> dict[str, Any]:
+    """What the vectors took. Zeros where nothing had to be sent: they are plotted over time."""
+    if bought.usage is None:
+        return {"requests": 0, "tokens": 0, "cost_usd": 0.0}
+    used = dataclasses.asdict(bought.usage)
+    seconds = used.pop("seconds")
+    latencies = {f"{name}_seconds": round(used.pop(name), 4) for name in ("latency_p50", "latency_p95", "latency_p99")}
+    return used | latencies | {"vectors_per_second": metadata.rate(bought.new, seconds)}
 
 
 def _rates(now: Progress) -> str:

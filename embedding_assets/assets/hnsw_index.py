@@ -49,27 +49,31 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             deployment.database(region) as conn,
         ):
             replica = replication.current(deployment.store(region), source)
+            refs = shard_refs(replica)
             reports = build_indexes(conn, source, replica.root)
             recall = inline.recall_at_10(reports, TARGET_RECALL)
             # Below the target readers stay with the old generation: the failed check says so and stops the run.
             if recall.passed:
-                publish(conn, source, replica.root, shard_refs(replica))
+                publish(conn, source, replica.root, refs)
             serving = published_generation(conn, source)
             invalid = invalid_indexes(conn, serving) if serving else ["no generation is published"]
-        found: dict[str, Any] = {
-            "generation": serving.id if serving else 0,
-            "root": serving.target_root if serving else "none",
-            "seconds": round(watch.seconds, 3),
-        }
+        found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
         for slot, report in reports.items():
             found |= {
-                f"{slot}_build_seconds": round(report.build_seconds, 3),
-                f"{slot}_index_bytes": report.size_bytes,
-                f"{slot}_memory_estimated": report.estimated_memory_bytes,
-                f"{slot}_memory_granted": report.granted_memory_bytes,
-                f"{slot}_ef_search": report.ef_search,
                 f"{slot}_recall_at_10": report.recall if report.recall is not None else "nothing to measure",
+                f"{slot}_ef_search": report.ef_search,
+                f"{slot}_vectors": report.vectors,
+                f"{slot}_build_seconds": round(report.build_seconds, 3),
+                f"{slot}_vectors_per_second": metadata.rate(report.vectors, report.build_seconds),
+                f"{slot}_index_bytes": report.size_bytes,
+                f"{slot}_memory_estimated_bytes": report.estimated_memory_bytes,
+                f"{slot}_memory_granted_bytes": report.granted_memory_bytes,
             }
+        found |= {
+            "serving_generation": serving.id if serving else 0,
+            "serving_root": serving.target_root if serving else "none",
+            "root": replica.root,
+        }
         curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
         if any(curves.values()):
             found["recall_curve"] = metadata.recall_curve(curves, TARGET_RECALL)

@@ -15,22 +15,29 @@ _TABLE_ROWS: Final = 20
 _CELL: Final = 160
 
 
-def of_snapshot(snapshot: Snapshot, seconds: float) -> dict[str, Any]:
-    """What is told of every snapshot."""
+def of_snapshot(snapshot: Snapshot, did: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What is told of every snapshot, in the order of interest: what there is, what the run `did` and how long that
+    took, what was refused, and where it lies."""
     rejected: dict[str, Any] = {"rejected": len(snapshot.rejected)}
     if snapshot.rejected:
         rejected["rejected_entries"] = table(snapshot.rejected)
     return {
         "dagster/row_count": sum(part.rows for part in snapshot.parts),
-        "snapshot": snapshot.number,
-        "root": snapshot.root,
+        **snapshot.counts,
+        **did,
+        "seconds": round(seconds, 3),
+        **rejected,
+        "stored_bytes": snapshot.total_bytes,
         "parts": len(snapshot.parts),
         "shards": 2**snapshot.shard_bits,
-        "stored_bytes": snapshot.total_bytes,
-        "seconds": round(seconds, 3),
-        **snapshot.counts,
-        **rejected,
+        "snapshot": snapshot.number,
+        "root": snapshot.root,
     }
+
+
+def rate(amount: float, seconds: float) -> float:
+    """How many a second."""
+    return round(amount / max(seconds, 1e-9), 1)
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue | str:
@@ -48,7 +55,9 @@ def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue | str:
 
 
 def _cell(value: Any) -> str | int | float:
-    if isinstance(value, int | float):
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, int):
         return value
     text = " ".join(str(value).split())
     return text if len(text) <= _CELL else text[: _CELL - 1] + "…"
@@ -63,31 +72,36 @@ def norm_histogram(norms: NDArray[np.float64]) -> dg.MarkdownMetadataValue:
     return _picture(figure, "Histogram of vector lengths")
 
 
-def embedding_map(samples: Mapping[str, NDArray[np.float32]]) -> dg.MarkdownMetadataValue:
+def embedding_map(model: str, samples: Mapping[str, NDArray[np.float32]]) -> dg.MarkdownMetadataValue:
     """The two principal directions of the sampled vectors, coloured by source. Each sample: (n, d) float32."""
     everything = np.concatenate(list(samples.values()))
     mean = everything.mean(axis=0)
     _, _, directions = np.linalg.svd(everything - mean, full_matrices=False)
-    figure, axes = _figure("Embeddings, two principal directions", 4.6, 3.6)
+    figure, axes = _figure(f"{model}: {len(everything):,} vectors in their two principal directions", 6.4, 4.4)
     for source, sample in samples.items():
         x, y = ((sample - mean) @ directions[:2].T).T
-        axes.scatter(x, y, s=7, alpha=0.6, linewidths=0, label=source)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.legend(frameon=False, fontsize=8, markerscale=2)
+        axes.scatter(x, y, s=8, alpha=0.6, linewidths=0, label=source)
+    axes.set_axis_off()
+    # Beside the points, not over them.
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, markerscale=2)
     return _picture(figure, "Map of the embeddings by source")
 
 
 def recall_curve(curves: Mapping[str, Sequence[tuple[int, float, float]]], target: float) -> dg.MarkdownMetadataValue:
     """recall@10 and latency by ef_search, a line a model version; points are (ef_search, recall, p50 in ms)."""
-    figure, axes = _figure("Recall of the index", 4.6, 2.8)
-    for slot, points in curves.items():
-        axes.plot([p[0] for p in points], [p[1] for p in points], marker="o", markersize=3, label=slot)
-    axes.axhline(target, color="#999999", linewidth=0.8, linestyle="--", label=f"target {target}")
+    figure, axes = _figure("Recall of the index", 5.6, 3.2)
+    # Both are often 1: the second line is dashed, so that the first shows through.
+    for (slot, points), style in zip(curves.items(), ("o-", "s--"), strict=False):
+        axes.plot([p[0] for p in points], [p[1] for p in points], style, markersize=4, label=slot)
+    axes.axhline(target, color="#999999", linewidth=0.8, linestyle=":", label=f"target {target}")
+    measured = sorted({p[0] for points in curves.values() for p in points})
     axes.set_xscale("log")
+    axes.set_xticks(measured, [str(ef_search) for ef_search in measured])
+    axes.minorticks_off()
+    axes.set_ylim(min([target, *(p[1] for points in curves.values() for p in points)]) - 0.01, 1.002)
     axes.set_xlabel("ef_search")
     axes.set_ylabel("recall@10")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     return _picture(figure, "Recall by ef_search")
 
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from embedding_assets.assets import metadata
 from embedding_assets.assets.edge import PATIENT, Stopwatch, domain_errors
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
@@ -57,13 +58,13 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             data_version=dg.DataVersion(s3_replica.root),
             metadata={
                 "dagster/row_count": loaded.rows,
-                "generation": loaded.generation.id,
-                "root": s3_replica.root,
-                "shards": loaded.shards,
                 "rows_loaded": loaded.rows_written,
+                "rows_per_second": metadata.rate(loaded.rows_written, seconds),
                 "bytes_sent": loaded.bytes_written,
                 "seconds": round(seconds, 3),
-                "rows_per_second": round(loaded.rows_written / max(seconds, 1e-9)),
+                "shards": loaded.shards,
+                "generation": loaded.generation.id,
+                "root": s3_replica.root,
             },
             check_results=[inline.table_parity(loaded.rows, loaded.rows_written, differences)],
         )

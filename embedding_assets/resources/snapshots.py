@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_assets.deployment import Deployment
+from embedding_assets.errors import PermanentError
 from embedding_assets.partitions import region_and_source
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -32,7 +33,11 @@ class SnapshotIOManager(dg.IOManager):
         region, source = region_and_source(context.asset_partition_key)
         if not source:
             region, source = self._deployment.settings.primary_region, region
-        snapshot = log.head(self._deployment.store(region), asset, source)
+        try:
+            snapshot = log.head(self._deployment.store(region), asset, source)
+        except PermanentError as error:
+            # Raised before the asset's own code runs, where nothing else would keep Dagster from trying it again.
+            raise dg.Failure(str(error), allow_retries=False) from error
         if snapshot is None:
             raise dg.Failure(
                 f"{asset} of source {source} was never materialized. Cure: materialize it first: "

@@ -132,6 +132,7 @@ def test_a_run_without_boundary_fills_its_chunks() -> None:
     assert {span.tokens for span in spans[:-2]} == {256}
 
 
+@pytest.mark.slow
 def test_a_document_of_many_megabytes_is_cut_in_seconds() -> None:
     text = "\n\n".join(real_texts())
     text *= 30_000_000 // len(text) + 1

@@ -47,7 +47,7 @@ def test_the_dsn_works_in_psql_and_psycopg_where_the_path_has_spaces(home: Path)
     with psycopg.connect(dsn) as conn:
         assert conn.execute("SELECT current_database()").fetchone() == ("us-east-1",)
     psql = subprocess.run(
-        [embedded._binaries() / "psql", dsn, "-Atc", "SELECT current_database()"],
+        [embedded.binaries() / "psql", dsn, "-Atc", "SELECT current_database()"],
         capture_output=True,
         text=True,
         check=True,

@@ -1,0 +1,119 @@
+"""The README's commands, run as they are written, on the demo that its first one makes."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+
+from embedding_assets.pgvector import embedded
+
+PROJECT: Final = Path(__file__).parents[1]
+README: Final = (PROJECT / "README.md").read_text()
+SHELL_LINES: Final = [
+    line.partition(" # ")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+DEMO: Final = "make demo"
+# What is run elsewhere: `make test` is what runs this.
+ELSEWHERE: Final = {DEMO, "make test"}
+
+pytestmark = pytest.mark.slow
+
+
+def shell(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line as a user types it in the project, with its own home."""
+    path = f"{embedded.binaries()}:{os.environ['PATH']}"
+    unset = ("DAGSTER_HOME", "EMBEDDING_ASSETS_CONFIG")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= {"EMBEDDING_ASSETS_HOME": str(home), "PATH": path, "COLUMNS": "120"}
+    return subprocess.run(
+        ["bash", "-c", command], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home, in a path with a space, that the demo has run in."""
+    home = tmp_path_factory.mktemp("the readme") / "home"
+    try:
+        ran = shell(DEMO, home)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        (home / "first run").write_text(ran.stdout)
+        yield home
+    finally:
+        embedded.stop(home)
+
+
+def written(home: Path) -> dict[str, tuple[int, int]]:
+    """Every object in the stores by size and time, and every table by its rows written so far."""
+    found = {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in (home / "stores").rglob("*") if p.is_file()}
+    for region in ("us-east-1", "eu-west-1"):
+        with psycopg.connect(embedded.dsn(home, region)) as conn:
+            for name, table, writes in conn.execute(
+                "select relname, relid::bigint, n_tup_ins + n_tup_upd + n_tup_del from pg_stat_user_tables"
+            ):
+                found[f"{region} {name}"] = (table, writes)
+    return found
+
+
+def test_the_demo_makes_two_sources_searchable_in_two_regions(home: Path) -> None:
+    shown = (home / "first run").read_text()
+
+    assert len(re.findall(r"✓", shown)) == 6
+    assert re.search(r"checks +38 of 38 passed", shown)
+    assert len(re.findall(r"v1 +valid +current", shown)) == 4
+    assert len(re.findall(r"reference/\S+", shown)) > 6
+
+
+def test_a_second_demo_changes_nothing(home: Path) -> None:
+    before = written(home)
+
+    ran = shell(".venv/bin/embedding-assets demo --json", home)
+
+    report = json.loads(ran.stdout)
+    assert ran.returncode == 0
+    assert report["nothing_changed"]
+    assert (report["embedded_now"], report["bytes_copied"], report["rows_loaded"]) == (0, 0, 0)
+    assert report["checks"] == report["checks_passed"]
+    assert written(home) == before
+
+
+@pytest.mark.parametrize("command", [line for line in SHELL_LINES if line not in ELSEWHERE])
+def test_a_command_of_the_readme_works_as_written(command: str, home: Path) -> None:
+    ran = shell(command, home)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stdout + ran.stderr
+
+
+def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:
+    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "settings.yaml").write_text(settings)
+    (tmp_path / "docs").mkdir()
+
+    ran = shell(f"EMBEDDING_ASSETS_CONFIG='{tmp_path}/settings.yaml' .venv/bin/dagster definitions validate", tmp_path)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_what_the_readme_names_is_there() -> None:
+    for name in re.findall(r"`((?:[\w]+/)*test_\w+\.py)`", README):
+        assert (PROJECT / "embedding_assets_tests" / name).is_file(), name
+    for name in re.findall(r"\]\(((?!http)[^)]+)\)", README):
+        assert (PROJECT / name).exists(), name
+
+
+def test_stop_leaves_no_process(home: Path) -> None:
+    ran = shell("make stop", home)
+
+    assert ran.returncode == 0
+    processes = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(home / "postgres") not in processes
