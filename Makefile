@@ -13,10 +13,10 @@ demo: .venv/installed ## real documents, searchable in two regions
 	$(BIN)/embedding-assets demo
 
 test: .venv/installed ## everything but the slow tier
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed ## the kill sweep and other minutes-long tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -66,6 +66,9 @@ def materialize(source: str | None, region: str | None, allow_deletes: bool, as_
     """Bring sources up to date: a run for each, then one for each region that is behind.
 
     Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
+
+    With --json a list of runs {partition, run_id, succeeded, seconds, metadata, checks, errors}: metadata by asset, and
+    each check {asset, name, passed, blocking, metadata}.
     """
     from embedding_assets import operations
 
@@ -87,7 +90,12 @@ def materialize(source: str | None, region: str | None, allow_deletes: bool, as_
 @_region
 @_json
 def status(source: str | None, region: str | None, as_json: bool) -> None:
-    """What each region serves of each source, and how far it is behind. Exit code 1 if a region can't be asked."""
+    """What each region serves of each source, and how far it is behind. Exit code 1 if a region can't be asked.
+
+    With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
+    current, lag_seconds, error}: snapshot to rejected as the primary has them, root and rows as the region serves
+    them, index one of valid, invalid and none, lag_seconds null where nothing was ever materialized.
+    """
     from embedding_assets import terminal
     from embedding_assets.status import status as look
 
@@ -141,7 +149,10 @@ def search(text: str, region: str | None, source: str | None, k: int, filter_jso
 @_region
 @_json
 def verify(source: str | None, region: str | None, as_json: bool) -> None:
-    """Read everything again and name what differs: parts, logs, tables. Exit code 1 if anything does."""
+    """Read everything again and name what differs: parts, logs, tables. Exit code 1 if anything does.
+
+    With --json {differences}, a sentence each.
+    """
     from embedding_assets import operations
 
     deployment = _deployment()
@@ -163,7 +174,10 @@ def verify(source: str | None, region: str | None, as_json: bool) -> None:
 @click.option("--region", metavar="R", help="Of this region.  [default: the primary]")
 @_json
 def dsn(region: str | None, as_json: bool) -> None:
-    """How to connect to a region's database: psql "$(embedding-assets dsn --region R)"."""
+    """How to connect to a region's database: psql "$(embedding-assets dsn --region R)".
+
+    A password that the settings have is part of it. With --json {region, dsn}.
+    """
     deployment = _deployment()
     place = _chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
     uri = deployment.dsn(place)
@@ -176,7 +190,10 @@ def dsn(region: str | None, as_json: bool) -> None:
 @click.option("--grace-hours", type=click.IntRange(1), default=24, show_default=True, help="Nothing younger goes.")
 @_json
 def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
-    """Delete from the stores what no retained snapshot names."""
+    """Delete from the stores what no retained snapshot names.
+
+    With --json what went, by region: {log_entries, parts, bytes}.
+    """
     from embedding_assets.snapshots.garbage import collect
 
     deployment = _deployment()

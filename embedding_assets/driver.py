@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from embedding_assets.automation.failures import reason
 from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.definitions import build_defs
 from embedding_assets.deployment import Deployment
@@ -113,14 +114,5 @@ def _run(
                 )
             )
         elif event.is_step_failure and event.step_failure_data.error is not None:
-            errors.append(_reason(event))
+            errors.append(reason(event))
     return Outcome(partition, result.run_id, result.success, time.monotonic() - start, metadata, checks, errors)
-
-
-def _reason(event: dg.DagsterEvent) -> str:
-    """What failed a step, in its own words rather than Dagster's frame around them."""
-    failure = event.step_failure_data
-    if failure.user_failure_data and failure.user_failure_data.description:
-        return f"{event.step_key}: {failure.user_failure_data.description}"
-    error = failure.error.cause or failure.error if failure.error else None
-    return f"{event.step_key}: {error.message.strip() if error else 'failed without an error'}"

@@ -1,13 +1,14 @@
 """What the command line does, without its flags: make current, search, verify."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import dagster as dg
 from rich.console import Console
 
 from embedding_assets import driver, terminal
+from embedding_assets.automation.jobs import SOURCE_ASSETS
 from embedding_assets.deployment import Deployment
 from embedding_assets.driver import Outcome
 from embedding_assets.embedding.query import embed_query
@@ -55,15 +56,15 @@ def materialize(
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """A run as `materialize --json` prints it; pictures and tables are for the UI."""
-    described = asdict(outcome)
-    described["metadata"] = {
-        asset: {name: value for name, value in found.items() if isinstance(value, str | int | float | bool)}
+    told = {
+        asset: {name: value for name, value in found.items() if _is_told(value)}
         for asset, found in outcome.metadata.items()
     }
-    for found in described["metadata"].values():
-        for name in [name for name, value in found.items() if isinstance(value, str) and "base64," in value]:
-            del found[name]
-    return described
+    return asdict(replace(outcome, metadata=told))
+
+
+def _is_told(value: object) -> bool:
+    return isinstance(value, str | int | float) and "base64," not in str(value)
 
 
 def search(
@@ -90,28 +91,34 @@ def verify(deployment: Deployment, sources: Sequence[str], region_names: Sequenc
     primary = deployment.primary
     found: list[str] = []
     for source in sources:
-        for asset in ("raw_docs", "chunks", "embeddings_v1", "embeddings_v2"):
-            snapshot = log.head(primary, asset, source)
-            if snapshot is None:
-                found.append(f"{asset} of source {source} was never materialized")
-            else:
-                found += missing_or_damaged(primary, snapshot)
-        wanted = target(primary, source)
+        for asset in SOURCE_ASSETS:
+            try:
+                snapshot = log.head(primary, asset, source)
+                if snapshot is None:
+                    found.append(f"{asset} of source {source} was never materialized")
+                else:
+                    found += missing_or_damaged(primary, snapshot)
+            except PipelineError as error:
+                found.append(str(error))
         for region in region_names:
-            found += [f"{region}|{source}: {line}" for line in _verify_region(deployment, region, source, wanted)]
+            found += [f"{region}|{source}: {line}" for line in _verify_region(deployment, region, source)]
     return found
 
 
-def _verify_region(deployment: Deployment, region: str, source: str, wanted: str | None) -> list[str]:
-    store = deployment.store(region)
-    replica = log.head(store, REPLICA, source)
-    if replica is None:
-        return ["nothing was replicated yet"]
-    found = missing_or_damaged(store, replica)
-    if replica.root != wanted:
-        found.append(f"the replica is {replica.root[:12]}…, the primary's snapshots make {str(wanted)[:12]}…")
-    if found:
-        return found
+def _verify_region(deployment: Deployment, region: str, source: str) -> list[str]:
+    try:
+        store = deployment.store(region)
+        replica = log.head(store, REPLICA, source)
+        if replica is None:
+            return ["nothing was replicated yet"]
+        found = missing_or_damaged(store, replica)
+        wanted = target(deployment.primary, source)
+        if replica.root != wanted:
+            found.append(f"the replica is {replica.root[:12]}…, the primary's snapshots make {str(wanted)[:12]}…")
+        if found:
+            return found
+    except PipelineError as error:
+        return [f"the replica could not be compared: {error}"]
     try:
         read = read_shard(store, replica)
         with connect(deployment.dsn(region)) as conn:

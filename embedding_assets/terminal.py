@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -113,10 +114,11 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
 
 def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
     """What `search` prints."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("distance", justify="right", min_width=8)
-    table.add_column("document", min_width=24, max_width=40, overflow="ellipsis", no_wrap=True)
-    table.add_column("content", overflow="ellipsis", no_wrap=True, max_width=90)
+    # Expanded, with a ratio: the content gives way on a narrow terminal, and never the distance.
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
+    table.add_column("content", overflow="ellipsis", no_wrap=True, ratio=1)
     for hit in hits:
         document = f"{hit['source']}/{hit['document_id']}#{hit['ordinal']}"
         table.add_row(f"{hit['distance']:.3f}", plain(document), plain(" ".join(str(hit["content"]).split())))
@@ -124,8 +126,8 @@ def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
 
 
 def plain(text: object) -> str:
-    """Text from outside, kept from being read as markup."""
-    return str(text).replace("[", "\\[")
+    """Text from outside, kept from being read as markup by Rich or as commands by the terminal."""
+    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text)))
 
 
 def _ago(seconds: int | None) -> str:

@@ -35,7 +35,7 @@ from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.generations import load_generation
 from embedding_assets.pgvector.schema import generation_table
 from embedding_assets.snapshots import log
-from embedding_assets_tests.harness import PRIMARY, QUIET, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.standin import KEY, KEY_VARIABLE, Standin
 
 MODULES = (raw_docs, chunks, embeddings, s3_replica, pgvector_table, hnsw_index)
@@ -415,29 +415,19 @@ def test_a_damaged_part_stops_whoever_reads_it_and_is_named(
 ) -> None:
     """The stage in between is run by itself: the next one meets a part with a byte that flipped on the disk."""
     up_to = SOURCE_ASSETS[: SOURCE_ASSETS.index(asset) + 1]
-    assert select(box, instance, *up_to).success
+    assert box.execute(SOURCE_JOB, SOURCE, instance, assets=up_to).success
     part = part_of(box, asset)
     data = bytearray(part.read_bytes())
     data[len(data) // 2] ^= 1
     part.write_bytes(data)
 
-    result = region_run(box, instance) if step == "s3_replica" else select(box, instance, step)
+    result = (
+        region_run(box, instance) if step == "s3_replica" else box.execute(SOURCE_JOB, SOURCE, instance, assets=[step])
+    )
 
     assert failed(result)[0] == step
     assert part.name in failed(result)[1]
     assert "has other bytes than recorded" in failed(result)[1]
-
-
-def select(box: Sandbox, instance: dg.DagsterInstance, *assets: str) -> dg.ExecuteInProcessResult:
-    """A run of some of a source's assets."""
-    job = build_defs(box.deployment).resolve_job_def(SOURCE_JOB)
-    return job.execute_in_process(
-        instance=instance,
-        partition_key=SOURCE,
-        asset_selection=[dg.AssetKey(asset) for asset in assets],
-        run_config=QUIET,
-        raise_on_error=False,
-    )
 
 
 # Blocking checks

@@ -10,6 +10,7 @@ from typing import Final
 import dagster as dg
 import requests
 
+from embedding_assets.automation.failures import reason
 from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
@@ -42,14 +43,20 @@ def source_sweep() -> dg.SensorDefinition:
         deadline = time.monotonic() + _BUDGET_SECONDS
         seen = {name: cursor[name] for name in cursor if name in names}
         for source in order:
-            if time.monotonic() > deadline:
-                context.log.warning(f"Out of time before {source}; it comes first in the next tick.")
-                break
             try:
-                look = fingerprint(deployment.reader(source))
+                look = fingerprint(deployment.reader(source), deadline)
             except PipelineError as error:
                 context.log.error(f"source {source} could not be looked at: {error}")
+                # It has had its turn: one that takes long to fail must not be first in every tick.
+                seen[source] = seen.pop(source, "")
                 continue
+            if look is None:
+                if source == order[0]:
+                    context.log.warning(f"source {source} takes longer to list than a tick; the daily round reads it.")
+                    seen[source] = seen.pop(source, "")
+                else:
+                    context.log.info(f"Out of time at {source}; it comes first in the next tick.")
+                break
             if seen.pop(source, None) != look:
                 requests_.append(dg.RunRequest(partition_key=source))
             seen[source] = look
@@ -58,10 +65,13 @@ def source_sweep() -> dg.SensorDefinition:
     return sweep
 
 
-def fingerprint(reader: Reader) -> str:
-    """What a source looks like without opening a file: a hash over names, sizes and times."""
+def fingerprint(reader: Reader, deadline: float) -> str | None:
+    """What a source looks like without opening a file: a hash over names, sizes and times. None after the deadline, a
+    time of the monotonic clock."""
     digest = hashlib.sha256(reader.version.encode())
     for item in reader.list_items():
+        if time.monotonic() > deadline:
+            return None
         digest.update(repr(item).encode())
     return digest.hexdigest()
 
@@ -103,13 +113,16 @@ def region_log(region: str) -> dg.SensorDefinition:
 def run_failure_alert() -> dg.SensorDefinition:
     """Says that a run failed: in the daemon's log, and to a webhook if one is set."""
 
-    @dg.run_failure_sensor(name="run_failure_alert", default_status=dg.DefaultSensorStatus.RUNNING)
+    @dg.run_failure_sensor(
+        name="run_failure_alert",
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Logs why a run failed, and posts it to the URL in {ALERT_WEBHOOK}.",
+    )
     def alert(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
-        text = (
-            f"{run.job_name} of {run.tags.get('dagster/partition', 'no partition')} failed (run {run.run_id}): "
-            f"{context.failure_event.message}"
-        )
+        reasons = "; ".join(map(reason, context.get_step_failure_events())) or context.failure_event.message
+        partition = run.tags.get("dagster/partition", "no partition")
+        text = f"{run.job_name} of {partition} failed (run {run.run_id}): {reasons}"
         context.log.error(text)
         url = os.environ.get(ALERT_WEBHOOK)
         if url:

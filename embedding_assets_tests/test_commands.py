@@ -1,0 +1,452 @@
+"""The command lines, as a user types them: what they print, how they end, and what they never print."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import psycopg
+import pytest
+from click.testing import CliRunner
+from psycopg import sql
+
+from embedding_assets.automation.jobs import REGION_ASSETS, SOURCE_ASSETS, SOURCE_JOB
+from embedding_assets.cli import cli
+from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector.search import Hit
+from embedding_assets.settings import CONFIG
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.garbage import Collected
+from embedding_assets.status import SourceStatus
+from embedding_assets_tests.harness import PRIMARY, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.standin import KEY_VARIABLE, Standin
+
+BIN = Path(sys.executable).parent
+EU = "eu-west-1"
+API_KEY, PASSWORD = "sk-a-secret-key", "a-secret-password"
+
+SOURCE_LINE = (
+    "dagster asset materialize -m embedding_assets.definitions --partition {} "
+    "--select raw_docs,chunks,embeddings_v1,embeddings_v2"
+)
+REGION_LINE = (
+    "dagster asset materialize -m embedding_assets.definitions --partition '{}|{}' "
+    "--select s3_replica,pgvector_table,hnsw_index"
+)
+
+# A trigger of somebody else's, on every generation's table: what is stored is not what was sent.
+SPOIL = """
+CREATE FUNCTION spoil() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN NEW.content := NEW.content || '!'; RETURN NEW; END $$;
+CREATE FUNCTION spoil_new_tables() RETURNS event_trigger LANGUAGE plpgsql AS $$
+DECLARE made record;
+BEGIN
+    FOR made IN SELECT object_identity AS name FROM pg_event_trigger_ddl_commands() WHERE object_type = 'table' LOOP
+        EXECUTE 'CREATE TRIGGER spoil BEFORE INSERT ON ' || made.name
+            || ' FOR EACH ROW EXECUTE FUNCTION public.spoil()';
+    END LOOP;
+END $$;
+CREATE EVENT TRIGGER spoil ON ddl_command_end WHEN TAG IN ('CREATE TABLE') EXECUTE FUNCTION spoil_new_tables();
+"""
+
+
+@dataclass
+class Ran:
+    """A command that ended: what it was, how, and what it printed."""
+
+    line: str
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass
+class Terminal:
+    """A user's shell on a sandbox, in a folder that is not the project's."""
+
+    box: Sandbox
+    environment: dict[str, str]
+    folder: Path
+
+    def run(self, line: str, *more: str, **variables: str) -> Ran:
+        command = [*shlex.split(line), *more]
+        ended = subprocess.run(
+            [BIN / command[0], *command[1:]],
+            env={**self.environment, **variables},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        return Ran(line, ended.returncode, ended.stdout, ended.stderr)
+
+
+@pytest.fixture(scope="module")
+def databases(postgres: Path) -> Iterator[dict[str, str]]:
+    """A migrated database for each region, for the module; the DSNs have a password."""
+    names = {region: f"commands_{region}" for region in REGIONS}
+    with psycopg.connect(embedded.dsn(postgres, "postgres"), autocommit=True) as admin:
+        for name in names.values():
+            admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template").format(sql.Identifier(name)))
+        yield {
+            region: embedded.dsn(postgres, name).replace("postgres@", f"postgres:{PASSWORD}@")
+            for region, name in names.items()
+        }
+        for name in names.values():
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Standin]:
+    with Standin.started() as standin:
+        standin.reset(keys=[API_KEY])
+        yield standin
+
+
+@pytest.fixture(scope="module")
+def terminal(databases: dict[str, str], provider: Standin, tmp_path_factory: pytest.TempPathFactory) -> Terminal:
+    """Paths with spaces, one model of a provider with a key, the databases' DSNs in the environment."""
+    root = tmp_path_factory.mktemp("commands") / "with spaces"
+    api = {
+        "provider": "openai",
+        "name": "standin-model",
+        "dimensions": 64,
+        "base_url": provider.base_url,
+        "api_key_env": KEY_VARIABLE,
+    }
+    box = Sandbox(root, databases)
+    box = replace(box, models={**box.models, "v2": api})
+    box.write(
+        lists="# Lists\n\nLists are mutable sequences of items.",
+        tuples="# Tuples\n\nTuples are immutable sequences.",
+        guide__dicts="# Dictionaries\n\nMappings from keys to values.",
+    )
+    variables = {region: f"DATABASE_{region.replace('-', '_').upper()}" for region in REGIONS}
+    environment = box.environment(
+        **{KEY_VARIABLE: API_KEY}, **{variables[region]: databases[region] for region in REGIONS}
+    )
+    settings = box.settings
+    for region in REGIONS:
+        settings["regions"][region]["database"] = f"env:{variables[region]}"
+    Path(environment[CONFIG]).write_text(json.dumps(settings))
+    (root / "elsewhere").mkdir()
+    return Terminal(box, environment, root / "elsewhere")
+
+
+@pytest.fixture(scope="module")
+def first(terminal: Terminal) -> list[Ran]:
+    """The documented lines, in order, on an empty deployment."""
+    return [
+        terminal.run(SOURCE_LINE.format(SOURCE)),
+        terminal.run(REGION_LINE.format(EU, SOURCE)),
+        terminal.run("embedding-assets materialize --json"),
+    ]
+
+
+def test_the_lines_for_ci_materialize_a_source_and_then_a_region(first: Sequence[Ran], terminal: Terminal) -> None:
+    assert [ran.code for ran in first] == [0, 0, 0], first
+    assert len(terminal.box.rows(EU)) == 3
+    assert terminal.box.rows(EU) == terminal.box.rows(PRIMARY)
+
+
+def test_materialize_does_what_is_left_and_tells_of_each_run(first: Sequence[Ran]) -> None:
+    runs = {run["partition"]: run for run in first[-1].json}
+
+    assert list(runs) == [SOURCE, f"{PRIMARY}|{SOURCE}"]  # the other region is current
+    for run in runs.values():
+        assert run.keys() == {"partition", "run_id", "succeeded", "seconds", "metadata", "checks", "errors"}
+        assert (run["succeeded"], run["errors"]) == (True, [])
+        assert all(check["passed"] for check in run["checks"])
+        assert all(check.keys() == {"asset", "name", "passed", "blocking", "metadata"} for check in run["checks"])
+    assert runs[SOURCE]["metadata"].keys() == set(SOURCE_ASSETS)
+    assert runs[f"{PRIMARY}|{SOURCE}"]["metadata"].keys() == set(REGION_ASSETS)
+    assert runs[SOURCE]["metadata"]["embeddings_v2"]["new"] == 0
+    assert "base64" not in first[-1].out
+
+
+def test_status_tells_what_each_region_serves(first: Sequence[Ran], terminal: Terminal) -> None:
+    ran = terminal.run("embedding-assets status --json")
+
+    assert ran.code == 0
+    roots = terminal.box.roots()
+    assert ran.json == [
+        {
+            "source": SOURCE,
+            "region": region,
+            "snapshot": 1,
+            "documents": 3,
+            "chunks": 3,
+            "rejected": 0,
+            "root": roots[region],
+            "rows": 3,
+            "live_model": "v1",
+            "index": "valid",
+            "current": True,
+            "lag_seconds": 0,
+            "error": None,
+        }
+        for region in REGIONS
+    ]
+
+
+def test_search_finds_the_nearest_first(first: Sequence[Ran], terminal: Terminal) -> None:
+    ran = terminal.run(
+        f"embedding-assets search 'mutable sequences of items' --region {EU} --source {SOURCE} -k 2 --json"
+    )
+
+    assert ran.code == 0
+    hits = ran.json
+    assert [hit["document_id"] for hit in hits] == ["lists.md", "tuples.md"]
+    assert all(hit.keys() == {"source", "document_id", "ordinal", "content", "metadata", "distance"} for hit in hits)
+    assert hits[0]["content"] == "# Lists\n\nLists are mutable sequences of items."
+    assert 0 <= hits[0]["distance"] < hits[1]["distance"] < 2
+
+
+def test_no_secret_is_printed_or_kept(first: Sequence[Ran], terminal: Terminal) -> None:
+    """Not in what the commands print, nor in any file under the home (Dagster's events and logs) or in the stores."""
+    away = terminal.run(
+        f"embedding-assets search anything --region {EU}",
+        DATABASE_EU_WEST_1=f"postgresql://somebody:{PASSWORD}@127.0.0.1:9/nowhere?connect_timeout=5",
+    )
+
+    assert away.code == 1
+    for ran in (*first, away):
+        assert API_KEY not in ran.out + ran.err, ran.line
+        assert PASSWORD not in ran.out + ran.err, ran.line
+    for file in terminal.box.root.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert API_KEY.encode() not in content, file
+            assert PASSWORD.encode() not in content, file
+
+
+def test_an_error_is_one_sentence_on_stderr(first: Sequence[Ran], terminal: Terminal) -> None:
+    ran = terminal.run(f"embedding-assets status --region {EU}", **{CONFIG: "no such file.yaml"})
+
+    assert ran.code == 1
+    assert ran.out == ""
+    assert ran.err == (
+        "error: no such file.yaml: the settings cannot be read: No such file or directory. "
+        f"Cure: name a readable YAML file in {CONFIG}.\n"
+    )
+
+
+# verify and gc, on a copy of what the first lines made
+
+
+def invoke(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, line: str) -> Ran:
+    """The same command in this process, which is quicker by its start."""
+    for name, value in terminal.environment.items():
+        monkeypatch.setenv(name, value)
+    ended = CliRunner().invoke(cli, shlex.split(line)[1:])
+    return Ran(line, ended.exit_code, ended.stdout, ended.stderr)
+
+
+def test_verify_finds_nothing_where_all_is_well(first: Sequence[Ran], terminal: Terminal) -> None:
+    ran = terminal.run("embedding-assets verify --json")
+    assert (ran.code, ran.json) == (0, {"differences": []})
+
+
+@pytest.mark.parametrize("harm", ["deleted", "flipped"])
+@pytest.mark.parametrize("region", REGIONS)
+def test_verify_names_a_part_that_is_harmed(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch, harm: str, region: str
+) -> None:
+    replica = log.head(terminal.box.deployment.store(region), "s3_replica", SOURCE)
+    assert replica is not None
+    part = terminal.box.root / "stores" / region / replica.parts[0].path(SOURCE)
+    data = part.read_bytes()
+    try:
+        part.unlink() if harm == "deleted" else part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        ran = invoke(terminal, monkeypatch, f"embedding-assets verify --region {region} --json")
+    finally:
+        part.write_bytes(data)
+
+    assert ran.code == 1
+    named = [line for line in ran.json["differences"] if line.startswith(f"{region}|{SOURCE}: ")]
+    assert len(named) == 1
+    assert part.name in named[0]
+    assert ("is missing from" if harm == "deleted" else "has other bytes than recorded") in named[0]
+
+
+@pytest.mark.parametrize("column", ["content", "embedding_v1", "metadata"])
+def test_verify_names_a_table_whose_row_somebody_changed(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch, column: str
+) -> None:
+    changed = {
+        "content": sql.SQL("'changed'"),
+        "metadata": sql.SQL("jsonb_build_object('changed', true)"),
+        "embedding_v1": sql.SQL("(SELECT array_agg(-x)::vector FROM unnest(embedding_v1::real[]) AS x)"),
+    }[column]
+    where = sql.SQL("WHERE source = 'handbook' AND document_id = 'lists.md'")
+    read = sql.SQL("SELECT {}::text FROM embedding_assets.chunks {}").format(sql.Identifier(column), where)
+    write = sql.SQL("UPDATE embedding_assets.chunks SET {} = {} {}")
+    with psycopg.connect(terminal.box.dsns[EU], autocommit=True) as conn:
+        was = conn.execute(read).fetchone()
+        assert was is not None
+        try:
+            conn.execute(write.format(sql.Identifier(column), changed, where))
+            ran = invoke(terminal, monkeypatch, "embedding-assets verify --json")
+        finally:
+            conn.execute(write.format(sql.Identifier(column), sql.Placeholder(), where), was)
+
+    assert ran.code == 1
+    (difference,) = ran.json["differences"]
+    assert difference.startswith(f"{EU}|{SOURCE}: shard 0: content differs: fingerprint ")
+
+
+def test_verify_goes_on_past_a_log_that_cannot_be_read(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = terminal.box.root / "stores" / EU / log.entry_path("s3_replica", SOURCE, 1)
+    content = entry.read_text()
+    try:
+        entry.write_text("{}")
+        ran = invoke(terminal, monkeypatch, "embedding-assets verify")
+    finally:
+        entry.write_text(content)
+
+    assert ran.code == 1
+    assert f"{EU}|{SOURCE}: the replica could not be compared" in ran.out
+    assert ran.out.endswith("1 differences\n")
+
+
+def test_gc_deletes_nothing_that_is_young_or_named(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = terminal.box.objects()
+    ran = invoke(terminal, monkeypatch, "embedding-assets gc --keep 1 --grace-hours 1 --json")
+    assert (ran.code, ran.json) == (0, {region: {"log_entries": 0, "parts": 0, "bytes": 0} for region in REGIONS})
+    assert terminal.box.objects() == before
+
+
+def test_dsn_is_what_psql_takes(first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = invoke(terminal, monkeypatch, f"embedding-assets dsn --region {EU}")
+    described = invoke(terminal, monkeypatch, "embedding-assets dsn --json")
+
+    with psycopg.connect(printed.out.strip()) as conn:
+        assert conn.execute("SELECT count(*) FROM live_chunks").fetchone() == (3,)
+    assert described.json == {"region": PRIMARY, "dsn": terminal.box.dsns[PRIMARY]}
+
+
+# What is wrong
+
+
+@pytest.mark.slow
+def test_a_partition_that_there_is_not_fails_the_line(terminal: Terminal) -> None:
+    assert terminal.run(SOURCE_LINE.format("nowhere")).code != 0
+
+
+@pytest.mark.slow
+def test_a_failed_step_fails_the_line_with_its_reason(first: Sequence[Ran], terminal: Terminal) -> None:
+    away = terminal.box.dsns[EU].replace("/commands_", "/nobody_made_")
+    ran = terminal.run(REGION_LINE.format(EU, SOURCE), DATABASE_EU_WEST_1=away)
+
+    assert ran.code == 1
+    assert f'database "nobody_made_{EU}" does not exist' in ran.err
+    assert PASSWORD not in ran.out + ran.err
+
+
+def test_a_failed_blocking_check_fails_the_line_and_nothing_is_served(sandbox: Sandbox) -> None:
+    sandbox.write(lists="# Lists\n\nMutable sequences.")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert sandbox.execute(SOURCE_JOB, SOURCE, instance).success
+    with psycopg.connect(sandbox.dsns[EU], autocommit=True) as conn:
+        conn.execute(SPOIL)
+
+    ran = Terminal(sandbox, sandbox.environment(), sandbox.root).run(REGION_LINE.format(EU, SOURCE))
+
+    assert ran.code == 1
+    assert "1 blocking asset check failed" in ran.err
+    assert "pgvector_table: parity" in ran.err
+    assert sandbox.rows(EU) == []
+
+
+def test_materialize_tells_of_a_failed_run_in_a_sentence_with_its_cure(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.write(lists="# Lists", tuples="# Tuples")
+    shell = Terminal(sandbox, sandbox.environment(), sandbox.root)
+    assert invoke(shell, monkeypatch, "embedding-assets materialize").code == 0
+    (sandbox.docs / "lists.md").unlink()
+
+    refused = invoke(shell, monkeypatch, "embedding-assets materialize")
+    told = refused.out.splitlines()
+    allowed = invoke(shell, monkeypatch, f"embedding-assets materialize --source {SOURCE} --allow-deletes")
+
+    assert refused.code == 1
+    assert told[0].split()[:2] == ["✗", SOURCE]
+    assert told[1].startswith(f"{SOURCE}: raw_docs: source {SOURCE}: 1 of 2 documents are gone (50%;")
+    assert "Cure:" in told[1]
+    assert len(told) == 2
+    assert allowed.code == 0
+    printed = capfd.readouterr()
+    assert "Traceback" not in refused.out + refused.err + printed.out + printed.err
+
+
+def test_status_tells_of_a_region_that_is_away_and_of_the_others(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = terminal.box.dsns[EU].replace("/commands_", "/nobody_made_")
+    elsewhere = replace(terminal, environment={**terminal.environment, "DATABASE_EU_WEST_1": away})
+
+    ran = invoke(elsewhere, monkeypatch, "embedding-assets status --json")
+
+    assert ran.code == 1
+    there, here = ran.json
+    assert (there["region"], there["current"], there["rows"]) == (EU, False, 0)
+    assert "does not exist" in there["error"]
+    assert PASSWORD not in ran.out
+    assert (here["region"], here["current"], here["error"]) == (PRIMARY, True, None)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("embedding-assets materialize --source nothing", "there is no source 'nothing': the settings have handbook."),
+        ("embedding-assets status --region mars", "there is no region 'mars': the settings have eu-west-1, us-east-1."),
+        ("embedding-assets search", "Missing argument 'TEXT'"),
+        ("embedding-assets search x -k 0", "0 is not in the range"),
+        ("embedding-assets search x --filter [1]", "--filter takes a JSON object"),
+        ("embedding-assets gc --grace-hours 0", "0 is not in the range"),
+        ("embedding-assets verify --all", "No such option"),
+    ],
+)
+def test_wrong_use_is_told_with_exit_code_2(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, line: str, said: str
+) -> None:
+    ran = invoke(terminal, monkeypatch, line)
+    assert ran.code == 2
+    assert said in " ".join(ran.err.split())
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_every_command_has_help_and_json(command: str) -> None:
+    ended = CliRunner().invoke(cli, [command, "--help"])
+    assert ended.exit_code == 0
+    assert "--json" in ended.stdout
+    assert len(ended.stdout.split("Options:")[0].split()) > 10
+
+
+def test_the_help_documents_the_fields_of_json() -> None:
+    fields = {
+        "materialize": "partition, run_id, succeeded, seconds, metadata, checks, errors",
+        "status": ", ".join(SourceStatus.model_fields),
+        "search": ", ".join(Hit._fields),
+        "verify": "differences",
+        "dsn": "region, dsn",
+        "gc": ", ".join(Collected._fields),
+    }
+    for command, expected in fields.items():
+        assert f"{{{expected}}}" in " ".join(CliRunner().invoke(cli, [command, "--help"]).stdout.split())
