@@ -1,5 +1,7 @@
 """The second asset: documents cut into chunks."""
 
+from typing import Final
+
 import dagster as dg
 
 from embedding_assets.assets import metadata
@@ -12,6 +14,8 @@ from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.work.pool import in_process
+
+_SAMPLE: Final = 8
 
 
 def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -52,8 +56,10 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             }
             found = metadata.of_snapshot(snapshot, did, seconds)
             if made:
-                sample = read_part(store, source, made[0], ["document_id", "ordinal", "tokens", "text"])
-                found["sample"] = metadata.table(sample.slice(0, 8).to_pylist())
+                rows = read_part(store, source, made[0], ["document_id", "ordinal", "tokens", "text"])
+                # From all over the shard, rather than the first document's.
+                sample = rows.take(range(0, len(rows), max(1, len(rows) // _SAMPLE)))
+                found["sample"] = metadata.table(sample.slice(0, _SAMPLE).to_pylist())
         return dg.MaterializeResult(
             value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=[offsets]
         )

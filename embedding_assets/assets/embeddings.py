@@ -1,7 +1,7 @@
 """The embeddings assets: one factory, one asset a model version."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 import numpy as np
@@ -19,7 +19,10 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Snapshot
 
-_MAP_SAMPLE = 400
+# A picture of more is no clearer, and each source costs reading a part (24 MB at 1,536 dimensions); the principal
+# directions of so many vectors take a second or two.
+_MAP_SOURCES: Final = 8
+_MAP_VECTORS: Final = 1_200
 
 
 def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -80,7 +83,9 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             lengths = np.concatenate(norms) if norms else np.zeros(0)
             if len(lengths):
                 found["norms"] = metadata.norm_histogram(lengths)
-                found["map"] = metadata.embedding_map(binding.name, _samples(deployment, asset, binding.dimensions))
+                found["map"] = metadata.embedding_map(
+                    binding.name, _samples(deployment, asset, source, binding.dimensions)
+                )
             checks = [
                 inline.normalization(lengths),
                 inline.vectors_complete(store, chunks, snapshot, made),
@@ -111,14 +116,17 @@ def _rates(now: Progress) -> str:
     return f"({now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{waits}{breaker})"
 
 
-def _samples(deployment: Deployment, asset: str, dimensions: int) -> dict[str, NDArray[np.float32]]:
-    """Some vectors of every source's first shard, for the map."""
+def _samples(deployment: Deployment, asset: str, this: str, dimensions: int) -> dict[str, NDArray[np.float32]]:
+    """Some vectors of the first shard of this source and of a few others, for the map."""
     samples: dict[str, NDArray[np.float32]] = {}
-    for source in sorted(deployment.settings.sources):
+    others = [source for source in sorted(deployment.settings.sources) if source != this]
+    shown = sorted([this, *others[: _MAP_SOURCES - 1]])
+    for source in shown:
         snapshot = log.head(deployment.primary, asset, source)
         if snapshot is None or not snapshot.parts:
             continue
         column = read_part(deployment.primary, source, snapshot.parts[0], ["embedding"]).column("embedding")
         vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), "<f4").reshape(-1, dimensions)
-        samples[source] = vectors[:: max(1, len(vectors) // _MAP_SAMPLE)]
+        some = np.linspace(0, len(vectors) - 1, min(len(vectors), _MAP_VECTORS // len(shown)), dtype=int)
+        samples[source] = vectors[some]
     return samples
