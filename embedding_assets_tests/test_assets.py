@@ -137,6 +137,18 @@ def test_every_check_of_every_asset_is_answered_for_the_partition_and_passes(
         assert {evaluation.partition for evaluation in result.get_asset_check_evaluations()} == {partition}
         for asset in of_run:
             assert partition in materialized(instance, asset)
+        assert steps(result, dg.DagsterEventType.STEP_UP_FOR_RETRY) == []
+        looked_at = {
+            f"{evaluation.check_name} {name}": figure.value
+            for evaluation in result.get_asset_check_evaluations()
+            for name, figure in evaluation.metadata.items()
+            if name in ("chunks_checked", "vectors_checked", "rows_written", "parts")
+        }
+        assert looked_at == (
+            {"offsets_reproduce_text chunks_checked": 3, "normalization vectors_checked": 3}
+            if partition == SOURCE
+            else {"parity parts": 3, "parity rows_written": 3}
+        )
 
 
 def checks_of(box: Sandbox, asset: str) -> list[dg.AssetCheckSpec]:

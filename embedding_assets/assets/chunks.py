@@ -24,7 +24,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     @dg.asset(
         name=ASSET,
         partitions_def=partitions,
-        group_name="ingest",
+        group_name="documents_to_search",
         kinds={"python", "parquet"},
         io_manager_key="snapshots",
         dagster_type=SNAPSHOT,
@@ -58,7 +58,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             if made:
                 rows = read_part(store, source, made[0], ["document_id", "ordinal", "tokens", "text"])
                 # From all over the shard, rather than the first document's.
-                sample = rows.take(range(0, len(rows), max(1, len(rows) // _SAMPLE)))
+                sample = rows.take(list(range(0, len(rows), max(1, len(rows) // _SAMPLE))))
                 found["sample"] = metadata.table(sample.slice(0, _SAMPLE).to_pylist())
         return dg.MaterializeResult(
             value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=[offsets]

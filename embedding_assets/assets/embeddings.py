@@ -32,7 +32,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
     @dg.asset(
         name=asset,
         partitions_def=partitions,
-        group_name="embed",
+        group_name="documents_to_search",
         kinds={"openai" if provider == "openai" else "python", "parquet"},
         # Slots of this pool divide the provider's quota between runs.
         pool="embedding-api",

@@ -25,7 +25,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         name=ASSET,
         deps=["pgvector_table"],
         partitions_def=partitions,
-        group_name="serve",
+        group_name="documents_to_search",
         kinds={"postgres"},
         retry_policy=PATIENT,
         check_specs=[

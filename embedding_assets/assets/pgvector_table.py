@@ -22,7 +22,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         name=ASSET,
         partitions_def=partitions,
-        group_name="serve",
+        group_name="documents_to_search",
         kinds={"postgres"},
         retry_policy=PATIENT,
         check_specs=[

@@ -24,7 +24,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     @dg.asset(
         name=ASSET,
         partitions_def=partitions,
-        group_name="ingest",
+        group_name="documents_to_search",
         kinds={"python", "parquet"},
         io_manager_key="snapshots",
         dagster_type=SNAPSHOT,

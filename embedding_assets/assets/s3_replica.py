@@ -18,7 +18,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     @dg.asset(
         name=ASSET,
         partitions_def=partitions,
-        group_name="serve",
+        group_name="documents_to_search",
         kinds={"s3", "parquet"},
         io_manager_key="snapshots",
         dagster_type=SNAPSHOT,
