@@ -31,9 +31,11 @@ pytestmark = pytest.mark.slow
 def shell(command: str, home: Path) -> subprocess.CompletedProcess[str]:
     """Run a line as a user types it in the project, with its own home."""
     path = f"{embedded.binaries()}:{os.environ['PATH']}"
-    unset = ("DAGSTER_HOME", "EMBEDDING_ASSETS_CONFIG")
+    unset = ("DAGSTER_HOME", "EMBEDDING_ASSETS_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
-    environment |= {"EMBEDDING_ASSETS_HOME": str(home), "PATH": path, "COLUMNS": "120"}
+    user = home.parent / "user"
+    user.mkdir(exist_ok=True)
+    environment |= {"EMBEDDING_ASSETS_HOME": str(home), "HOME": str(user), "PATH": path, "COLUMNS": "120"}
     return subprocess.run(
         ["bash", "-c", command], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
@@ -109,6 +111,10 @@ def test_what_the_readme_names_is_there() -> None:
         assert (PROJECT / "embedding_assets_tests" / name).is_file(), name
     for name in re.findall(r"\]\(((?!http)[^)]+)\)", README):
         assert (PROJECT / name).exists(), name
+
+
+def test_nothing_is_written_outside_the_home(home: Path) -> None:
+    assert list((home.parent / "user").rglob("*")) == []
 
 
 def test_stop_leaves_no_process(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_assets.settings import home
 from embedding_assets.snapshots.snapshot import Snapshot
 
 _TABLE_ROWS: Final = 20
@@ -107,7 +109,8 @@ def recall_curve(curves: Mapping[str, Sequence[tuple[int, float, float]]], targe
 
 def _figure(title: str, width: float, height: float) -> tuple[Any, Any]:
     # matplotlib takes most of a second to import: only runs that draw pay for it. The object interface keeps no
-    # global state, so threads may draw.
+    # global state, so threads may draw. Its cache of fonts goes where everything local of ours goes.
+    os.environ.setdefault("MPLCONFIGDIR", str(home() / "matplotlib"))
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
