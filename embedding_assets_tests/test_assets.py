@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -445,9 +446,9 @@ def test_a_damaged_part_stops_whoever_reads_it_and_is_named(
 # Blocking checks
 
 
-def test_vectors_that_are_not_of_unit_length_stop_the_run(
-    box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def careless_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine whose vectors are half as long again."""
 
     def carelessly(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
         sound = normalise(vectors)
@@ -455,11 +456,37 @@ def test_vectors_that_are_not_of_unit_length_stop_the_run(
         return sound
 
     monkeypatch.setattr(requests, "normalise", carelessly)
+
+
+@pytest.mark.usefixtures("careless_engine")
+def test_vectors_that_are_not_of_unit_length_are_not_committed(box: Sandbox, instance: dg.DagsterInstance) -> None:
     result = source_run(box, instance)
 
     assert not result.success
     assert broken(result) == ["embeddings_v1/normalization", "embeddings_v2/normalization"]
     assert steps(result, dg.DagsterEventType.STEP_UP_FOR_RETRY) == []
+    assert (box.roots()["embeddings_v1"], box.roots()["embeddings_v2"]) == ("", "")
+
+
+@pytest.mark.usefixtures("careless_engine")
+def test_what_a_check_refused_the_next_run_refuses_too_until_it_is_gone(
+    box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts that were made are found by name, and are no better for it."""
+    assert not source_run(box, instance).success
+    monkeypatch.setattr(requests, "normalise", normalise)  # mended
+
+    again = source_run(box, instance)
+    assert broken(again) == ["embeddings_v1/normalization", "embeddings_v2/normalization"]
+    said = again.get_step_failure_events()[0].step_failure_data.user_failure_data
+    assert said is not None
+    named = re.findall(r"parts/embeddings_v1/\S+\.parquet", said.description or "")
+    assert [(box.root / "stores" / PRIMARY / path).is_file() for path in named] == [True]
+
+    for slot in ("v1", "v2"):
+        shutil.rmtree(box.root / "stores" / PRIMARY / "parts" / f"embeddings_{slot}")
+    shutil.rmtree(box.deployment.journals)
+    assert source_run(box, instance).success
 
 
 def test_rows_that_are_not_what_was_sent_are_not_indexed_and_not_served(

@@ -1,5 +1,6 @@
 """The second asset: documents cut into chunks."""
 
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import dagster as dg
@@ -12,7 +13,7 @@ from embedding_assets.deployment import Deployment
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.parts import read_part
-from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.work.pool import in_process
 
 _SAMPLE: Final = 8
@@ -37,19 +38,34 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     )
     def chunks(
         context: dg.AssetExecutionContext, raw_docs: Snapshot, deployment: dg.ResourceParam[Deployment]
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         chunking = deployment.settings.sources[source].chunking
+        checks: list[dg.AssetCheckResult] = []
+        made: list[Part] = []
+
+        def accept(snapshot: Snapshot, added: Sequence[Part]) -> None:
+            made.extend(added)
+            checks.append(inline.offsets_reproduce_text(store, raw_docs, snapshot, added))
+            inline.require(snapshot, added, checks)
+
         with domain_errors(context), deployment.sole_writer(ASSET, source):
             previous = log.head(store, ASSET, source)
-            snapshot = snapshot_chunks(
-                store, raw_docs, max_tokens=chunking.max_tokens, overlap=chunking.overlap, run_shards=in_process
-            )
+            try:
+                snapshot = snapshot_chunks(
+                    store,
+                    raw_docs,
+                    max_tokens=chunking.max_tokens,
+                    overlap=chunking.overlap,
+                    run_shards=in_process,
+                    accept=accept,
+                )
+            except inline.CheckFailed:
+                yield from checks
+                raise
             seconds = watch.seconds
             changes = count_changes(store, ASSET, "chunk_id", "text_hash", previous, snapshot)
-            made = inline.made(previous, snapshot)
-            offsets = inline.offsets_reproduce_text(store, raw_docs, snapshot, made)
             did = changes._asdict() | {
                 "chunks_made": sum(part.rows for part in made),
                 "chunks_per_second": metadata.rate(sum(part.rows for part in made), seconds),
@@ -60,8 +76,8 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 # From all over the shard, rather than the first document's.
                 sample = rows.take(list(range(0, len(rows), max(1, len(rows) // _SAMPLE))))
                 found["sample"] = metadata.table(sample.slice(0, _SAMPLE).to_pylist())
-        return dg.MaterializeResult(
-            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=[offsets]
+        yield dg.MaterializeResult(
+            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
         )
 
     return chunks

@@ -1,6 +1,7 @@
 """The embeddings assets: one factory, one asset a model version."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import dagster as dg
@@ -17,7 +18,7 @@ from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.settings import Slot
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
-from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.snapshot import Part, Snapshot
 
 # A picture of more is no clearer, and each source costs reading a part (24 MB at 1,536 dimensions); the principal
 # directions of so many vectors take a second or two.
@@ -51,21 +52,40 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
         chunks: Snapshot,
         deployment: dg.ResourceParam[Deployment],
         progress: dg.ResourceParam[ProgressDisplay],
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         binding = deployment.binding(slot)
+        checks: list[dg.AssetCheckResult] = []
+        lengths = np.zeros(0)
+
+        def accept(snapshot: Snapshot, made: Sequence[Part]) -> None:
+            nonlocal lengths
+            norms = [
+                inline.norms_of(read_part(store, source, part, ["embedding"]).column("embedding"), binding.dimensions)
+                for part in made
+            ]
+            lengths = np.concatenate([lengths, *norms])
+            checks.append(inline.normalization(lengths))
+            checks.append(inline.vectors_complete(store, chunks, snapshot, made))
+            checks.append(inline.nothing_rejected(snapshot))
+            inline.require(snapshot, made, checks)
+
         with domain_errors(context), deployment.sole_writer(asset, source):
-            previous = log.head(store, asset, source)
-            snapshot, bought = snapshot_embeddings(
-                store,
-                chunks,
-                binding,
-                deployment.journals,
-                live=deployment.settings.live_model == slot,
-                on_progress=lambda now, settled, total: progress.show(
-                    context, f"{asset} of {source}", settled, total, _rates(now)
-                ),
-            )
+            try:
+                snapshot, bought = snapshot_embeddings(
+                    store,
+                    chunks,
+                    binding,
+                    deployment.journals,
+                    live=deployment.settings.live_model == slot,
+                    on_progress=lambda now, settled, total: progress.show(
+                        context, f"{asset} of {source}", settled, total, _rates(now)
+                    ),
+                    accept=accept,
+                )
+            except inline.CheckFailed:
+                yield from checks
+                raise
             seconds = watch.seconds
             did = {
                 "model": binding.name,
@@ -75,23 +95,12 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 **_used(bought),
             }
             found = metadata.of_snapshot(snapshot, did, seconds)
-            made = inline.made(previous, snapshot)
-            norms = [
-                inline.norms_of(read_part(store, source, part, ["embedding"]).column("embedding"), binding.dimensions)
-                for part in made
-            ]
-            lengths = np.concatenate(norms) if norms else np.zeros(0)
             if len(lengths):
                 found["norms"] = metadata.norm_histogram(lengths)
                 found["map"] = metadata.embedding_map(
                     binding.name, _samples(deployment, asset, source, binding.dimensions)
                 )
-            checks = [
-                inline.normalization(lengths),
-                inline.vectors_complete(store, chunks, snapshot, made),
-                inline.nothing_rejected(snapshot),
-            ]
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
         )
 

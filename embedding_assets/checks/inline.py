@@ -1,8 +1,9 @@
 """The asset checks: what each promises, and its verdict on what a run has just committed.
 
 They are declared on the asset and returned with its materialization, so that each names its partition and reads only
-what the run made: parts are immutable and verified by hash, what was checked once stays true. `embedding-assets verify`
-reads everything again.
+what the run made: parts are immutable and verified by hash, what was checked once stays true. Where they read parts
+they do so before the snapshot is committed: what a log names has passed its checks, whatever crashed or was retried.
+`embedding-assets verify` reads everything again.
 """
 
 import warnings
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.index import IndexReport
 from embedding_assets.pgvector.publish import Difference
 from embedding_assets.snapshots.parts import read_part
@@ -22,6 +24,8 @@ from embedding_assets.snapshots.stores import Store
 
 # float32 unit vectors are within 1e-6 of length 1; a thousand times that is somebody's bug, not rounding.
 NORM_TOLERANCE: Final = 1e-3
+
+_NAMED: Final = 5
 
 
 def spec(
@@ -39,10 +43,25 @@ def spec(
         )
 
 
-def made(previous: Snapshot | None, current: Snapshot) -> list[Part]:
-    """The parts that the last commit added."""
-    before = {part.key for part in previous.parts} if previous else set()
-    return [part for part in current.parts if part.key not in before]
+class CheckFailed(PermanentError):
+    """A blocking check refused what was about to be committed."""
+
+
+def require(snapshot: Snapshot, made: Sequence[Part], results: Sequence[dg.AssetCheckResult]) -> None:
+    """Raise CheckFailed, so that nothing is committed, if a check failed that is no mere warning."""
+    failed = [r for r in results if not r.passed and r.severity is dg.AssetCheckSeverity.ERROR]
+    if failed:
+        names = ", ".join(f"{result.check_name} ({_figures(result)})" for result in failed)
+        paths = ", ".join([part.path(snapshot.source) for part in made[:_NAMED]] + ["…"] * (len(made) > _NAMED))
+        raise CheckFailed(
+            f"{snapshot.asset} of source {snapshot.source} was not committed, the snapshot before stays. "
+            f"Failed: {names}. Cure: mend what went wrong, delete what it made ({paths} in the primary's store, and "
+            "the source's files in the home's `journals`), and run again."
+        )
+
+
+def _figures(result: dg.AssetCheckResult) -> str:
+    return ", ".join(f"{name} {figure.value}" for name, figure in (result.metadata or {}).items())
 
 
 def nothing_rejected(snapshot: Snapshot) -> dg.AssetCheckResult:
@@ -66,7 +85,7 @@ def documents_complete(snapshot: Snapshot) -> dg.AssetCheckResult:
 
 
 def offsets_reproduce_text(
-    store: Store, raw_docs: Snapshot, chunks: Snapshot, parts: list[Part]
+    store: Store, raw_docs: Snapshot, chunks: Snapshot, parts: Sequence[Part]
 ) -> dg.AssetCheckResult:
     """Every chunk made is the span of its document's text that its offsets name."""
     documents = {part.key: part for part in raw_docs.parts}
@@ -110,7 +129,9 @@ def normalization(norms: NDArray[np.float64]) -> dg.AssetCheckResult:
     )
 
 
-def vectors_complete(store: Store, chunks: Snapshot, embeddings: Snapshot, parts: list[Part]) -> dg.AssetCheckResult:
+def vectors_complete(
+    store: Store, chunks: Snapshot, embeddings: Snapshot, parts: Sequence[Part]
+) -> dg.AssetCheckResult:
     """Every chunk has a row of its own in the same place, with a vector or a dead letter."""
     of_shard = {part.key: part for part in chunks.parts}
     misplaced = without_reason = 0

@@ -13,9 +13,16 @@ ASSET: Final = "chunks"
 
 
 def snapshot_chunks(
-    store: Store, raw_docs: Snapshot, *, max_tokens: int, overlap: int, run_shards: derivation.RunShards
+    store: Store,
+    raw_docs: Snapshot,
+    *,
+    max_tokens: int,
+    overlap: int,
+    run_shards: derivation.RunShards,
+    accept: derivation.Accept = lambda snapshot, made: None,
 ) -> Snapshot:
-    """Commit the chunks of these documents; only shards whose documents changed are read."""
+    """Commit the chunks of these documents, if `accept` does not raise; only shards whose documents changed are
+    read."""
     source = raw_docs.source
     version = f"{STAGE_VERSION} max_tokens={max_tokens} overlap={overlap}"
     previous = log.head(store, ASSET, source)
@@ -41,4 +48,5 @@ def snapshot_chunks(
         parts=parts,
         counts={"chunks": sum(part.rows for part in parts)},
         upstream={raw_docs.asset: raw_docs.root},
+        accept=accept,
     )

@@ -54,6 +54,7 @@ def snapshot_embeddings(
     *,
     live: bool,
     on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
+    accept: derivation.Accept = lambda snapshot, made: None,
 ) -> tuple[Snapshot, Bought]:
     """Commit the vectors of these chunks by one model; the snapshot, and what it cost.
 
@@ -61,6 +62,7 @@ def snapshot_embeddings(
         journals: folder of the journals of vectors that no part holds yet.
         live: whether readers search this model version now.
         on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
+        accept: raises if the snapshot must not be committed.
 
     Raises:
         BindingChanged: the slot is live and was filled by another model.
@@ -124,6 +126,7 @@ def snapshot_embeddings(
         upstream={chunks.asset: chunks.root},
         rejected=[rejected[text_hash] for text_hash in dead],
         model=identity,
+        accept=accept,
     )
     return snapshot, Bought(new, rows - new, usage)
 

@@ -20,6 +20,10 @@ class Wanted(NamedTuple):
     dead: tuple[str, ...] = ()
 
 
+Accept = Callable[[Snapshot, Sequence[Part]], None]
+"""Looks at a snapshot that is about to be committed, and at those of its parts that the last one had not."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a stage does next: `kept` parts are read by nobody, `missing` ones are made."""
@@ -67,8 +71,13 @@ def commit(
     upstream: dict[str, str],
     rejected: Sequence[dict[str, object]] = (),
     model: dict[str, object] | None = None,
+    accept: Accept = lambda snapshot, made: None,
 ) -> Snapshot:
-    """Append the snapshot of these parts to the log, unless the log's head says the same already."""
+    """Append the snapshot of these parts to the log, unless the log's head says the same already.
+
+    `accept` is called first, and raises where the snapshot must not be. What it refused it is asked again by the next
+    run, since the parts that nobody committed are found by name; so what is committed was accepted, whoever crashed.
+    """
     ordered = sorted_parts(list(parts))
     snapshot = Snapshot(
         asset=asset,
@@ -83,6 +92,8 @@ def commit(
         model=model,
         created_at="",
     )
+    known = {part.key for part in previous.parts} if previous else set()
+    accept(snapshot, [part for part in ordered if part.key not in known])
     return log.append(store, snapshot, after=previous)
 
 
