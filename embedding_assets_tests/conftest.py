@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -14,6 +15,10 @@ from embedding_assets.pgvector import embedded, schema
 from embedding_assets_tests.embedding.conftest import running, standin  # noqa: F401
 from embedding_assets_tests.harness import REGIONS, Sandbox
 from embedding_assets_tests.snapshots.conftest import bucket, s3_environment, s3_server  # noqa: F401
+
+# These machines are slow by fits: how long an example takes proves nothing.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 _numbers = itertools.count(1)
 
