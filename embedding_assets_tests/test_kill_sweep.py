@@ -142,10 +142,9 @@ def test_runs_killed_at_random_moments_come_to_the_undisturbed_result(sandbox_of
         for _ in range(5):
             process = run(sandbox, shard_bytes=SEVERAL_SHARDS)
             process.join(chance.uniform(0.1, 1.0) * seconds)
-            if process.exitcode is not None:
-                break
             process.kill()
-            assert killed(process)
+            if not killed(process):  # it was faster
+                break
             kills += 1
         assert not killed(run(sandbox, shard_bytes=SEVERAL_SHARDS))
         assert result(sandbox) == expected, f"round {rounds}"
