@@ -4,6 +4,7 @@ import dagster as dg
 
 from embedding_assets.assets import build_assets
 from embedding_assets.automation.jobs import region_job, source_job
+from embedding_assets.automation.reconciliation import before_the_daily_round, reconciliation_job
 from embedding_assets.automation.schedules import daily
 from embedding_assets.automation.sensors import region_log, run_failure_alert, source_sweep
 from embedding_assets.deployment import Deployment
@@ -17,8 +18,8 @@ def build_defs(deployment: Deployment, progress: ProgressDisplay | None = None) 
     settings = deployment.settings
     return dg.Definitions(
         assets=build_assets(settings),
-        jobs=[source_job(), region_job()],
-        schedules=daily(settings),
+        jobs=[source_job(), region_job(), reconciliation_job()],
+        schedules=[*daily(settings), before_the_daily_round()],
         sensors=[source_sweep(), *(region_log(region) for region in sorted(settings.regions)), run_failure_alert()],
         resources={
             "deployment": deployment,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import dagster as dg
 
+from embedding_assets.assets.edge import was_stopped
 from embedding_assets.automation.failures import reason
 from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.definitions import build_defs
@@ -70,18 +71,19 @@ def materialize(
     """Bring the sources up to date in the regions, a run at a time; yields each run as it ends.
 
     A source is always looked at. A region is run only if `is_current(region, source)` says that it has to be, and not
-    after the source's own run failed.
+    after the source's own run failed. A run that is told to stop is the last.
     """
     defs = build_defs(deployment, progress)
     for source in sources:
         config = {"raw_docs": {"config": {"allow_deletes": allow_deletes}}}
         outcome = _run(defs, SOURCE_JOB, source, instance, {"ops": config})
         yield outcome
-        if not outcome.succeeded:
-            continue
-        for region in regions:
-            if not is_current(region, source):
-                yield _run(defs, REGION_JOB, f"{region}|{source}", instance, {})
+        for region in regions if outcome.succeeded else ():
+            if not is_current(region, source) and not was_stopped(outcome.run_id):
+                outcome = _run(defs, REGION_JOB, f"{region}|{source}", instance, {})
+                yield outcome
+        if was_stopped(outcome.run_id):
+            return
 
 
 def _run(

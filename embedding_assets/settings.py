@@ -132,6 +132,8 @@ class _Source(_Frozen):
     chunking: Chunking = Chunking()
     max_deleted: float = Field(default=0.2, ge=0, le=1, strict=True)
     """Share of the documents that may be gone at once without somebody allowing it."""
+    max_rejected: float = Field(default=0.05, ge=0, le=1, strict=True)
+    """Share of the documents, or chunks, that may be dead letters before their check fails instead of warning."""
 
 
 class FilesSource(_Source):
@@ -166,6 +168,14 @@ class JsonlSource(_Source):
 Source = Annotated[FilesSource | JsonlSource, Field(discriminator="kind")]
 
 
+class RunBudget(_Frozen):
+    """What one run of an embeddings asset may use before it stops; the next run goes on where it stopped."""
+
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0, strict=True)
+    max_seconds: float | None = Field(default=None, gt=0)
+
+
 class Settings(_Frozen):
     """Sources, regions and models."""
 
@@ -173,6 +183,7 @@ class Settings(_Frozen):
     regions: dict[Name, Region] = Field(min_length=1)
     models: dict[Slot, Binding]
     live_model: Slot
+    run_budget: RunBudget = RunBudget()
     sources: dict[Name, Source] = Field(min_length=1)
 
     @model_validator(mode="before")
@@ -441,6 +452,8 @@ def _model_at(path: list[str]) -> type[BaseModel] | None:
             return Region
         case ["models", _]:
             return Binding
+        case ["run_budget"]:
+            return RunBudget
         case ["sources", _, "files"]:
             return FilesSource
         case ["sources", _, "jsonl"]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from embedding_assets.driver import Outcome
+from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.status import SourceStatus
 
 
@@ -123,6 +124,56 @@ def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
         document = f"{hit['source']}/{hit['document_id']}#{hit['ordinal']}"
         table.add_row(f"{hit['distance']:.3f}", plain(document), plain(" ".join(str(hit["content"]).split())))
     return table
+
+
+def letters_table(letters: Sequence[DeadLetter]) -> Table:
+    """What `dead-letters list` prints."""
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    table.add_column("id", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
+    table.add_column("error", no_wrap=True)
+    table.add_column("message", overflow="ellipsis", no_wrap=True, ratio=1)
+    for letter in letters:
+        table.add_row(
+            str(letter.id),
+            letter.state,
+            _stage(letter),
+            plain(f"{letter.source}/{letter.document_id or letter.payload}"),
+            letter.error_class,
+            plain(letter.message),
+        )
+    return table
+
+
+def letter_details(letter: DeadLetter, text: str | None) -> Table:
+    """What `dead-letters show` prints."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    told = {
+        "id": letter.id,
+        "state": letter.state,
+        "source": letter.source,
+        "stage": _stage(letter),
+        "document": letter.document_id or "unknown",
+        "chunk": letter.chunk_id or "none",
+        "payload": letter.payload,
+        "error": letter.error_class,
+        "message": letter.message,
+        "attempts": f"{letter.attempts}, replayed {letter.replays} times",
+        "first seen": f"{letter.first_seen:%Y-%m-%d %H:%M:%S %Z}",
+        "last seen": f"{letter.last_seen:%Y-%m-%d %H:%M:%S %Z}",
+        "text": text if text is not None else "not in the store",
+    }
+    for name, value in told.items():
+        table.add_row(name, plain(value))
+    return table
+
+
+def _stage(letter: DeadLetter) -> str:
+    return f"{letter.stage}_{letter.model_version}" if letter.model_version else letter.stage
 
 
 def plain(text: object) -> str:

@@ -43,13 +43,14 @@ _FORKS.set_forkserver_preload(["embedding_assets_tests.harness"])
 @dataclass(frozen=True)
 class Sandbox:
     """One deployment under a temporary folder; `dsns` by region, `bucket` where the stores are to be in S3, and what
-    the settings say of `models` and, by name, of `sources` besides the folder of documents."""
+    the settings say of `models`, by name of `sources` besides the folder of documents, and `more`."""
 
     root: Path
     dsns: dict[str, str]
     bucket: str | None = None
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: MODELS)
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def docs(self) -> Path:
@@ -69,6 +70,7 @@ class Sandbox:
             "models": self.models,
             "live_model": "v1",
             "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}, **self.sources},
+            **self.more,
         }
 
     @property

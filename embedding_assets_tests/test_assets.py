@@ -234,7 +234,7 @@ def test_nothing_changed_makes_no_part_no_row_and_no_api_call(
     instance: dg.DagsterInstance,
     standin: Standin,
 ) -> None:
-    box = replace(box, models={**box.models, "v2": model_of(standin)})
+    box = replace(box, models={**box.models, "v2": standin.model()})
     everything(box, instance)
     before, rows, calls = box.objects(), versions_of_rows(box), len(standin.log())
     assert calls > 0
@@ -254,12 +254,6 @@ def versions_of_rows(box: Sandbox) -> dict[str, list[Any]]:
             query = "SELECT tableoid, ctid::text, xmin::text FROM embedding_assets.chunks ORDER BY 1, 2"
             found[region] = conn.execute(query).fetchall()
     return found
-
-
-def model_of(standin: Standin, **more: Any) -> dict[str, Any]:
-    """The settings of a model that the stand-in provider serves."""
-    binding = standin.binding(**more).model_dump(include={"provider", "name", "dimensions", "base_url", "api_key_env"})
-    return {**binding, "requests_per_minute": None, "tokens_per_minute": None}
 
 
 # What is tried again, and what is not
@@ -324,7 +318,7 @@ def test_a_provider_that_says_when_to_come_back_is_left_alone_until_then(
     # What the engine would wait for itself, made short: so the wait that it is told goes to Dagster.
     hand_over = Patience(longest_told_seconds=0.05)
     monkeypatch.setattr(stage, "embed", partial(embed, patience=hand_over))
-    box = replace(box, models={**box.models, "v1": model_of(standin)})
+    box = replace(box, models={**box.models, "v1": standin.model()})
     standin.faults({"fault": "throttle", "times": 1, "retry_after": "0.4"})
 
     result = source_run(box, instance)
@@ -346,7 +340,7 @@ def test_a_refused_key_fails_at_once_with_the_cure_and_without_the_key(
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "sk-not-this-one")
     standin.reset(keys=[KEY])
-    box = replace(box, models={**box.models, "v2": model_of(standin)})
+    box = replace(box, models={**box.models, "v2": standin.model()})
 
     result = source_run(box, instance)
 

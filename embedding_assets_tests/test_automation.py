@@ -23,7 +23,7 @@ import dagster as dg
 import psycopg
 import pytest
 
-from embedding_assets.automation import sensors
+from embedding_assets.automation import alerts, sensors
 from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.definitions import build_defs
 from embedding_assets.operations import search
@@ -329,7 +329,7 @@ def test_a_failed_run_is_told_to_the_webhook_with_its_partition_and_its_reason(
     box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with webhook() as (url, received):
-        monkeypatch.setenv(sensors.ALERT_WEBHOOK, url)
+        monkeypatch.setenv(alerts.ALERT_WEBHOOK, url)
         run_id = alert(box, instance)
 
     (sent,) = received
@@ -344,7 +344,7 @@ def test_a_failed_run_is_told_to_the_webhook_with_its_partition_and_its_reason(
 def test_without_a_webhook_a_failed_run_is_logged(
     box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delenv(sensors.ALERT_WEBHOOK, raising=False)
+    monkeypatch.delenv(alerts.ALERT_WEBHOOK, raising=False)
     alert(box, instance)
     shown = capfd.readouterr()
     assert f"sync_source of {SOURCE} failed" in shown.out + shown.err
@@ -359,8 +359,9 @@ def test_a_webhook_that_fails_is_told_without_its_url(
             url = "hooks/T0-secret"
         if fault == "is not there":
             url = "http://user:T0-secret@127.0.0.1:9/hooks/T0-secret"
-        with pytest.raises(RuntimeError, match=sensors.ALERT_WEBHOOK) as caught:
-            sensors.post_alert(url, "a run failed")
+        monkeypatch.setenv(alerts.ALERT_WEBHOOK, url)
+        with pytest.raises(RuntimeError, match=alerts.ALERT_WEBHOOK) as caught:
+            alerts.alert(logging.getLogger("test"), "a run failed")
 
     assert "T0-secret" not in "".join(traceback.format_exception(caught.value)) + caplog.text
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import click
 import dagster as dg
 import psycopg
 import pytest
@@ -18,6 +19,7 @@ from psycopg import sql
 from embedding_assets.automation.jobs import REGION_ASSETS, SOURCE_ASSETS, SOURCE_JOB
 from embedding_assets.cli import cli
 from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.pgvector.search import Hit
 from embedding_assets.settings import CONFIG
 from embedding_assets.snapshots import log
@@ -431,9 +433,18 @@ def test_wrong_use_is_told_with_exit_code_2(
     assert ran.out == ""
 
 
-@pytest.mark.parametrize("command", sorted(cli.commands))
+def commands(group: click.Group, *before: str) -> list[str]:
+    """Every command line below a group."""
+    found: list[str] = []
+    for name, command in sorted(group.commands.items()):
+        line = [*before, name]
+        found += commands(command, *line) if isinstance(command, click.Group) else [" ".join(line)]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(cli))
 def test_every_command_has_help_and_json(command: str) -> None:
-    ended = CliRunner().invoke(cli, [command, "--help"])
+    ended = CliRunner().invoke(cli, [*command.split(), "--help"])
     assert ended.exit_code == 0
     assert "--json" in ended.stdout
     assert len(ended.stdout.split("Options:")[0].split()) > 10
@@ -447,6 +458,7 @@ def test_the_help_documents_the_fields_of_json() -> None:
         "verify": "differences",
         "dsn": "region, dsn",
         "gc": ", ".join(Collected._fields),
+        "dead-letters list": ", ".join(DeadLetter._fields),
     }
     for command, expected in fields.items():
-        assert f"{{{expected}}}" in " ".join(CliRunner().invoke(cli, [command, "--help"]).stdout.split())
+        assert f"{{{expected}}}" in " ".join(CliRunner().invoke(cli, [*command.split(), "--help"]).stdout.split())

@@ -106,6 +106,7 @@ def test_the_graph_is_as_recorded(defs: dg.Definitions, snapshot: SnapshotAssert
     described = {
         "assets": {asset.key.to_user_string(): described_asset(asset) for asset in assets_of(defs)},
         "jobs": {job.name: {"selection": str(job.selection), "tags": job.tags} for job in asset_jobs(defs)},
+        "op_jobs": sorted(job.name for job in defs.jobs or () if isinstance(job, dg.JobDefinition)),
         "schedules": {schedule.name: described_schedule(schedule) for schedule in schedules_of(defs)},
         "sensors": {sensor.name: described_sensor(sensor) for sensor in sensors_of(defs)},
         "executor": defs.executor.name if isinstance(defs.executor, dg.ExecutorDefinition) else None,
@@ -118,7 +119,7 @@ def assets_of(defs: dg.Definitions) -> list[dg.AssetsDefinition]:
 
 
 def asset_jobs(defs: dg.Definitions) -> list[Any]:
-    return list(defs.jobs or ())
+    return [job for job in defs.jobs or () if not isinstance(job, dg.JobDefinition)]
 
 
 def schedules_of(defs: dg.Definitions) -> list[dg.ScheduleDefinition]:

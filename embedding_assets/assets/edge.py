@@ -1,5 +1,7 @@
-"""What every asset has in common: where it runs, how it is retried, and how a domain error reaches Dagster."""
+"""What every asset has in common: how it is retried, stopped and timed, and how a domain error reaches Dagster."""
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +25,24 @@ SNAPSHOT: Final = dg.PythonObjectDagsterType(Snapshot, name="Snapshot")
 `MaterializeResult` as "nothing"."""
 
 
+_stopped: Final[set[str]] = set()
+"""Runs that were told to stop. Dagster would retry the step that a signal interrupts, and then go on to the next."""
+
+
+def was_stopped(run_id: str) -> bool:
+    """Whether a signal ended this run of this process."""
+    return run_id in _stopped
+
+
 @contextmanager
 def domain_errors(context: dg.AssetExecutionContext) -> Iterator[None]:
     """Tell Dagster what an error of the pipeline means: wait as told, try again, or stop and call somebody."""
+    if was_stopped(context.run.run_id):
+        raise _stop(context)
     try:
         yield
+    except dg.DagsterExecutionInterruptedError as signalled:
+        raise _stop(context) from signalled
     except PermanentError as error:
         raise dg.Failure(
             description=str(error),
@@ -40,6 +55,43 @@ def domain_errors(context: dg.AssetExecutionContext) -> Iterator[None]:
             raise
         context.log.warning(f"{error} Trying again in {wait:.0f} s, as told.")
         raise dg.RetryRequested(max_retries=PATIENT.max_retries, seconds_to_wait=wait) from error
+
+
+def _stop(context: dg.AssetExecutionContext) -> dg.Failure:
+    _stopped.add(context.run.run_id)
+    return dg.Failure(
+        description="Told to stop (SIGTERM or SIGINT). What was done stays; run again to go on from there.",
+        allow_retries=False,
+    )
+
+
+@contextmanager
+def drained_on_signal(context: dg.AssetExecutionContext) -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets, so that the asset ends what is in flight before the run stops.
+
+    A second signal goes at once to whom it was meant for. Outside the main thread Python lets nobody listen, and
+    nothing is set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def note(number: int, frame: object) -> None:
+        stop.set()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop
+    finally:
+        restore()
+        if stop.is_set():
+            raise _stop(context)
 
 
 class Stopwatch:

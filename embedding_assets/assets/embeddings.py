@@ -8,12 +8,14 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_assets import dead_letters
 from embedding_assets.assets import metadata
-from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_errors, drained_on_signal
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
+from embedding_assets.embedding.engine import Budget
 from embedding_assets.embedding.figures import Progress
-from embedding_assets.embedding.stage import Bought, asset_of, snapshot_embeddings
+from embedding_assets.embedding.stage import STAGE, Bought, asset_of, snapshot_embeddings
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.settings import Slot
 from embedding_assets.snapshots import log
@@ -24,6 +26,8 @@ from embedding_assets.snapshots.snapshot import Part, Snapshot
 # directions of so many vectors take a second or two.
 _MAP_SOURCES: Final = 8
 _MAP_VECTORS: Final = 1_200
+
+_LEAST_POINTS: Final = 5  # seconds of a run, about: a shorter one has no course to draw
 
 
 def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -44,7 +48,13 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
         check_specs=[
             inline.spec(asset, "normalization", "Every vector is finite and of unit length.", partitions),
             inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter.", partitions),
-            inline.spec(asset, "nothing_rejected", "No chunk is dead-lettered.", partitions, blocking=False),
+            inline.spec(
+                asset,
+                "nothing_rejected",
+                "No chunk is a dead letter; fails above the share that the source's settings allow.",
+                partitions,
+                blocking=False,
+            ),
         ],
     )
     def embeddings(
@@ -55,8 +65,10 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         binding = deployment.binding(slot)
+        settings = deployment.settings
         checks: list[dg.AssetCheckResult] = []
         lengths = np.zeros(0)
+        pace: list[tuple[float, int]] = [(0.0, 0)]
 
         def accept(snapshot: Snapshot, made: Sequence[Part]) -> None:
             nonlocal lengths
@@ -67,25 +79,39 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             lengths = np.concatenate([lengths, *norms])
             checks.append(inline.normalization(lengths))
             checks.append(inline.vectors_complete(store, chunks, snapshot, made))
-            checks.append(inline.nothing_rejected(snapshot))
             inline.require(snapshot, made, checks)
 
-        with domain_errors(context), deployment.sole_writer(asset, source):
+        def show(now: Progress, settled: int, total: int) -> None:
+            pace.append((now.seconds, now.texts))
+            progress.show(context, f"{asset} of {source}", settled, total, _rates(now))
+
+        with (
+            domain_errors(context),
+            deployment.sole_writer(asset, source),
+            dead_letters.desk(deployment, source, STAGE, slot, context.log.warning) as desk,
+            drained_on_signal(context) as stop,
+        ):
             try:
                 snapshot, bought = snapshot_embeddings(
                     store,
                     chunks,
                     binding,
                     deployment.journals,
-                    live=deployment.settings.live_model == slot,
-                    on_progress=lambda now, settled, total: progress.show(
-                        context, f"{asset} of {source}", settled, total, _rates(now)
-                    ),
+                    live=settings.live_model == slot,
+                    known_dead=desk.known,
+                    replay=desk.replayed,
+                    budget=Budget(**settings.run_budget.model_dump()),
+                    stop=stop,
+                    on_progress=show,
+                    on_dead=desk.found,
                     accept=accept,
                 )
             except inline.CheckFailed:
                 yield from checks
                 raise
+            desk.settle(snapshot)
+            standing = desk.standing(snapshot.rejected)
+            checks.append(inline.nothing_rejected(standing, snapshot, settings.sources[source].max_rejected))
             seconds = watch.seconds
             did = {
                 "model": binding.name,
@@ -95,6 +121,8 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 **_used(bought),
             }
             found = metadata.of_snapshot(snapshot, did, seconds)
+            if len(pace) > _LEAST_POINTS:
+                found["throughput"] = metadata.throughput(pace)
             if len(lengths):
                 found["norms"] = metadata.norm_histogram(lengths)
                 found["map"] = metadata.embedding_map(
@@ -109,20 +137,20 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
 
 def _used(bought: Bought) -> dict[str, Any]:
     """What the vectors took. Zeros where nothing had to be sent: they are plotted over time."""
-    if bought.usage is None:
-        return {"requests": 0, "tokens": 0, "cost_usd": 0.0}
     used = dataclasses.asdict(bought.usage)
-    seconds = used.pop("seconds")
+    seconds, share = used.pop("seconds"), used.pop("quota_share")
     latencies = {f"{name}_seconds": round(used.pop(name), 4) for name in ("latency_p50", "latency_p95", "latency_p99")}
-    return used | latencies | {"vectors_per_second": metadata.rate(bought.new, seconds)}
+    quota = {} if share is None else {"quota_share": round(share, 4)}
+    return used | quota | latencies | {"vectors_per_second": metadata.rate(bought.new, seconds)}
 
 
 def _rates(now: Progress) -> str:
     """What somebody who watches wants to know besides how far it is."""
     seconds = max(now.seconds, 1e-9)
+    cost = f", {now.cost_usd:.2f} USD" if now.cost_usd else ""
     waits = f", {now.throttled} × 429, {now.retries} retries" if now.throttled or now.retries else ""
     breaker = ", provider down: waiting" if now.breaker_open else ""
-    return f"({now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{waits}{breaker})"
+    return f"{now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{cost}{waits}{breaker}"
 
 
 def _samples(deployment: Deployment, asset: str, this: str, dimensions: int) -> dict[str, NDArray[np.float32]]:

@@ -107,6 +107,19 @@ def recall_curve(curves: Mapping[str, Sequence[tuple[int, float, float]]], targe
     return _picture(figure, "Recall by ef_search")
 
 
+def throughput(pace: Sequence[tuple[float, int]]) -> dg.MarkdownMetadataValue:
+    """Vectors a second over the course of a run; `pace` is (seconds, vectors so far), in the order of time."""
+    # Some 60 steps, however long the run was.
+    at, vectors = np.array(pace[:: max(1, len(pace) // 60)], float).T
+    long_enough = np.diff(at) > 0
+    figure, axes = _figure("Throughput", 5.6, 2.4)
+    axes.stairs((np.diff(vectors)[long_enough] / np.diff(at)[long_enough]), np.append(at[:-1][long_enough], at[-1]))
+    axes.set_ylim(0)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("vectors/s")
+    return _picture(figure, "Vectors a second over time")
+
+
 def _figure(title: str, width: float, height: float) -> tuple[Any, Any]:
     # matplotlib takes most of a second to import: only runs that draw pay for it. The object interface keeps no
     # global state, so threads may draw. Its cache of fonts goes where everything local of ours goes.

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from embedding_assets import dead_letters
 from embedding_assets.assets import metadata
 from embedding_assets.assets.edge import PATIENT, SNAPSHOT, Stopwatch, domain_errors
 from embedding_assets.checks import inline
@@ -31,7 +32,13 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         retry_policy=PATIENT,
         check_specs=[
             inline.spec(ASSET, "completeness", "The parts hold every document that the source listed.", partitions),
-            inline.spec(ASSET, "nothing_rejected", "Nothing of the source was refused.", partitions, blocking=False),
+            inline.spec(
+                ASSET,
+                "nothing_rejected",
+                "No document is a dead letter; fails above the share that the source's settings allow.",
+                partitions,
+                blocking=False,
+            ),
         ],
     )
     def raw_docs(
@@ -42,16 +49,23 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         Only files that look changed are read. What can't be used is listed with its cure, and the rest goes on.
         """
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
-        with domain_errors(context), deployment.sole_writer(ASSET, source):
+        settings = deployment.settings.sources[source]
+        with (
+            domain_errors(context),
+            deployment.sole_writer(ASSET, source),
+            dead_letters.desk(deployment, source, ASSET, None, context.log.warning) as desk,
+        ):
             previous = log.head(store, ASSET, source)
             snapshot, looked = snapshot_source(
                 store,
                 source,
                 deployment.reader(source),
                 deployment.catalog(source),
-                max_deleted=deployment.settings.sources[source].max_deleted,
+                max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
+                again={entry["item"] for entry in (previous.rejected if previous else ()) if desk.is_replayed(entry)},
             )
+            desk.settle(snapshot)
             seconds = watch.seconds
             changes = count_changes(store, ASSET, "document_id", "content_hash", previous, snapshot)
         did = changes._asdict() | {
@@ -64,7 +78,10 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
             metadata=metadata.of_snapshot(snapshot, did, seconds),
-            check_results=[inline.documents_complete(snapshot), inline.nothing_rejected(snapshot)],
+            check_results=[
+                inline.documents_complete(snapshot),
+                inline.nothing_rejected(desk.standing(snapshot.rejected), snapshot, settings.max_rejected),
+            ],
         )
 
     return raw_docs

@@ -3,13 +3,12 @@ late tick costs at most a look."""
 
 import hashlib
 import json
-import os
 import time
 from typing import Final
 
 import dagster as dg
-import requests
 
+from embedding_assets.automation.alerts import ALERT_WEBHOOK, alert
 from embedding_assets.automation.failures import reason
 from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.deployment import Deployment
@@ -17,8 +16,6 @@ from embedding_assets.errors import PipelineError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.replication import target
 from embedding_assets.sources.reader import Reader
-
-ALERT_WEBHOOK: Final = "EMBEDDING_ASSETS_ALERT_WEBHOOK"
 
 # Dagster cuts a sensor off at 60 s: what was not looked at by then comes first in the next tick.
 _BUDGET_SECONDS: Final = 30.0
@@ -118,22 +115,10 @@ def run_failure_alert() -> dg.SensorDefinition:
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Logs why a run failed, and posts it to the URL in {ALERT_WEBHOOK}.",
     )
-    def alert(context: dg.RunFailureSensorContext) -> None:
+    def tell(context: dg.RunFailureSensorContext) -> None:
         run = context.dagster_run
         reasons = "; ".join(map(reason, context.get_step_failure_events())) or context.failure_event.message
         partition = run.tags.get("dagster/partition", "no partition")
-        text = f"{run.job_name} of {partition} failed (run {run.run_id}): {reasons}"
-        context.log.error(text)
-        url = os.environ.get(ALERT_WEBHOOK)
-        if url:
-            post_alert(url, text)
+        alert(context.log, f"{run.job_name} of {partition} failed (run {run.run_id}): {reasons}")
 
-    return alert
-
-
-def post_alert(url: str, text: str) -> None:
-    """Post `{"text": …}`, as Slack, Mattermost and Teams take it. The URL is a secret: errors do not repeat it."""
-    try:
-        requests.post(url, json={"text": text}, timeout=10).raise_for_status()
-    except requests.RequestException as error:
-        raise RuntimeError(f"the alert webhook ({ALERT_WEBHOOK}) refused: {type(error).__name__}") from None
+    return tell

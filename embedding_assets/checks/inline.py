@@ -64,13 +64,23 @@ def _figures(result: dg.AssetCheckResult) -> str:
     return ", ".join(f"{name} {figure.value}" for name, figure in (result.metadata or {}).items())
 
 
-def nothing_rejected(snapshot: Snapshot) -> dg.AssetCheckResult:
-    """Warns while something of the source can't be processed; the rest is served meanwhile."""
+def nothing_rejected(
+    standing: Sequence[Mapping[str, object]], snapshot: Snapshot, max_share: float
+) -> dg.AssetCheckResult:
+    """Warns while dead letters stand that nobody has accepted, and fails above a share of the documents or chunks.
+
+    It never blocks: the rest is served meanwhile.
+    """
+    rows = sum(part.rows for part in snapshot.parts)
+    # A dead chunk is a row without a vector; a rejected document is no row.
+    everything = rows if "text_hash" in next(iter(standing), {}) else rows + len(standing)
+    share = len(standing) / max(everything, 1)
     return dg.AssetCheckResult(
         check_name="nothing_rejected",
-        passed=not snapshot.rejected,
-        severity=dg.AssetCheckSeverity.WARN,
-        metadata={"rejected": len(snapshot.rejected)},
+        passed=not standing,
+        severity=dg.AssetCheckSeverity.ERROR if share > max_share else dg.AssetCheckSeverity.WARN,
+        metadata={"rejected": len(standing), "share": round(share, 4), "fails_above": max_share},
+        description=None if not standing else f"{len(standing)} dead letters: embedding-assets dead-letters list",
     )
 
 

@@ -5,8 +5,10 @@ bounded because no more than a window of texts is ever outstanding: a slow `deli
 stops the reading.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Final, NamedTuple
 
 from embedding_assets.embedding import errors
@@ -17,9 +19,12 @@ from embedding_assets.embedding.items import Dead, Embedded, Text, tokens_of
 from embedding_assets.embedding.limits import BURST_SECONDS
 from embedding_assets.embedding.models import Binding, open_provider
 from embedding_assets.embedding.requests import Requests, Settled
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 
-__all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Progress", "Text", "Usage", "embed"]
+__all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Progress", "Stopped", "Text", "Usage", "embed"]
+
+DRAIN_SECONDS: Final = 20.0
+"""How long a run that is told to stop waits for what is in flight: Kubernetes kills 30 s after it has asked."""
 
 _WINDOW_BYTES: Final = 128 << 20  # of vectors outstanding: 2,048 texts × 1,536 d a request are 12.6 MB each
 _PROGRESS_SECONDS: Final = 1.0
@@ -41,6 +46,10 @@ class BudgetSpent(PermanentError):
     """The run's budget is used up: what was sent is delivered, the rest is left for a run with more."""
 
 
+class Stopped(TransientError):
+    """The run was told to stop: what was in flight is delivered, the rest is left for the next run."""
+
+
 def embed(
     binding: Binding,
     texts: Iterable[Text],
@@ -48,19 +57,28 @@ def embed(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     budget: Budget = UNLIMITED,
+    stop: threading.Event | None = None,
     patience: Patience = PATIENCE,
 ) -> Usage:
     """Embeds `texts` by the binding's model, and delivers each exactly once, as a vector or as a dead letter.
 
     `texts` is pulled, and `deliver` and `on_progress` (about once a second, and at the end) are called, on the
     calling thread, one at a time. No more than a bounded window of texts is pulled ahead of what is delivered. An
-    exception of `deliver` stops the run at once; one of `texts` is raised after what was sent is delivered.
+    exception of `deliver` stops the run at once; one of `texts` is raised after what was sent is delivered. Setting
+    `stop` drains: nothing more is sent, and what is in flight is waited for, `DRAIN_SECONDS` at most.
+
+    Where there is no text, there is no need of a key or a model either.
 
     Raises `PermanentError` where no request can succeed until somebody acts, `BudgetSpent` at the end of the budget,
-    and `ProviderDown` (a `TransientError` with `retry_after_seconds`) where the provider fails for everyone. What
-    was delivered before is sound.
+    `Stopped` after a drain, and `ProviderDown` (a `TransientError` with `retry_after_seconds`) where the provider
+    fails for everyone. What was delivered before is sound.
     """
-    return _Run(Requests(open_provider(binding), binding, patience), binding, deliver, on_progress, budget).run(texts)
+    source = iter(texts)
+    first = next(source, None)
+    if first is None:
+        return Usage()
+    run = _Run(Requests(open_provider(binding), binding, patience), binding, deliver, on_progress, budget, stop)
+    return run.run(chain([first], source))
 
 
 class _Run:
@@ -73,12 +91,14 @@ class _Run:
         deliver: Callable[[Embedded | Dead], None],
         on_progress: Callable[[Progress], None] | None,
         budget: Budget,
+        stop: threading.Event | None,
     ) -> None:
         self._requests = requests
         self._binding = binding
         self._deliver = deliver
         self._on_progress = on_progress
         self._budget = budget
+        self._stop = stop
         self._began = time.monotonic()
         self._told = self._began
         caps = requests.provider.caps
@@ -104,8 +124,12 @@ class _Run:
     def _feed(self, source: Iterator[list[Text]]) -> None:
         ended: Exception | bool = False  # the source: at its end, or by an error that is raised when all is settled
         held: list[Text] | None = None  # pulled and not sent: it may be more than the budget has left
-        while True:
+        patient_until = float("inf")
+        while time.monotonic() < patient_until:
             parcel: list[list[Text]] = []
+            if self._stop is not None and self._stop.is_set() and not isinstance(ended, Stopped):
+                ended = Stopped("told to stop: what was sent is delivered, the rest is left for the next run")
+                patient_until = time.monotonic() + DRAIN_SECONDS
             while not ended and self._has_room():
                 try:
                     held = held or next(source, None)
@@ -197,7 +221,9 @@ class _Run:
         )
 
     def _usage(self) -> Usage:
-        counts = self._requests.counts
+        counts, binding = self._requests.counts, self._binding
+        seconds = time.monotonic() - self._began
+        quotas = ((counts.requests, binding.requests_per_minute), (counts.tokens, binding.tokens_per_minute))
         return Usage(
             requests=counts.requests,
             texts=counts.texts,
@@ -205,9 +231,10 @@ class _Run:
             truncated=counts.truncated,
             tokens=counts.tokens,
             cost_usd=self._cost(counts.tokens),
-            seconds=time.monotonic() - self._began,
+            seconds=seconds,
             retries=counts.retries,
             throttled=counts.throttled,
+            quota_share=max((60 * used / seconds / quota for used, quota in quotas if quota), default=None),
             latency_p50=counts.latencies.quantile(0.50),
             latency_p95=counts.latencies.quantile(0.95),
             latency_p99=counts.latencies.quantile(0.99),

@@ -93,6 +93,12 @@ BAD_VECTOR: Final = Row("bad-vector", Kind.TRANSIENT, "mend the text at its sour
 TOO_LONG: Final = Row("too-long", Kind.POISON, "lower max_tokens of the source's chunking")
 
 
+def may_heal(error_class: str) -> bool:
+    """Whether a text that died of this may live when it is sent again as it is: the provider was at fault."""
+    rows = (*_BY_STATUS.values(), TIMEOUT, BROKEN_OFF, NOT_JSON, BAD_INDEX, TOO_BIG, BAD_VECTOR)
+    return error_class in {row.error_class for row in rows if row.kind is not Kind.POISON}
+
+
 class RequestError(Exception):
     """One request's failure, classified. Never leaves the engine."""
 

@@ -27,18 +27,19 @@ class Usage:
     """What a run used. `tokens` are the provider's own count where it gives one, and the latencies in seconds are
     those of answered requests, right to 2 %."""
 
-    requests: int
-    texts: int
-    dead: int
-    truncated: int  # texts longer than the model's window, embedded by their beginning
-    tokens: int
-    cost_usd: float
-    seconds: float
-    retries: int
-    throttled: int  # answers of 429
-    latency_p50: float
-    latency_p95: float
-    latency_p99: float
+    requests: int = 0
+    texts: int = 0
+    dead: int = 0
+    truncated: int = 0  # texts longer than the model's window, embedded by their beginning
+    tokens: int = 0
+    cost_usd: float = 0.0
+    seconds: float = 0.0
+    retries: int = 0
+    throttled: int = 0  # answers of 429
+    quota_share: float | None = None  # of the scarcer of the two quotas, on average; None where there is none
+    latency_p50: float = 0.0
+    latency_p95: float = 0.0
+    latency_p99: float = 0.0
 
 
 @dataclass

@@ -3,9 +3,10 @@ are sent to the model."""
 
 import hashlib
 import json
+import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Final, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.engine import Dead, Embedded, Progress, Text, Usage, embed
+from embedding_assets.embedding.engine import UNLIMITED, Budget, Dead, Embedded, Progress, Text, Usage, embed
 from embedding_assets.embedding.journal import Journal, open_journal
 from embedding_assets.embedding.models import Binding
 from embedding_assets.errors import PermanentError, TransientError
@@ -34,11 +35,16 @@ class BindingChanged(PermanentError):
 
 
 class Bought(NamedTuple):
-    """What a run of the stage cost: `usage` is None where nothing had to be sent."""
+    """What a run of the stage cost."""
 
     new: int
     reused: int
-    usage: Usage | None
+    usage: Usage
+
+
+DeadLetter = dict[str, Any]
+"""A text without a vector: source, document_id, chunk_id and payload of the first chunk that has it, text_hash,
+error_class, reason, attempts."""
 
 
 def asset_of(slot: str) -> str:
@@ -53,7 +59,12 @@ def snapshot_embeddings(
     journals: Path,
     *,
     live: bool,
+    known_dead: Iterable[DeadLetter] = (),
+    replay: Collection[str] = (),
+    budget: Budget = UNLIMITED,
+    stop: threading.Event | None = None,
     on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
+    on_dead: Callable[[DeadLetter], None] = lambda letter: None,
     accept: derivation.Accept = lambda snapshot, made: None,
 ) -> tuple[Snapshot, Bought]:
     """Commit the vectors of these chunks by one model; the snapshot, and what it cost.
@@ -61,7 +72,12 @@ def snapshot_embeddings(
     Args:
         journals: folder of the journals of vectors that no part holds yet.
         live: whether readers search this model version now.
+        known_dead: dead letters besides the last snapshot's, found by runs that committed nothing.
+        replay: hex hashes of the texts that are sent again although they are dead letters.
+        budget: what the run may use.
+        stop: ends the run when it is set, with what is in flight delivered.
         on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
+        on_dead: told of each new dead letter at once, whatever becomes of the run.
         accept: raises if the snapshot must not be committed.
 
     Raises:
@@ -84,23 +100,27 @@ def snapshot_embeddings(
         previous_vectors = previous
     version = f"{VERSION} {json.dumps(identity, sort_keys=True)}"
     was_dead = {part.inputs[0]: part.dead for part in previous_vectors.parts} if previous_vectors else {}
-    rejected = {entry["text_hash"]: entry for entry in previous_vectors.rejected} if previous_vectors else {}
+    letters = [*(previous_vectors.rejected if previous_vectors else ()), *known_dead]
+    rejected = {letter["text_hash"]: letter for letter in letters if letter["text_hash"] not in replay}
 
     def want(part: Part, dead: frozenset[bytes]) -> derivation.Wanted:
         hashes = tuple(sorted(text_hash.hex() for text_hash in dead))
         return derivation.Wanted(part.shard, part_key(STAGE, version, [part.key], hashes), (part.key,), hashes)
 
-    wanted = [want(part, frozenset(map(bytes.fromhex, was_dead.get(part.key, ())))) for part in chunks.parts]
+    def still_dead(part: Part) -> frozenset[bytes]:
+        return frozenset(bytes.fromhex(text_hash) for text_hash in was_dead.get(part.key, ()) if text_hash in rejected)
+
+    wanted = [want(part, still_dead(part)) for part in chunks.parts]
     plan = derivation.plan(store, asset, source, wanted, previous_vectors)
     made: list[Part] = []
-    new, usage = 0, None
+    new, usage = 0, Usage()
     if plan.missing:
         name = hashlib.sha256(version.encode()).hexdigest()[:16]
         with open_journal(journals / f"{source}-{binding.slot}-{name}.sqlite") as journal:
             journal.keep_only({PurePath(found.path).stem for found in store.entries(f"parts/{asset}/{source}")})
             _index(journal, store, source, plan.kept, may_be_damaged=False)
             _index(journal, store, source, previous_vectors.parts if previous_vectors else (), may_be_damaged=True)
-            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected)
+            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected, on_dead)
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
@@ -108,6 +128,8 @@ def snapshot_embeddings(
                 binding,
                 assembly.texts(missing),
                 assembly.deliver,
+                budget=budget,
+                stop=stop,
                 on_progress=lambda progress: on_progress(progress, assembly.settled, total),
             )
             made, new = assembly.made, assembly.new
@@ -173,8 +195,9 @@ class _Assembly:
     dimensions: int
     journal: Journal
     want: Callable[[Part, frozenset[bytes]], derivation.Wanted]
-    rejected: dict[str, dict[str, Any]]
+    rejected: dict[str, DeadLetter]
     """The dead letters so far, by text hash; a text that is among them is not sent again."""
+    on_dead: Callable[[DeadLetter], None]
     new: int = 0
     settled: int = 0
     made: list[Part] = field(default_factory=list)
@@ -208,7 +231,8 @@ class _Assembly:
             self.new += len(arrived.text_hashes)
             settled = arrived.text_hashes
         else:
-            self.rejected[arrived.text_hash.hex()] = self._dead_letter(arrived)
+            letter = self.rejected[arrived.text_hash.hex()] = self._dead_letter(arrived)
+            self.on_dead(letter)
             settled = [arrived.text_hash]
         for text_hash in settled:
             for shard in self._waiting.pop(text_hash):
@@ -218,15 +242,17 @@ class _Assembly:
                 if not shard.awaited:
                     self._close(shard)
 
-    def _dead_letter(self, dead: Dead) -> dict[str, Any]:
+    def _dead_letter(self, dead: Dead) -> DeadLetter:
         """What is said of a text without a vector; it stands for every chunk with that text, and names the first."""
         part = self._waiting[dead.text_hash][0].part
         table = read_part(self.store, self.source, part, ["text_hash", "document_id", "chunk_id"])
         row = table.column("text_hash").to_pylist().index(dead.text_hash)
+        chunk_id = str(uuid.UUID(bytes=table.column("chunk_id")[row].as_py()))
         return {
             "source": self.source,
             "document_id": table.column("document_id")[row].as_py(),
-            "chunk_id": str(uuid.UUID(bytes=table.column("chunk_id")[row].as_py())),
+            "chunk_id": chunk_id,
+            "payload": f"{part.path(self.source)}#{chunk_id}",
             "text_hash": dead.text_hash.hex(),
             "error_class": dead.error_class,
             "reason": dead.message,

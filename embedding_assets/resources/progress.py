@@ -16,14 +16,31 @@ class ProgressDisplay(Protocol):
 
 
 class LoggedProgress:
-    """Progress as lines of the run's log, at most one every few seconds a phase."""
+    """Progress as lines of the run's log, at most one every few seconds a phase, with the time that is left."""
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     def show(self, context: dg.AssetExecutionContext, phase: str, done: int, total: int | None, detail: str) -> None:
         now = time.monotonic()
+        began, done_then = self._first.setdefault(phase, (now, done))
         if now - self._last.get(phase, 0.0) < _EVERY_SECONDS and done != total:
             return
         self._last[phase] = now
-        context.log.info(f"{phase}: {done:,}{f' of {total:,}' if total else ''} {detail}".rstrip())
+        gained = done - done_then
+        left = f", {_minutes((total - done) * (now - began) / gained)} left" if total and 0 < gained < total else ""
+        context.log.info(
+            f"{phase}: {done:,}{f' of {total:,}' if total else ''} {detail}{left if done != total else ''}"
+        )
+
+
+def _minutes(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min"
+        if minutes
+        else f"{seconds:.0f} s"
+    )

@@ -8,7 +8,7 @@ import hashlib
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -54,6 +54,7 @@ def snapshot_source(
     *,
     max_deleted: float,
     allow_deletes: bool,
+    again: Collection[str] = (),
     on_item: Callable[[int], None] = lambda read: None,
 ) -> tuple[Snapshot, Looked]:
     """Commit the source's documents as they are now; the snapshot, and what the look at the source cost.
@@ -62,6 +63,7 @@ def snapshot_source(
         catalog: the file that remembers the last look; losing it costs reading the source once.
         max_deleted: share of the last snapshot's documents that may be gone without a word.
         allow_deletes: whether more may be gone this time.
+        again: names of items that are read even if they look unchanged.
         on_item: told the number of items read so far.
 
     Raises:
@@ -70,10 +72,10 @@ def snapshot_source(
     with open_catalog(catalog) as known:
         previous = log.head(store, ASSET, source)
         try:
-            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, on_item)
+            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
         except _CatalogStale:
             known.reset("stale", "")
-            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, on_item)
+            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
 
 
 def _snapshot(
@@ -84,10 +86,11 @@ def _snapshot(
     previous: Snapshot | None,
     max_deleted: float,
     allow_deletes: bool,
+    again: Collection[str],
     on_item: Callable[[int], None],
 ) -> tuple[Snapshot, Looked]:
     catalog.reset(reader.version, previous.root if previous else "")
-    items, read = _look(reader, catalog, on_item)
+    items, read = _look(reader, catalog, again, on_item)
     documents, text_bytes = catalog.totals()
     _guard(source, previous, documents, max_deleted, allow_deletes)
 
@@ -115,7 +118,7 @@ def _snapshot(
     return snapshot, Looked(items, read, len(made))
 
 
-def _look(reader: Reader, catalog: Catalog, on_item: Callable[[int], None]) -> tuple[int, int]:
+def _look(reader: Reader, catalog: Catalog, again: Collection[str], on_item: Callable[[int], None]) -> tuple[int, int]:
     """Bring the catalog in step with the source: (items listed, items read)."""
     listed = read = 0
     catalog.begin_listing()
@@ -125,7 +128,7 @@ def _look(reader: Reader, catalog: Catalog, on_item: Callable[[int], None]) -> t
             continue
         listed += 1
         catalog.list_item(item.name)
-        if not catalog.unchanged(item.name, item.size, item.modified_ns):
+        if item.name in again or not catalog.unchanged(item.name, item.size, item.modified_ns):
             catalog.replace(item.name, item.size, item.modified_ns, time.time_ns(), reader.read_item(item))
             read += 1
             on_item(read)

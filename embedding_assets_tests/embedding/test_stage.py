@@ -17,6 +17,7 @@ import obstore
 import pyarrow as pa
 import pytest
 
+from embedding_assets.embedding.engine import Usage
 from embedding_assets.embedding.stage import BindingChanged, Bought, snapshot_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log
@@ -150,7 +151,7 @@ def test_nothing_changed_asks_nothing_and_writes_nothing(pipeline: Pipeline) -> 
     again, bought = pipeline.embed(chunks)
 
     assert again == first
-    assert bought == Bought(0, 1, None)
+    assert bought == Bought(0, 1, Usage())
     assert pipeline.standin.log() == []
 
 

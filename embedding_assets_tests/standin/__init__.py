@@ -71,6 +71,10 @@ class Standin:
             }
         )
 
+    def model(self, **given: Any) -> dict[str, Any]:
+        """The same as the settings' file says it."""
+        return self.binding(**given).model_dump(exclude={"slot"})
+
     def reset(self, **settings: Any) -> None:
         """Forgets faults, log and quota; `settings` as in `server.Settings`."""
         self._post("reset", settings)
