@@ -1,10 +1,12 @@
-"""The engine beside the plain `openai` client, against one server in a process of its own, in one run.
+"""The engine beside the plain `openai` client, LangChain and LlamaIndex, against one server in a process of its own.
 
-`python -m bench.engine` prints a table, `--json` the same as JSON; `--seconds` is how long each is held to the quota.
+`python -m bench.engine` prints a table, `--json` the same as JSON; `--seconds` is how long each is held to the quota,
+in turn.
 
 - client CPU a request: 128 texts of 800 characters, 1,536 dimensions, base64, 32 in flight, 80 ms server
 - requests a second: 2 short texts a request, 128 in flight, no latency (the server is the limit of the engine)
-- share of a quota of 3,000 requests and 1 M tokens a minute (token bucket, 2 s of burst), and answers of 429
+- share of a quota of 3,000 requests and 1 M tokens a minute (token bucket, 2 s of burst), and answers of 429; every
+  client with batches of 64 texts, 64 in flight, and what it does by itself about a 429
 """
 
 import argparse
@@ -12,6 +14,7 @@ import asyncio
 import itertools
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +23,9 @@ import bpe_openai
 import numpy as np
 from openai import AsyncOpenAI, RateLimitError
 
+from bench.peers import environment
 from embedding_assets.embedding.engine import Text, embed
+from embedding_assets.settings import home
 from embedding_assets_tests.standin import KEY, Standin
 
 DIMENSIONS = 1_536
@@ -111,8 +116,19 @@ def quota(standin: Standin, seconds: float) -> dict[str, tuple[float, int, int]]
     def plain() -> None:
         asyncio.run(plainly(standin, batches(supply(), 64), 64, seconds))
 
+    def peer(name: str) -> Callable[[], None]:
+        python = environment.interpreter(home())
+        line = [str(python), "-m", "bench.peers.quota", name, standin.base_url, "standin-model", DIMENSIONS, seconds]
+        given = json.dumps([text.text for text in texts])
+
+        def run() -> None:
+            subprocess.run(list(map(str, line)), input=given, text=True, check=True, stderr=subprocess.PIPE)  # noqa: S603
+
+        return run
+
     figures = {}
-    for name, work in (("engine", ours), ("openai", plain)):
+    clients = {"engine": ours, "openai": plain, "LangChain": peer("langchain"), "LlamaIndex": peer("llamaindex")}
+    for name, work in clients.items():
         standin.reset(dimensions=DIMENSIONS, latency_seconds=0.08, log_texts=False, **quota)
         work()
         log = standin.log()
@@ -127,7 +143,7 @@ def sustained(served: list[dict[str, Any]]) -> float:
     return float(sum(tokens for _, tokens in others) / (others[-1][0] - first[0]) / TOKENS_PER_MINUTE * 60)
 
 
-def measure(seconds: float = 60.0) -> list[dict[str, object]]:
+def measure(seconds: float = 180.0) -> list[dict[str, object]]:
     """Every figure as a row: what, of which client, value, unit, and the ratio to the plain client's."""
     rows: list[dict[str, object]] = []
 
@@ -156,7 +172,7 @@ def measure(seconds: float = 60.0) -> list[dict[str, object]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--seconds", type=float, default=60.0, help="held to the quota, 10 at least (60)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="held to the quota, 10 at least (180)")
     arguments = parser.parse_args()
     measured = measure(arguments.seconds)
     if arguments.json:

@@ -10,6 +10,7 @@ from typing import Final
 
 import psycopg
 import pytest
+import yaml
 
 from embedding_assets.pgvector import embedded
 
@@ -97,8 +98,11 @@ def test_a_command_of_the_readme_works_as_written(command: str, home: Path) -> N
 
 
 def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:
-    (settings,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (tmp_path / "settings.yaml").write_text(settings)
+    whole, *additions = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+    for added in additions:
+        for name, value in added.items():
+            whole[name] = {**whole.get(name, {}), **value}
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(whole))
     (tmp_path / "docs").mkdir()
 
     ran = shell(f"EMBEDDING_ASSETS_CONFIG='{tmp_path}/settings.yaml' .venv/bin/dagster definitions validate", tmp_path)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.engine import Budget, BudgetSpent, Dead, Embedded, Progress, Text, embed
+from embedding_assets.embedding import engine
+from embedding_assets.embedding.engine import Budget, BudgetSpent, Dead, Embedded, Progress, Stopped, Text, embed
 from embedding_assets.embedding.models import Binding
 from embedding_assets_tests.embedding.conftest import Delivered, texts_of
 from embedding_assets_tests.standin import Standin
@@ -51,9 +52,37 @@ def test_a_local_model_runs_through_the_same_engine(delivered: Delivered) -> Non
     np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
-def test_nothing_to_embed_costs_no_request(standin: Standin, delivered: Delivered) -> None:
-    assert embed(standin.binding(), [], delivered).requests == 0
+def test_nothing_to_embed_costs_no_request_and_needs_no_key(standin: Standin, delivered: Delivered) -> None:
+    assert embed(standin.binding(api_key_env="NOBODY_SET_THIS"), [], delivered).requests == 0
     assert standin.log() == []
+
+
+def test_a_stopped_run_delivers_what_is_in_flight_and_sends_no_more(standin: Standin, delivered: Delivered) -> None:
+    stop = threading.Event()
+    texts = texts_of([f"text {i}" for i in range(100)])
+
+    def deliver(item: Embedded | Dead) -> None:
+        delivered(item)
+        stop.set()
+
+    with pytest.raises(Stopped):
+        embed(standin.binding(max_items=1, max_in_flight=4), texts, deliver, stop=stop)
+
+    sent = sum(entry["items"] for entry in standin.log())
+    assert len(delivered.vectors) == sent < 20
+
+
+def test_a_drain_that_takes_too_long_is_given_up(
+    standin: Standin, delivered: Delivered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "DRAIN_SECONDS", 0.1)
+    standin.faults({"fault": "hang"})
+    stop = threading.Event()
+    stop_soon = threading.Timer(0.05, stop.set)
+    stop_soon.start()
+    with pytest.raises(Stopped):
+        embed(standin.binding(max_items=1), texts_of(["one", "two"]), delivered, stop=stop)
+    assert delivered.count == 0
 
 
 def test_texts_are_pulled_and_delivered_on_the_callers_thread_even_beside_a_running_loop() -> None:
