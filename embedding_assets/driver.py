@@ -31,6 +31,8 @@ class Check:
     name: str
     passed: bool
     blocking: bool
+    severity: str
+    """`ERROR`, or `WARN` where a failed check does no harm yet."""
     metadata: dict[str, Any]
 
 
@@ -112,6 +114,7 @@ def _run(
                     verdict.check_name,
                     verdict.passed,
                     bool(verdict.blocking),
+                    verdict.severity.value,
                     {name: value.value for name, value in verdict.metadata.items()},
                 )
             )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from embedding_assets.driver import Outcome
 from embedding_assets.pgvector.dead_letters import DeadLetter
@@ -76,16 +77,17 @@ def _changes(what: str, total: int, new: int, changed: int, removed: int) -> str
     return f"{total:,} {what} ({', '.join(parts) or 'unchanged'})"
 
 
-def failures(outcomes: Sequence[Outcome]) -> list[str]:
-    """What went wrong, a sentence each."""
-    lines = [f"{outcome.partition}: {error}" for outcome in outcomes for error in outcome.errors]
+def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
+    """What went wrong, a sentence each: errors in red, warnings in yellow."""
+    found = [Text(f"{outcome.partition}: {error}", "red") for outcome in outcomes for error in outcome.errors]
     for outcome in outcomes:
-        lines += [
-            f"{outcome.partition}: check {check.asset}/{check.name} failed: {check.metadata}"
-            for check in outcome.checks
-            if not check.passed
-        ]
-    return lines
+        for check in outcome.checks:
+            if not check.passed:
+                warns = check.severity == "WARN"
+                figures = ", ".join(f"{name} {value}" for name, value in check.metadata.items())
+                line = f"{outcome.partition}: check {check.asset}/{check.name} {'warns' if warns else 'failed'}: {figures}"
+                found.append(Text(line, "yellow" if warns else "red"))
+    return found
 
 
 def status_table(rows: Sequence[SourceStatus]) -> Table:
