@@ -49,8 +49,8 @@ def materialize(
         ):
             console.print(terminal.outcome_line(outcome))
             outcomes.append(outcome)
-    for line in terminal.failures(outcomes):
-        console.print(line, style="red", markup=False)
+    for trouble in terminal.troubles(outcomes):
+        console.print(trouble)
     return outcomes
 
 
