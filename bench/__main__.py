@@ -25,6 +25,7 @@ ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "bench" / "RESULTS.md"
 TITLES: Final = {
     "load": "Loading a table",
+    "index": "Building an index",
     "chunking": "Chunking",
     "end_to_end": "End to end",
     "engine": "Embedding engine",

@@ -1,13 +1,19 @@
-"""Loading rows into a generation's table: our loader beside psql and psycopg, on the same rows and server.
+"""Loading rows: our loader beside psql, psycopg and the peers, and what a change costs, on the same rows and server.
 
 `ratio` is the speed relative to `psql \\copy … (format binary)` of a ready file into the same kind of table: without
-indexes, vectors kept in line. Ours does more in its time: it encodes the rows from Arrow, fingerprints each in a second
-thread, and commits each shard with its ledger row. The table without options has pgvector's and Postgres's defaults;
-the usual one has a primary key besides.
+indexes, vectors kept in line. Ours does more in its time: it encodes the rows from Arrow, hashes each, and commits each
+shard with its ledger row, on several connections. The table without options has pgvector's and Postgres's defaults; the
+usual one has a primary key besides. The peers get their vectors made, too: 2,000 rows, into their own tables, once.
 
-Rows are 800 characters of Python's reference topics, metadata, and one random unit vector. All ways take turns in each
-of three rounds, after a checkpoint, each on a connection of its own; the clock stops when the rows are durable. Medians
-count. Server CPU is that of all processes of the server.
+Rows are 800 characters of Python's reference topics, metadata, and one random unit vector, 40 rows a document. All ways
+take turns in each of three rounds, after a checkpoint, each on a connection of its own; the clock stops when the rows
+are durable. Medians count. Server CPU is that of all processes of the server.
+
+"Without HNSW" and "with HNSW" are whole loads of one source (all indexes that such a generation has, and with HNSW
+recall measured and published as well) and what follows them: the same root again, the ledger lost, and one document of
+a hundred with other texts and vectors, which is in every shard. `of_whole` is their share of the whole load's seconds.
+Without HNSW the medians of three rounds count, with it one round does: a graph takes minutes. Random vectors are the
+worst case for a graph, to build and to insert into alike. `pgvector/costs.py` takes its constants from these.
 """
 
 import argparse
@@ -18,7 +24,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -30,21 +36,32 @@ from uuid import UUID
 import numpy as np
 import psycopg
 import pyarrow as pa
+import pyarrow.compute as pc
 from pgvector import Vector
 from pgvector.psycopg import register_vector
 from psycopg.types.json import Jsonb
 
-from embedding_assets.pgvector import embedded, schema
-from embedding_assets.pgvector.connection import connect
+from bench.peers import environment
+from embedding_assets.pgvector import delta, embedded, schema
+from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
 from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET, load_generation
+from embedding_assets.pgvector.index import build_indexes
+from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.settings import home as settings_home
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
 SIZES: Final = ((50_000, 384), (20_000, 1_536))
+WITHOUT_HNSW: Final = (200_000, 384)
+WITH_HNSW: Final = ((50_000, 384), (10_000, 1_536))
+PEERS_ROWS: Final = 2_000
 SHARD_ROWS: Final = 4_000
+DOCUMENT_ROWS: Final = 40
+EDITED: Final = 100  # one document of so many
 CHARACTERS: Final = 800
 ROUNDS: Final = 3
+ROOT: Final = Path(__file__).parents[1]
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 SAME_KIND: Final = f"WITH (toast_tuple_target = {TOAST_TUPLE_TARGET})"
@@ -60,25 +77,22 @@ class Taken(NamedTuple):
     server_cpu: float
 
 
-def measure() -> list[dict[str, object]]:
+def measure() -> Iterator[dict[str, object]]:
     """Every way at every size, on an embedded server of its own."""
     home = Path(tempfile.mkdtemp(prefix="embedding-assets-bench-"))
     try:
-        return [row for rows, dimensions in SIZES for row in _measure_size(home, rows, dimensions)]
+        for rows, dimensions in SIZES:
+            yield from _measure_size(home, rows, dimensions)
+        yield from _measure_changes(home, *WITHOUT_HNSW, rounds=ROUNDS, hnsw=False)
+        for rows, dimensions in WITH_HNSW:
+            yield from _measure_changes(home, rows, dimensions, rounds=1, hnsw=True)
     finally:
         embedded.stop(home)
         shutil.rmtree(home)
 
 
 def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, object]]:
-    dsn = embedded.dsn(home, f"load_{dimensions}")
-    schema.migrate(dsn)
-    with connect(dsn) as conn:
-        models = {
-            "v1": schema.Model("bench", dimensions, "none"),
-            "v2": schema.Model("no vectors in these rows", 1, "none"),
-        }
-        schema.ensure_models(conn, models, "v1")
+    dsn = _database(home, f"load_{dimensions}", dimensions)
     shards = _shards(rows, dimensions)
     file = home / "rows.pgcopy"
     with file.open("wb") as stream:
@@ -101,7 +115,7 @@ def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, obje
         for name, way in ways.items():
             taken[name].append(_timed(home, dsn, way))
     standard = median(once.wall for once in taken[STANDARD])
-    return [
+    ours = [
         {
             "rows": rows,
             "dimensions": dimensions,
@@ -114,15 +128,128 @@ def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, obje
         }
         for name, times in taken.items()
     ]
+    return ours + _measure_peers(home, dsn, shards[0], rows / standard)
+
+
+def _measure_peers(home: Path, dsn: str, shard: ShardRows, standard: float) -> list[dict[str, object]]:
+    """The peers' loaders on some rows of a shard; `standard` is psql's rows a second."""
+    rows, vectors = home / "rows.jsonl", home / "vectors.npy"
+    some = ShardRows(*(table.slice(0, PEERS_ROWS) for table in shard))
+    with rows.open("w", encoding="utf-8") as lines:
+        for row in some.chunks.select(["chunk_id", "text", "metadata"]).to_pylist():
+            told = {"id": str(UUID(bytes=row["chunk_id"])), "text": row["text"], "metadata": row["metadata"]}
+            lines.write(json.dumps(told) + "\n")
+    np.save(vectors, np.array([np.frombuffer(one, "<f4") for one in some.v1.column("embedding").to_pylist()]))
+    found: list[dict[str, object]] = []
+    for peer, name in (("langchain", "LangChain PGVectorStore"), ("llamaindex", "LlamaIndex PGVectorStore")):
+        python = str(environment.interpreter(settings_home()))
+        command = [python, "-m", "bench.peers.loading", peer, dsn, str(rows), str(vectors)]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True)  # noqa: S603
+        seconds = json.loads(done.stdout)["seconds"]
+        a_second = len(some.chunks) / seconds
+        found.append(
+            {
+                "rows": len(some.chunks),
+                "dimensions": len(some.v1.column("embedding")[0].as_py()) // 4,
+                "way": name,
+                "seconds": seconds,
+                "rows_per_second": a_second,
+                "ratio": a_second / standard,
+            }
+        )
+    return found
+
+
+def _measure_changes(home: Path, rows: int, dimensions: int, *, rounds: int, hnsw: bool) -> list[dict[str, object]]:
+    """A whole load, and after it what an unchanged source, a lost ledger and a change of 1 % cost."""
+    dsn = _database(home, f"change_{dimensions}_{hnsw}", dimensions)
+    shards = _shards(rows, dimensions)
+    edited = [_edited(shard) for shard in shards]
+    taken: dict[str, list[float]] = {}
+    written: dict[str, int] = {}
+    for _ in range(rounds):
+        with connect(dsn) as conn:
+            _drop_generations(conn)
+            conn.execute("CHECKPOINT")
+
+            def timed(way: str, root: str, given: list[ShardRows], conn: Connection = conn) -> None:
+                refs = _refs(given, root)
+                began = time.perf_counter()
+                loaded = delta.load(conn, "bench", root, refs, lambda ref: given[ref.shard])
+                if loaded.choice.way == "new generation":
+                    _finish(conn, root, refs, hnsw=hnsw)
+                taken.setdefault(way, []).append(time.perf_counter() - began)
+                written[way] = loaded.rows_written
+
+            timed("whole load", "first", shards)
+            timed("unchanged", "first", shards)
+            conn.execute("DELETE FROM embedding_assets.ledger")
+            conn.execute("UPDATE embedding_assets.generations SET target_root = 'unknown'")
+            timed("ledger lost", "first", shards)
+            timed("1 % of the documents changed", "second", edited)
+    whole = median(taken["whole load"])
+    return [
+        {
+            "rows": rows,
+            "dimensions": dimensions,
+            "way": f"{'with' if hnsw else 'without'} HNSW: {way}",
+            "seconds": median(seconds),
+            "rows_per_second": rows / median(seconds) if way == "whole load" else None,
+            "rows_written": written[way],
+            "of_whole": median(seconds) / whole,
+            "ms_a_row_written": median(seconds) / written[way] * 1e3 if written[way] else None,
+        }
+        for way, seconds in taken.items()
+    ]
+
+
+def _finish(conn: Connection, root: str, refs: list[ShardRef], *, hnsw: bool) -> None:
+    """Index and publish a loaded generation; without HNSW, have it taken for published, with the other indexes."""
+    if hnsw:
+        build_indexes(conn, "bench", root)
+        publish(conn, "bench", root, refs)
+        return
+    (table,) = conn.execute("SELECT 'generation_' || max(id) FROM embedding_assets.generations").fetchone() or ("",)
+    conn.execute(f"ALTER TABLE embedding_assets.{table} ADD PRIMARY KEY (chunk_id)".encode())
+    conn.execute(f"CREATE INDEX ON embedding_assets.{table} (shard) INCLUDE (chunk_id, digest)".encode())
+    conn.execute(f"ANALYZE embedding_assets.{table}".encode())
+    conn.execute("UPDATE embedding_assets.generations SET state = 'published'")
+
+
+def _edited(shard: ShardRows) -> ShardRows:
+    """A shard with other texts and vectors in one document of a hundred."""
+    chosen = np.arange(shard.chunks.num_rows) // DOCUMENT_ROWS % EDITED == 0
+    mask, place = pa.array(chosen), shard.chunks.schema.get_field_index("text")
+    texts = pc.binary_join_element_wise("Edited.", shard.chunks.column("text"), " ")
+    chunks = shard.chunks.set_column(place, CHUNKS.field("text"), pc.if_else(mask, texts, shard.chunks.column("text")))
+    values = [
+        (-np.frombuffer(one, "<f4")).tobytes() if edit else one
+        for one, edit in zip(shard.v1.column("embedding").to_pylist(), chosen.tolist(), strict=True)
+    ]
+    embedding = shard.v1.schema.field("embedding")
+    return ShardRows(chunks, shard.v1.set_column(2, embedding, pa.array(values, embedding.type)), shard.v2)
+
+
+def _database(home: Path, name: str, dimensions: int) -> str:
+    dsn = embedded.dsn(home, name)
+    schema.migrate(dsn)
+    with connect(dsn) as conn:
+        models = {
+            "v1": schema.Model("bench", dimensions, "none"),
+            "v2": schema.Model("no vectors in these rows", 1, "none"),
+        }
+        schema.ensure_models(conn, models, "v1")
+    return dsn
+
+
+def _refs(shards: list[ShardRows], root: str) -> list[ShardRef]:
+    return [ShardRef(number, f"{root} {number}", shard.chunks.num_rows) for number, shard in enumerate(shards)]
 
 
 def _timed(home: Path, dsn: str, way: Callable[[], None]) -> Taken:
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("DROP TABLE IF EXISTS target")
-        conn.execute("DELETE FROM embedding_assets.generations")
-        left = conn.execute("SELECT relname FROM pg_class WHERE relname ~ '^generation_[0-9]+$' AND relkind = 'r'")
-        for (table,) in left.fetchall():
-            conn.execute(f"DROP TABLE embedding_assets.{table}")
+        _drop_generations(conn)
         conn.execute("CHECKPOINT")
         server, client, began = _server_cpu(home), _client_cpu(), time.perf_counter()
         way()
@@ -136,10 +263,16 @@ def _timed(home: Path, dsn: str, way: Callable[[], None]) -> Taken:
         return Taken(wall, client, _server_cpu(home) - server)
 
 
+def _drop_generations(conn: Connection) -> None:
+    conn.execute("DELETE FROM embedding_assets.generations")
+    left = conn.execute("SELECT relname FROM pg_class WHERE relname ~ '^generation_[0-9]+$' AND relkind = 'r'")
+    for (table,) in left.fetchall():
+        conn.execute(f"DROP TABLE embedding_assets.{table}".encode())
+
+
 def _ours(dsn: str, shards: list[ShardRows]) -> None:
-    refs = [ShardRef(number, str(number), shard.chunks.num_rows) for number, shard in enumerate(shards)]
     with connect(dsn) as conn:
-        load_generation(conn, "bench", "root", refs, lambda ref: shards[ref.shard])
+        load_generation(conn, "bench", "root", _refs(shards, "root"), lambda ref: shards[ref.shard])
 
 
 def _ours_copy(dsn: str, shards: list[ShardRows]) -> None:
@@ -167,7 +300,9 @@ def _write_row(dsn: str, rows: list[tuple[object, ...]]) -> None:
         conn.commit()  # with `wal_level = minimal`, a table made in the same transaction would be loaded without WAL
         register_vector(conn)
         with conn.cursor().copy(COPY) as copy:
-            copy.set_types(["int4", "uuid", "text", "int4", "int4", "int4", "text", "jsonb", "vector", "vector"])
+            copy.set_types(
+                ["int4", "int8", "uuid", "text", "int4", "int4", "int4", "text", "jsonb", "vector", "vector"]
+            )
             for row in rows:
                 copy.write_row(row)
 
@@ -191,8 +326,12 @@ def _shards(rows: int, dimensions: int) -> list[ShardRows]:
         contents = [text[start : start + CHARACTERS] for start in starts]
         hashes = pa.array([sha256(content.encode()).digest() for content in contents], pa.binary(32))
         metadata = [json.dumps({"team": f"team {number % 20}", "title": f"Document {number}"}) for number in numbers]
-        places = [pa.array([number % 40 for number in numbers], pa.int32())] * 4
-        columns = [pa.array(ids, pa.binary(16)), pa.array([f"docs/{number // 40}.md" for number in numbers]), *places]
+        places = [pa.array([number % DOCUMENT_ROWS for number in numbers], pa.int32())] * 4
+        columns = [
+            pa.array(ids, pa.binary(16)),
+            pa.array([f"docs/{number // DOCUMENT_ROWS}.md" for number in numbers]),
+            *places,
+        ]
         chunks = pa.table([*columns, pa.array(contents), hashes, pa.array(metadata)], schema=CHUNKS)
         vector = rng.standard_normal((len(ids), dimensions), np.float32)
         vector /= np.linalg.norm(vector, axis=1, keepdims=True)
@@ -206,13 +345,13 @@ def _shards(rows: int, dimensions: int) -> list[ShardRows]:
 def _tuples(number: int, shard: ShardRows) -> list[tuple[object, ...]]:
     """A shard's rows as psycopg takes them."""
     found: list[tuple[object, ...]] = []
-    for row, given in zip(shard.chunks.to_pylist(), shard.v1.column("embedding").to_pylist(), strict=True):
+    digests = np.concatenate([block.digests for block in encode(shard, number)]).tolist()
+    columns = (shard.chunks.to_pylist(), shard.v1.column("embedding").to_pylist(), digests)
+    for row, given, digest in zip(*columns, strict=True):
         place = (row["ordinal"], row["start"], row["end"])
-        vector = Vector(np.frombuffer(given, "<f4"))
+        key = (number, digest, UUID(bytes=row["chunk_id"]), row["document_id"])
         metadata = Jsonb(row["metadata"], dumps=str)
-        found.append(
-            (number, UUID(bytes=row["chunk_id"]), row["document_id"], *place, row["text"], metadata, vector, None)
-        )
+        found.append((*key, *place, row["text"], metadata, Vector(np.frombuffer(given, "<f4")), None))
     return found
 
 
@@ -241,17 +380,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="a JSON object a line, one for each way and size")
     arguments = parser.parse_args()
-    rows = measure()
-    if arguments.json:
-        for row in rows:
-            print(json.dumps(row))
-        return
-    for row in rows:
-        print(
-            f"{row['rows']:>7,} × {row['dimensions']:<6,} {row['way']:<40} {row['seconds']:6.2f} s "
-            f"ratio {row['ratio']:5.2f}  client {row['client_cpu_µs_a_row']:5.1f} µs "
-            f"server {row['server_cpu_µs_a_row']:5.1f} µs a row"
-        )
+    for row in measure():
+        if arguments.json:
+            print(json.dumps(row), flush=True)
+            continue
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float))
+        print(f"{row['rows']:>7,} × {row['dimensions']:<6,} {row['way']:<50} {figures}", flush=True)
 
 
 if __name__ == "__main__":

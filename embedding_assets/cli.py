@@ -122,12 +122,15 @@ def status(source: str | None, region: str | None, as_json: bool) -> None:
 @_source
 @click.option("-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many.")
 @click.option("--filter", "filter_json", default="{}", help="Only chunks whose metadata contain this JSON object.")
+@click.option("--hybrid", is_flag=True, help="By the words of TEXT as well; the settings must enable it.")
 @_json
-def search(text: str, region: str | None, source: str | None, k: int, filter_json: str, as_json: bool) -> None:
+def search(
+    text: str, region: str | None, source: str | None, k: int, filter_json: str, hybrid: bool, as_json: bool
+) -> None:
     """The chunks nearest to TEXT by the region's live model.
 
     With --json a list of {source, document_id, ordinal, content, metadata, distance}, nearest first; the distance is
-    the cosine distance, from 0 to 2.
+    the cosine distance, from 0 to 2. With --hybrid also score, the highest first.
     """
     from embedding_assets import operations, terminal
 
@@ -141,7 +144,7 @@ def search(text: str, region: str | None, source: str | None, k: int, filter_jso
         wanted = None
     if not isinstance(wanted, dict):
         raise click.UsageError('--filter takes a JSON object, such as \'{"team": "billing"}\'.')
-    hits = operations.search(deployment, place, text, k=k, source=source, filter=wanted)
+    hits = operations.search(deployment, place, text, k=k, source=source, filter=wanted, hybrid=hybrid)
     if as_json:
         _print_json(hits)
     else:
@@ -151,25 +154,32 @@ def search(text: str, region: str | None, source: str | None, k: int, filter_jso
 @cli.command()
 @_source
 @_region
+@click.option("--repair", is_flag=True, help="Mend first what can be mended, and say what was.")
 @_json
-def verify(source: str | None, region: str | None, as_json: bool) -> None:
+def verify(source: str | None, region: str | None, repair: bool, as_json: bool) -> None:
     """Read everything again and name what differs: parts, logs, tables. Exit code 1 if anything does.
 
-    With --json {differences}, a sentence each.
+    \b
+    With --repair, while readers go on:
+    parts of a replica, missing or damaged    copied from the primary again
+    shards whose rows differ                  replaced by the replica's rows
+    indexes, missing or invalid               built again
+    What it cannot mend, such as a damaged part of the primary, is named with its cure.
+
+    With --json {differences}, a sentence each; with --repair {repaired, differences}.
     """
     from embedding_assets import operations
 
     deployment = _deployment()
-    differences = operations.verify(
-        deployment,
-        _chosen(source, deployment.settings.sources, "source"),
-        _chosen(region, deployment.settings.regions, "region"),
-    )
+    sources = _chosen(source, deployment.settings.sources, "source")
+    regions = _chosen(region, deployment.settings.regions, "region")
+    repaired = operations.repair(deployment, sources, regions) if repair else []
+    differences = operations.verify(deployment, sources, regions)
     if as_json:
-        _print_json({"differences": differences})
+        _print_json({"repaired": repaired, "differences": differences} if repair else {"differences": differences})
     else:
-        for difference in differences:
-            _out.print(difference, markup=False)
+        for line in (*repaired, *differences):
+            _out.print(line, markup=False)
         _out.print("everything is as recorded" if not differences else f"{len(differences)} differences")
     sys.exit(1 if differences else 0)
 
@@ -293,6 +303,37 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
     else:
         for name, what in collected.items():
             _out.print(f"{name}: {what['log_entries']} snapshots and {what['parts']} parts, {what['bytes']:,} bytes")
+
+
+@cli.command()
+@_region
+@click.option("--now", is_flag=True, help="Outside the quiet hours, too.")
+@_json
+def upkeep(region: str | None, now: bool, as_json: bool) -> None:
+    """Look at the regions' tables and indexes, and mend what needs it, while readers go on; in the quiet hours.
+
+    Dead rows are vacuumed, bloated or drifted indexes rebuilt, what killed builds left is dropped. Vacuuming HNSW takes
+    long: it repairs the graph. The schedule runs this each hour; exit code 1 if a region or source could not be kept
+    up.
+
+    With --json a list of {region, source, saw, did, failed}; source is empty where it concerns the whole region.
+    """
+    from embedding_assets.upkeep import Upkept, is_quiet, keep_up
+
+    deployment = _deployment()
+    regions = _chosen(region, deployment.settings.regions, "region")
+    done: list[Upkept] = []
+    if now or is_quiet(deployment):
+        for entry in keep_up(deployment, regions, lambda: now or is_quiet(deployment)):
+            done.append(entry)
+            if not as_json:
+                line = f"{entry.region}|{entry.source or 'all sources'}: {entry.saw}. Did: {entry.did}."
+                _out.print(line, markup=False, style="red" if entry.failed else "")
+    else:
+        _err.print(f"not in the quiet hours, {deployment.settings.quiet_hours} UTC: --now does it now", markup=False)
+    if as_json:
+        _print_json([entry._asdict() for entry in done])
+    sys.exit(1 if any(entry.failed for entry in done) else 0)
 
 
 @cli.command()

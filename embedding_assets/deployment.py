@@ -9,8 +9,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from embedding_assets.embedding.models import Binding
-from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector import embedded, inverted, roles, schema
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.hnsw import Hnsw
 from embedding_assets.settings import SLOTS, Settings, Slot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.reader import Reader, open_reader
@@ -39,15 +40,18 @@ class Deployment:
 
     @contextmanager
     def database(self, region: str) -> Iterator[Connection]:
-        """A connection to the region's database, brought to the newest migration and with the models bound."""
+        """A connection to the region's database, brought to the newest migration and to what the settings say."""
         dsn = self.dsn(region)
         schema.migrate(dsn)
         with connect(dsn) as conn:
+            roles.act_as_ingest(conn)
             models: dict[str, schema.Model] = {
                 slot: schema.Model(binding.name, binding.dimensions, binding.provider)
                 for slot, binding in ((slot, self.binding(slot)) for slot in SLOTS)
             }
             schema.ensure_models(conn, models, self.settings.live_model)
+            roles.ensure_readers(conn, self.settings.row_level_security)
+            inverted.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
             yield conn
 
     def reader(self, source: str) -> Reader:
@@ -57,6 +61,11 @@ class Deployment:
     def binding(self, slot: Slot) -> Binding:
         """The model that a model version is bound to."""
         return self.settings.models[slot]
+
+    @property
+    def hnsw(self) -> dict[str, Hnsw]:
+        """How each model version's index is built."""
+        return {slot: Hnsw(**self.binding(slot).hnsw.model_dump()) for slot in SLOTS}
 
     def catalog(self, source: str) -> Path:
         """What the last look at the source found."""

@@ -1,28 +1,33 @@
 """What the command line does, without its flags: make current, search, verify."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 from rich.console import Console
 
 from embedding_assets import driver, terminal
+from embedding_assets.assets.pgvector_table import ASSET as PGVECTOR_TABLE
 from embedding_assets.automation.jobs import SOURCE_ASSETS
 from embedding_assets.deployment import Deployment
 from embedding_assets.driver import Outcome
 from embedding_assets.embedding.query import embed_query
 from embedding_assets.errors import PermanentError, PipelineError
-from embedding_assets.pgvector import fingerprint
+from embedding_assets.pgvector import delta, fingerprint
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.generations import published_generation
+from embedding_assets.pgvector.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.schema import bound_models, is_migrated
 from embedding_assets.pgvector.search import compare
 from embedding_assets.pgvector.search import search as search_region
+from embedding_assets.pgvector.search import search_hybrid as search_region_hybrid
 from embedding_assets.settings import SLOTS
 from embedding_assets.shards import read_shard, shard_refs
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.replication import ASSET as REPLICA
-from embedding_assets.snapshots.replication import missing_or_damaged, target
+from embedding_assets.snapshots.replication import copy_again, missing_or_damaged, target
 from embedding_assets.status import is_current
 
 
@@ -36,6 +41,10 @@ def materialize(
 ) -> list[Outcome]:
     """Bring everything that is stale up to date, and show each run as it ends."""
     driver.dagster_home(deployment.home)
+    for region in regions:
+        # Who may read what follows the settings now, also where nothing is stale. A region that is away says so itself.
+        with suppress(PipelineError), deployment.database(region):
+            pass
     outcomes: list[Outcome] = []
     with dg.DagsterInstance.get() as instance, terminal.progress_bars(console) as bars:
         for outcome in driver.materialize(
@@ -75,15 +84,21 @@ def search(
     k: int,
     source: str | None = None,
     filter: dict[str, Any] | None = None,
+    hybrid: bool = False,
 ) -> list[dict[str, Any]]:
-    """The nearest chunks by the region's live model, nearest first."""
+    """The nearest chunks by the region's live model, nearest first; by the text's words as well if `hybrid`."""
     with connect(deployment.dsn(region)) as conn:
         models = bound_models(conn) if is_migrated(conn) else {}
         live = next((slot for slot in SLOTS if slot in models and models[slot].live), None)
         if live is None:
             raise PermanentError(f"region {region} serves nothing yet. Cure: embedding-assets materialize")
         vector = embed_query(deployment.binding(live), text)
+        if hybrid:
+            return [hit._asdict() for hit in search_region_hybrid(conn, vector, text, k, source, filter)]
         return [hit._asdict() for hit in search_region(conn, vector, k, source, filter)]
+
+
+_PRIMARY_CURE: Final = "Cure: copy the file from another region's store, which has the same bytes under the same path"
 
 
 def verify(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[str]:
@@ -97,12 +112,52 @@ def verify(deployment: Deployment, sources: Sequence[str], region_names: Sequenc
                 if snapshot is None:
                     found.append(f"{asset} of source {source} was never materialized")
                 else:
-                    found += missing_or_damaged(primary, snapshot)
+                    found += [f"{line}. {_PRIMARY_CURE}" for line in missing_or_damaged(primary, snapshot)]
             except PipelineError as error:
                 found.append(str(error))
         for region in region_names:
             found += [f"{region}|{source}: {line}" for line in _verify_region(deployment, region, source)]
     return found
+
+
+def repair(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[str]:
+    """Mend what `verify` finds, where it can be mended without the source's own run: a sentence for each thing done.
+
+    Parts of a replica come from the primary again, shards whose rows differ from the replica, and indexes are built
+    anew while readers go on. What is left, `verify` names.
+    """
+    done: list[str] = []
+    for source in sources:
+        for region in region_names:
+            try:
+                done += [f"{region}|{source}: {line}" for line in _repair_region(deployment, region, source)]
+            except PipelineError as error:
+                done.append(f"{region}|{source}: not repaired: {error}")
+    return done
+
+
+def _repair_region(deployment: Deployment, region: str, source: str) -> Iterator[str]:
+    store = deployment.store(region)
+    replica = log.head(store, REPLICA, source)
+    if replica is None:
+        return
+    for path in copy_again(deployment.primary, store, replica):
+        yield f"{path} copied again from the primary"
+    refs, read = shard_refs(replica), read_shard(store, replica)
+    with deployment.sole_writer(PGVECTOR_TABLE, region, source), deployment.database(region) as conn:
+        differences = compare(conn, source, refs, lambda ref: fingerprint.of_rows(read(ref)))
+        serving = published_generation(conn, source)
+        if not differences or serving is None or serving.target_root != replica.root:
+            return
+        if bad := {difference.shard for difference in differences if difference.shard is not None}:
+            repaired = delta.repair(conn, source, replica.root, refs, read, bad)
+            yield (
+                f"{len(bad)} shards replaced by the replica's rows: {repaired.rows_written:,} written, "
+                f"{repaired.rows_deleted:,} deleted"
+            )
+        if lost := invalid_indexes(conn, serving):
+            build_indexes(conn, source, replica.root, deployment.hnsw, deployment.settings.target_recall)
+            yield f"index {', '.join(lost)} built again"
 
 
 def _verify_region(deployment: Deployment, region: str, source: str) -> list[str]:
@@ -114,7 +169,10 @@ def _verify_region(deployment: Deployment, region: str, source: str) -> list[str
         found = missing_or_damaged(store, replica)
         wanted = target(deployment.primary, source)
         if replica.root != wanted:
-            found.append(f"the replica is {replica.root[:12]}…, the primary's snapshots make {str(wanted)[:12]}…")
+            found.append(
+                f"the replica is {replica.root[:12]}…, the primary's snapshots make {str(wanted)[:12]}…. "
+                "Cure: embedding-assets materialize"
+            )
         if found:
             return found
     except PipelineError as error:
@@ -123,6 +181,9 @@ def _verify_region(deployment: Deployment, region: str, source: str) -> list[str
         read = read_shard(store, replica)
         with connect(deployment.dsn(region)) as conn:
             differences = compare(conn, source, shard_refs(replica), lambda ref: fingerprint.of_rows(read(ref)))
-            return [str(difference) for difference in differences]
+            serving = published_generation(conn, source)
+            if serving is not None and serving.target_root != replica.root:
+                found.append("the table was not loaded from this replica. Cure: embedding-assets materialize")
+            return [*found, *map(str, differences)]
     except PipelineError as error:
         return [f"the table could not be compared: {error}"]

@@ -14,8 +14,10 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SecretStr,
     StringConstraints,
     ValidationError,
@@ -25,8 +27,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.models import Binding, Hnsw
 from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector.quiet_hours import QuietHours
 from embedding_assets.sources.reader import Reader, open_reader
 
 Slot = Literal["v1", "v2"]
@@ -176,6 +179,29 @@ class RunBudget(_Frozen):
     max_seconds: float | None = Field(default=None, gt=0)
 
 
+class Hybrid(_Frozen):
+    """Hybrid search: what an index on the words costs is measured in `pgvector/inverted.py`."""
+
+    language: str = Field(min_length=1)
+    """A text search configuration of the database, such as `english`, or `simple` for words as they are."""
+
+
+def _quiet_hours(text: object) -> QuietHours:
+    try:
+        hours = QuietHours.parse(str(text))
+    except ValueError:
+        raise _problem("not hours of a day", 'write "01:00-05:00", in UTC, or "22:30-04:00" over midnight') from None
+    if hours.minutes < 60:
+        raise _problem(
+            f"{hours.minutes} minutes are too short: upkeep is started on the hour, and might never be in them",
+            "write an hour or more",
+        )
+    return hours
+
+
+RoleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
+
+
 class Settings(_Frozen):
     """Sources, regions and models."""
 
@@ -185,6 +211,15 @@ class Settings(_Frozen):
     live_model: Slot
     run_budget: RunBudget = RunBudget()
     sources: dict[Name, Source] = Field(min_length=1)
+    hybrid: Hybrid | None = None
+    row_level_security: dict[RoleName, tuple[str, ...]] | None = None
+    """The sources that each database role may read; None, and every role that may search reads all."""
+    target_recall: float = Field(default=0.98, gt=0, le=1, strict=True)
+    """recall@10 against exact search below which an index is not published."""
+    quiet_hours: Annotated[QuietHours, BeforeValidator(_quiet_hours), PlainSerializer(str)] = QuietHours.parse(
+        "01:00-05:00"
+    )
+    """When upkeep may load the databases, in UTC."""
 
     @model_validator(mode="before")
     @classmethod
@@ -238,6 +273,13 @@ def _misfits(given: Mapping[str, Any]) -> Iterator[_Misfit]:
     primary = given.get("primary_region")
     if regions and isinstance(primary, str) and primary not in regions:
         yield _Misfit(("primary_region",), f"there is no region {primary!r}", f"write {_one_of(regions, primary)}")
+    sources = _shallow(given.get("sources"))
+    for role, readable in _shallow(given.get("row_level_security")).items():
+        for name in readable if isinstance(readable, list | tuple) else ():
+            if isinstance(name, str) and name not in sources:
+                yield _Misfit(
+                    ("row_level_security", role), f"there is no source {name!r}", f"write {_one_of(sources, name)}"
+                )
 
     stores: dict[Hashable, str] = {}
     databases: dict[Hashable, str] = {}
@@ -452,8 +494,12 @@ def _model_at(path: list[str]) -> type[BaseModel] | None:
             return Region
         case ["models", _]:
             return Binding
+        case ["models", _, "hnsw"]:
+            return Hnsw
         case ["run_budget"]:
             return RunBudget
+        case ["hybrid"]:
+            return Hybrid
         case ["sources", _, "files"]:
             return FilesSource
         case ["sources", _, "jsonl"]:

@@ -8,6 +8,8 @@ from pydantic import BaseModel
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.generations import published_generation
+from embedding_assets.pgvector.index import parameters_of
 from embedding_assets.pgvector.schema import bound_models, is_migrated
 from embedding_assets.pgvector.search import region_status
 from embedding_assets.snapshots import log
@@ -31,7 +33,7 @@ class SourceStatus(BaseModel):
     index: str
     """`valid`, `none` or `invalid`."""
     current: bool
-    """Whether the region serves the primary's newest snapshots."""
+    """Whether the region serves the primary's newest snapshots, indexed as the settings say."""
     lag_seconds: int | None
     """Since the primary committed what the region does not serve yet; 0 if it is current, None if nothing is there."""
     error: str | None
@@ -52,19 +54,22 @@ def _of(deployment: Deployment, source: str, region: str) -> SourceStatus:
     primary = deployment.primary
     chunks, documents = log.head(primary, "chunks", source), log.head(primary, "raw_docs", source)
     newest = [log.head(primary, asset, source) for asset in ("embeddings_v1", "embeddings_v2")]
-    served, live, error = None, None, None
+    served, live, error, as_set = None, None, None, False
     try:
         with connect(deployment.dsn(region)) as conn:
             if is_migrated(conn):
                 served = next((found for found in region_status(conn) if found.source == source), None)
                 live = next((slot for slot, model in bound_models(conn).items() if model.live), None)
+            if served is not None and (generation := published_generation(conn, source)) is not None:
+                hnsw = deployment.hnsw
+                as_set = all(parameters_of(conn, generation, slot) == hnsw[slot] for slot in hnsw)
     except PipelineError as problem:
         error = str(problem)
     wanted, expected = target(primary, source), deployment.settings.live_model
     index = "none"
     if served is not None:
         index = "valid" if served.indexes and all(found.valid for found in served.indexes) else "invalid"
-    current = served is not None and served.target_root == wanted and index == "valid" and live == expected
+    current = served is not None and served.target_root == wanted and index == "valid" and as_set and live == expected
     commits = [datetime.fromisoformat(found.created_at) for found in (chunks, *newest) if found is not None]
     lag = None
     if commits:

@@ -85,7 +85,9 @@ def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
             if not check.passed:
                 warns = check.severity == "WARN"
                 figures = ", ".join(f"{name} {value}" for name, value in check.metadata.items())
-                line = f"{outcome.partition}: check {check.asset}/{check.name} {'warns' if warns else 'failed'}: {figures}"
+                line = (
+                    f"{outcome.partition}: check {check.asset}/{check.name} {'warns' if warns else 'failed'}: {figures}"
+                )
                 found.append(Text(line, "yellow" if warns else "red"))
     return found
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import bench.__main__ as runner
 from bench.end_to_end import Figures, documents, edited, rows_of
 from bench.peers import environment, terms
-from embedding_assets.pgvector import index
+from embedding_assets.pgvector import hnsw
 
 cells = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
 
@@ -48,7 +48,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys: pytest.Cap
     with pytest.raises(SystemExit) as refused:
         runner.main(["speed"])
     assert refused.value.code == 2
-    assert "there is no speed; there are load, chunking, end_to_end, engine" in capsys.readouterr().err
+    assert "there is no speed; there are load, index, chunking, end_to_end, engine" in capsys.readouterr().err
 
 
 def test_a_bench_that_fails_is_reported_and_the_others_go_on(
@@ -98,7 +98,7 @@ def test_the_peers_pins_name_every_version_and_no_registry() -> None:
 
 
 def test_peers_build_the_index_that_we_build() -> None:
-    assert (terms.M, terms.EF_CONSTRUCTION) == (index.M, index.EF_CONSTRUCTION)
+    assert (terms.M, terms.EF_CONSTRUCTION) == (hnsw.M, hnsw.EF_CONSTRUCTION)
 
 
 def test_the_documents_are_the_same_every_time_and_a_hundredth_of_them_is_edited() -> None:

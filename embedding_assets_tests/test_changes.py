@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -22,8 +23,8 @@ def all_succeeded(outcomes: Sequence[Outcome]) -> bool:
     return all(outcome.succeeded for outcome in outcomes) and all(c.passed for o in outcomes for c in o.checks)
 
 
-def told(outcomes: Sequence[Outcome], asset: str, *names: str) -> list[tuple[int, ...]]:
-    """The named numbers of an asset's metadata, a tuple for each run that materialized it."""
+def told(outcomes: Sequence[Outcome], asset: str, *names: str) -> list[tuple[Any, ...]]:
+    """What an asset's metadata has under these names, a tuple for each run that materialized it."""
     return [tuple(o.metadata[asset][name] for name in names) for o in outcomes if asset in o.metadata]
 
 
@@ -65,6 +66,9 @@ def test_one_edit_one_addition_one_deletion_change_exactly_those(filled: Sandbox
     assert told(outcomes, "chunks", *names) == [(1, 1, 4, 1)]
     for slot in ("embeddings_v1", "embeddings_v2"):
         assert told(outcomes, slot, "new", "reused") == [(2, 4)]
+    rows = ("rows_loaded", "rows_inserted", "rows_updated", "rows_deleted")
+    assert told(outcomes, "pgvector_table", *rows) == [(2, 1, 1, 1)] * len(REGIONS)
+    assert told(outcomes, "pgvector_table", "way") == [("delta",)] * len(REGIONS)
     for region in REGIONS:
         after = {row[1]: row for row in filled.rows(region)}
         assert after.keys() == before.keys() - {"tuples.md"} | {"numbers.md"}

@@ -169,7 +169,9 @@ def test_materialize_does_what_is_left_and_tells_of_each_run(first: Sequence[Ran
         assert run.keys() == {"partition", "run_id", "succeeded", "seconds", "metadata", "checks", "errors"}
         assert (run["succeeded"], run["errors"]) == (True, [])
         assert all(check["passed"] for check in run["checks"])
-        assert all(check.keys() == {"asset", "name", "passed", "blocking", "metadata"} for check in run["checks"])
+        assert all(
+            check.keys() == {"asset", "name", "passed", "blocking", "severity", "metadata"} for check in run["checks"]
+        )
     assert runs[SOURCE]["metadata"].keys() == set(SOURCE_ASSETS)
     assert runs[f"{PRIMARY}|{SOURCE}"]["metadata"].keys() == set(REGION_ASSETS)
     assert runs[SOURCE]["metadata"]["embeddings_v2"]["new"] == 0
@@ -305,6 +307,86 @@ def test_verify_names_a_table_whose_row_somebody_changed(
     assert ran.code == 1
     (difference,) = ran.json["differences"]
     assert difference.startswith(f"{EU}|{SOURCE}: shard 0: content differs: fingerprint ")
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        ("UPDATE {} SET content = 'forged'", "1 shards replaced by the replica's rows"),
+        ("UPDATE {} SET digest = 0", "1 shards replaced by the replica's rows"),
+        ("UPDATE {} SET embedding_v1 = embedding_v1 + embedding_v1", "1 shards replaced by the replica's rows"),
+        ("DELETE FROM {}", "1 shards replaced by the replica's rows"),
+        (
+            "INSERT INTO {0} SELECT * FROM jsonb_populate_recordset(NULL::{0}, (SELECT jsonb_agg(to_jsonb(c) || "
+            "jsonb_build_object('chunk_id', gen_random_uuid(), 'shard', 5)) FROM {0} AS c))",
+            "1 shards replaced by the replica's rows",
+        ),
+        ("ALTER TABLE {} DROP CONSTRAINT generation_1_pkey", "index generation_1_pkey built again"),
+        ("DROP INDEX embedding_assets.generation_1_shard", "index generation_1_shard built again"),
+        ("DROP INDEX embedding_assets.generation_1_v1", "index generation_1_v1 built again"),
+    ],
+)
+def test_verify_repairs_a_table_that_somebody_harmed(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch, harm: str, told: str
+) -> None:
+    before = terminal.box.rows(EU)
+    with psycopg.connect(terminal.box.dsns[EU], autocommit=True) as conn:
+        conn.execute(sql.SQL(harm).format(sql.SQL("embedding_assets.generation_1")))
+    assert invoke(terminal, monkeypatch, "embedding-assets verify --json").code == 1
+
+    ran = invoke(terminal, monkeypatch, "embedding-assets verify --repair --json")
+
+    assert (ran.code, ran.json["differences"]) == (0, [])
+    (line,) = ran.json["repaired"]
+    assert line.startswith(f"{EU}|{SOURCE}: {told}")
+    assert terminal.box.rows(EU) == before
+    again = invoke(terminal, monkeypatch, "embedding-assets verify --repair --json")
+    assert (again.code, again.json) == (0, {"repaired": [], "differences": []})
+
+
+def test_a_table_that_is_behind_its_replica_is_for_the_next_run_to_load(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with psycopg.connect(terminal.box.dsns[EU], autocommit=True) as conn:
+        serving = conn.execute("SELECT id, target_root FROM embedding_assets.generations").fetchone()
+        assert serving is not None
+        try:
+            conn.execute("UPDATE embedding_assets.generations SET target_root = 'an older one'")
+            ran = invoke(terminal, monkeypatch, "embedding-assets verify --repair --json")
+        finally:
+            conn.execute("UPDATE embedding_assets.generations SET target_root = %s", serving[1:])
+
+    told = f"{EU}|{SOURCE}: the table was not loaded from this replica. Cure: embedding-assets materialize"
+    assert (ran.code, ran.json) == (1, {"repaired": [], "differences": [told]})
+
+
+@pytest.mark.parametrize("harm", ["deleted", "flipped"])
+def test_verify_repairs_a_part_of_a_replica_and_names_the_cure_for_one_of_the_primary(
+    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    replica = log.head(terminal.box.deployment.store(EU), "s3_replica", SOURCE)
+    assert replica is not None
+    path = replica.parts[0].path(SOURCE)
+    data = {region: (terminal.box.root / "stores" / region / path).read_bytes() for region in REGIONS}
+
+    def do(region: str) -> Path:
+        part = terminal.box.root / "stores" / region / path
+        part.unlink() if harm == "deleted" else part.write_bytes(data[region][:-1] + bytes([data[region][-1] ^ 1]))
+        return part
+
+    part = do(EU)
+    ran = invoke(terminal, monkeypatch, "embedding-assets verify --repair")
+    assert ran.code == 0
+    assert f"{EU}|{SOURCE}: {path} copied again from the primary" in ran.out
+    assert part.read_bytes() == data[EU]
+
+    part = do(PRIMARY)
+    try:
+        ran = invoke(terminal, monkeypatch, "embedding-assets verify --repair")
+    finally:
+        part.write_bytes(data[PRIMARY])
+    assert ran.code == 1
+    assert "Cure: copy the file from another region's store" in ran.out
 
 
 def test_verify_goes_on_past_a_log_that_cannot_be_read(

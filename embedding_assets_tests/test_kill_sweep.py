@@ -39,6 +39,15 @@ COMMIT_POINTS = (
 )
 # These two come only where an older generation goes.
 COMMIT_POINTS_OF_A_SECOND_RUN = ("pgvector.generation.dropped", "pgvector.publish.dropped")
+# These come only where a small change is made in what readers see.
+COMMIT_POINTS_OF_A_DELTA = (
+    "pgvector.delta.begun",
+    "pgvector.delta.deleted",
+    "pgvector.delta.copied",
+    "pgvector.delta.ledger",
+    "pgvector.delta.committed",
+    "pgvector.delta.finished",
+)
 
 RANDOM_KILLS = 50
 SEVERAL_SHARDS = 4_000  # bytes of text a shard
@@ -89,7 +98,7 @@ def test_every_commit_point_of_the_code_is_in_the_sweep() -> None:
         for name in re.findall(r'failpoint\(f?"([^"]+)"\)', code)
         for slot in (("v1", "v2") if "{slot}" in name else ("",))
     }
-    assert named == {*COMMIT_POINTS, *COMMIT_POINTS_OF_A_SECOND_RUN}
+    assert named == {*COMMIT_POINTS, *COMMIT_POINTS_OF_A_SECOND_RUN, *COMMIT_POINTS_OF_A_DELTA}
 
 
 @pytest.mark.slow
@@ -118,9 +127,26 @@ def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_o
     assert killed(run(sandbox, "pgvector.shard.committed"))
     (sandbox.docs / "extra.md").unlink()
     if point == "pgvector.publish.dropped":
-        sandbox.write(extra="# Extra\n\nAnother page, for now.")
-        assert not killed(run(sandbox))
-        (sandbox.docs / "extra.md").unlink()
+        assert not killed(run(sandbox, shard_bytes=SEVERAL_SHARDS))  # another number of shards: never a delta
+
+    assert killed(run(sandbox, point))
+    assert not killed(run(sandbox))
+
+    assert result(sandbox) == expected
+    assert bought_again(sandbox) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", COMMIT_POINTS_OF_A_DELTA)
+def test_a_small_change_killed_at_any_commit_point_is_mended_by_the_next_run(sandbox_of: SandboxOf, point: str) -> None:
+    """A page more, a page edited and a page less, after the first publication."""
+    expected, _ = undisturbed(sandbox_of)
+    sandbox = sandbox_of(point)
+    sandbox.write(extra="# Extra\n\nOne page more, for now.", chapter0__page0="# Page 0\n\nEmpty, for now.")
+    (sandbox.docs / "chapter1" / "page1.md").unlink()
+    assert not killed(run(sandbox))
+    sandbox.write(chapter0__page0=page(0), chapter1__page1=page(1))
+    (sandbox.docs / "extra.md").unlink()
 
     assert killed(run(sandbox, point))
     assert not killed(run(sandbox))

@@ -101,7 +101,7 @@ def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:
     whole, *additions = map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
     for added in additions:
         for name, value in added.items():
-            whole[name] = {**whole.get(name, {}), **value}
+            whole[name] = {**whole.get(name, {}), **value} if isinstance(value, dict) else value
     (tmp_path / "settings.yaml").write_text(yaml.safe_dump(whole))
     (tmp_path / "docs").mkdir()
 

@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from embedding_assets.deployment import Deployment
+from embedding_assets.pgvector.hnsw import USUAL, Hnsw
+from embedding_assets.pgvector.recall import TARGET_RECALL
 from embedding_assets.settings import (
     CONFIG,
     HOME,
     FilesSource,
     JsonlSource,
     Region,
+    Settings,
     SettingsError,
     current_settings,
     default_settings,
@@ -103,6 +107,20 @@ def test_a_file_named_relative_to_the_working_directory_resolves_against_its_own
         (changed("dimensions: 256", "dimensions: 257"), "6: models.v1: wordllama-256 has 256 dimensions, not 257"),
         (changed("provider: openai", "provider: opneai"), "7: models.v2.provider: is not known here"),
         (changed("provider: openai, ", ""), "7: models.v2.provider: is missing"),
+        (changed("3072,", "3072, hnsw: {m: 101},"), "7: models.v2.hnsw.m: it should be less than or equal to 100"),
+        (
+            changed("3072,", "3072, hnsw: {m: 32, ef_construction: 63},"),
+            "7: models.v2.hnsw: ef_construction, 63, is less than twice m, 32. Cure: Write ef_construction: 64 or more",
+        ),
+        (
+            changed("live_model: v1", "live_model: v1\nquiet_hours: 1-5"),
+            "9: quiet_hours: not hours of a day. Cure: wri",
+        ),
+        (
+            changed("live_model: v1", "live_model: v1\nquiet_hours: 23:30-00:29"),
+            "9: quiet_hours: 59 minutes are too short",
+        ),
+        (changed("live_model: v1", "live_model: v1\ntarget_recall: 98"), "9: target_recall: it should be less than or"),
         (changed("3072,", "3072, dimension: 1,"), "7: models.v2.dimension: is not a setting. Cure: write dimensions"),
         (changed("3072,", "3072, api_key_env: sk-sekret,"), "7: models.v2.api_key_env: not the name of an environ"),
         (changed("eu-west-1:", "EU:"), "4: regions.EU: not a name: names are partition keys"),
@@ -289,3 +307,15 @@ def test_importing_and_the_default_settings_need_no_environment(tmp_path: Path) 
     )
     assert ran.stdout == "us-east-1\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_index_is_built_as_usual_unless_a_model_says_otherwise_which_changes_no_vector(tmp_path: Path) -> None:
+    usual = default_settings(tmp_path)
+    given = usual.model_dump()
+    given["models"]["v1"]["hnsw"] = {"m": 32}
+    other = Settings.model_validate(given)
+
+    assert Deployment(usual, tmp_path).hnsw == USUAL
+    assert usual.target_recall == TARGET_RECALL
+    assert Deployment(other, tmp_path).hnsw == {**USUAL, "v1": Hnsw(32, 200)}
+    assert other.models["v1"].identity() == usual.models["v1"].identity()

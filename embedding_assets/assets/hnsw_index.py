@@ -10,8 +10,9 @@ from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.partitions import region_and_source
 from embedding_assets.pgvector.generations import published_generation
-from embedding_assets.pgvector.index import TARGET_RECALL, build_indexes, invalid_indexes
+from embedding_assets.pgvector.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.publish import publish
+from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.shards import shard_refs
 from embedding_assets.snapshots import replication
 
@@ -38,11 +39,19 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             ),
         ],
     )
-    def hnsw_index(context: dg.AssetExecutionContext, deployment: dg.ResourceParam[Deployment]) -> dg.MaterializeResult:
+    def hnsw_index(
+        context: dg.AssetExecutionContext,
+        deployment: dg.ResourceParam[Deployment],
+        progress: dg.ResourceParam[ProgressDisplay],
+    ) -> dg.MaterializeResult:
         """Primary key and an HNSW index for each model on the loaded table; recall measured; then published in one
         short transaction."""
         region, source = region_and_source(context.partition_key)
-        watch = Stopwatch()
+        watch, target = Stopwatch(), deployment.settings.target_recall
+
+        def show(slot: str, phase: str, done: int, vectors: int) -> None:
+            progress.show(context, f"{ASSET} {slot} of {region}|{source}", done, vectors, f"vectors, {phase}")
+
         with (
             domain_errors(context),
             deployment.sole_writer(ASSET, region, source),
@@ -50,8 +59,8 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         ):
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
-            reports = build_indexes(conn, source, replica.root)
-            recall = inline.recall_at_10(reports, TARGET_RECALL)
+            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, show)
+            recall = inline.recall_at_10(reports, target)
             # Below the target readers stay with the old generation: the failed check says so and stops the run.
             if recall.passed:
                 publish(conn, source, replica.root, refs)
@@ -63,11 +72,14 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 f"{slot}_recall_at_10": report.recall if report.recall is not None else "nothing to measure",
                 f"{slot}_ef_search": report.ef_search,
                 f"{slot}_vectors": report.vectors,
+                f"{slot}_m": report.hnsw.m,
+                f"{slot}_ef_construction": report.hnsw.ef_construction,
                 f"{slot}_build_seconds": round(report.build_seconds, 3),
                 f"{slot}_vectors_per_second": metadata.rate(report.vectors, report.build_seconds),
                 f"{slot}_index_bytes": report.size_bytes,
                 f"{slot}_memory_estimated_bytes": report.estimated_memory_bytes,
                 f"{slot}_memory_granted_bytes": report.granted_memory_bytes,
+                f"{slot}_workers": report.workers,
             }
         found |= {
             "serving_generation": serving.id if serving else 0,
@@ -76,7 +88,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         }
         curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
         if any(curves.values()):
-            found["recall_curve"] = metadata.recall_curve(curves, TARGET_RECALL)
+            found["recall_curve"] = metadata.recall_curve(curves, target)
             found["recall_table"] = metadata.table(
                 {"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve
             )

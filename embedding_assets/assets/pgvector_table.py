@@ -1,4 +1,6 @@
-"""The table: a region's replica loaded aside from what readers see."""
+"""The table: a region's replica brought into it, by the rows that differ or aside from what readers see."""
+
+from typing import Any
 
 import dagster as dg
 
@@ -7,7 +9,8 @@ from embedding_assets.assets.edge import PATIENT, Stopwatch, domain_errors
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.partitions import region_and_source
-from embedding_assets.pgvector.generations import load_generation
+from embedding_assets.pgvector.delta import load
+from embedding_assets.pgvector.generations import Loaded
 from embedding_assets.pgvector.publish import content_differences
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.shards import read_shard, shard_refs
@@ -35,8 +38,8 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         deployment: dg.ResourceParam[Deployment],
         progress: dg.ResourceParam[ProgressDisplay],
     ) -> dg.MaterializeResult:
-        """The replica's rows in a table of their own, with both models' vectors side by side; readers go on with the
-        old one until hnsw_index publishes this one."""
+        """The replica's rows in the table, with both models' vectors side by side. A small change is made in the table
+        that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
         region, source = region_and_source(context.partition_key)
         watch, refs = Stopwatch(), shard_refs(s3_replica)
         with (
@@ -44,7 +47,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             deployment.sole_writer(ASSET, region, source),
             deployment.database(region) as conn,
         ):
-            loaded = load_generation(
+            loaded = load(
                 conn,
                 source,
                 s3_replica.root,
@@ -53,20 +56,42 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 lambda now: progress.show(context, f"{ASSET} of {region}|{source}", now.rows, now.all_rows, "rows"),
             )
             seconds = watch.seconds
-            differences = content_differences(conn, loaded.generation, refs) if loaded.rows_written else []
+            # A delta has proved its rows before it committed them, and the others were proved when they were written.
+            whole = loaded.choice.way == "new generation"
+            differences = content_differences(conn, loaded.generation, refs) if whole else []
         return dg.MaterializeResult(
             data_version=dg.DataVersion(s3_replica.root),
             metadata={
                 "dagster/row_count": loaded.rows,
                 "rows_loaded": loaded.rows_written,
+                **_told(loaded),
                 "rows_per_second": metadata.rate(loaded.rows_written, seconds),
                 "bytes_sent": loaded.bytes_written,
                 "seconds": round(seconds, 3),
                 "shards": loaded.shards,
+                "shards_written": loaded.shards_written,
                 "generation": loaded.generation.id,
                 "root": s3_replica.root,
             },
-            check_results=[inline.table_parity(loaded.rows, loaded.rows_written, differences)],
+            check_results=[
+                inline.table_parity(loaded.rows, loaded.rows if whole else loaded.rows_written, differences)
+            ],
         )
 
     return pgvector_table
+
+
+def _told(loaded: Loaded) -> dict[str, Any]:
+    """What became of the rows, and which way the load took and why, for operators."""
+    choice = loaded.choice
+    return {
+        "rows_inserted": loaded.rows_written - loaded.rows_updated,
+        "rows_updated": loaded.rows_updated,
+        "rows_deleted": loaded.rows_deleted,
+        "way": choice.way,
+        "why": choice.why,
+        "share_differing": round(choice.share, 4),
+        "share_at_crossover": round(choice.crossover_share, 4),
+        "estimated_seconds_by_delta": round(choice.delta_seconds, 1),
+        "estimated_seconds_by_new_generation": round(choice.generation_seconds, 1),
+    }

@@ -192,14 +192,18 @@ def models_cover_same_chunks(replica: Snapshot) -> dg.AssetCheckResult:
     )
 
 
-def table_parity(rows: int, rows_written: int, differences: Sequence[Difference]) -> dg.AssetCheckResult:
-    """Each shard of the loaded table has the rows and the fingerprint of what its parts hold."""
+def table_parity(rows: int, rows_proved: int, differences: Sequence[Difference]) -> dg.AssetCheckResult:
+    """Each shard of the table has the rows and the fingerprint of what its parts hold, and vectors of unit length.
+
+    `rows_proved` were hashed from their content in SQL: of a new generation all, of a delta those that it wrote; it
+    takes the others by the digests stored with them. A delta that finds a difference commits nothing, and fails.
+    """
     return dg.AssetCheckResult(
         check_name="parity",
         passed=not differences,
         metadata={
             "rows": rows,
-            "rows_written": rows_written,
+            "rows_proved": rows_proved,
             "differences": "; ".join(map(str, differences[:5])) or "none",
         },
     )

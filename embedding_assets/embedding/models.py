@@ -35,6 +35,24 @@ _PRICES: Final = {
 }
 
 
+class Hnsw(BaseModel):
+    """How the index of a model's vectors is built. The bounds are pgvector's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    m: int = Field(default=16, ge=2, le=100, strict=True)
+    ef_construction: int = Field(default=200, ge=4, le=1000, strict=True)
+
+    @model_validator(mode="after")
+    def _has_candidates_for_its_links(self) -> Self:
+        if self.ef_construction < 2 * self.m:
+            raise ValueError(
+                f"ef_construction, {self.ef_construction}, is less than twice m, {self.m}. "
+                f"Write ef_construction: {2 * self.m} or more."
+            )
+        return self
+
+
 class Binding(BaseModel):
     """A slot bound to a model. `null` for a quota means unpaced; what is not given has the provider's default."""
 
@@ -54,6 +72,7 @@ class Binding(BaseModel):
     max_in_flight: int = Field(ge=1)
     timeout_seconds: float = Field(default=60.0, gt=0)  # of one request, from its first byte to its last
     price_per_million_tokens: float = Field(default=0.0, ge=0)
+    hnsw: Hnsw = Hnsw()
 
     @model_validator(mode="before")
     @classmethod
@@ -83,7 +102,7 @@ class Binding(BaseModel):
 
         `base_url` is left out: the same model behind another address (a gateway, a regional endpoint) gives the
         same vectors, and moving to it must not buy everything anew. Whoever serves another model under the same
-        name has changed the model: that is the other slot's work. Quotas, caps and prices decide no vector.
+        name has changed the model: that is the other slot's work. Quotas, caps, prices and the index decide no vector.
         """
         identity: dict[str, object] = {
             "provider": self.provider,

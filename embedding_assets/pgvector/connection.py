@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedding_assets.errors import PermanentError, TransientError
 
@@ -50,6 +50,10 @@ _PERMANENT_STATES: Final = ("28", "3D", "42", "55000")
 _PERMANENT_TEXTS: Final = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
 
 
+class SourceBusy(TransientError):
+    """Somebody else holds the lock of the source."""
+
+
 def connect(dsn: str) -> Connection:
     """Open a connection in autocommit mode. Raises TransientError or PermanentError, by the reason."""
     with pipeline_errors("connecting to the region's database"):
@@ -63,6 +67,19 @@ def connect(dsn: str) -> Connection:
             ).format(LOCK_TIMEOUT)
         )
     return conn
+
+
+def dsn_of(conn: Connection) -> str:
+    """What to `connect` to for another connection to the same database, by the same login role."""
+    given: dict[str, Any] = {**conn.info.get_parameters(), "password": conn.info.password or None}
+    return make_conninfo("", **given)
+
+
+def another(conn: Connection) -> Connection:
+    """A connection to the same database, as the same role. Raises as `connect` does."""
+    opened = connect(dsn_of(conn))
+    opened.execute("SELECT set_config('role', %s, false)", conn.execute("SELECT current_user").fetchone())
+    return opened
 
 
 @contextmanager
@@ -84,15 +101,18 @@ def _is_permanent(error: psycopg.Error) -> bool:
 
 
 @contextmanager
-def source_lock(conn: Connection, source: str) -> Iterator[None]:
-    """Hold the lock of a source: whoever loads, indexes or publishes it queues here. It dies with the connection."""
+def source_lock(conn: Connection, source: str, patience: str = QUEUE_TIMEOUT) -> Iterator[None]:
+    """Hold the lock of a source: whoever loads, indexes or publishes it queues here. It dies with the connection.
+
+    Raises SourceBusy where it was not to be had for as long as `patience` says.
+    """
     key = _lock_key(f"source {source}")
     try:
-        conn.execute(sql.SQL("SET lock_timeout = {}").format(QUEUE_TIMEOUT))
+        conn.execute(sql.SQL("SET lock_timeout = {}").format(patience))
         conn.execute("SELECT pg_advisory_lock(%s)", [key])
     except psycopg.errors.LockNotAvailable:
-        raise TransientError(
-            f"source {source!r}: another process has been loading it into this database for over {QUEUE_TIMEOUT}"
+        raise SourceBusy(
+            f"source {source!r}: another process has been loading it into this database for over {patience}"
         ) from None
     finally:
         if not conn.closed:

@@ -2,10 +2,13 @@
 
 A row is the join of a few columns of bytes: fixed-size headers (field counts and lengths, big-endian, written by NumPy
 structured arrays) between the texts and the vectors. `binary_join_element_wise` interleaves them, and its value buffer
-is the stream: no Python object for a row or a field (FIELD §4).
+is the stream: no Python object for a row or a field (FIELD §4). Each row carries the digest of what follows it in the
+stream; the digests are written into the joined buffer, all of a block at once. Hashing takes a third of the time.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,6 +24,7 @@ TRAILER: Final = b"\xff\xff"
 
 COLUMNS: Final = (
     "shard",
+    "digest",
     "chunk_id",
     "document_id",
     "ordinal",
@@ -33,8 +37,10 @@ COLUMNS: Final = (
 )
 """The columns of a row in the stream, in order; `source` is the table's default."""
 
-CONTENT_START: Final = 10
-"""Where in a row the bytes begin that a fingerprint covers: after the field count and the shard."""
+CONTENT_START: Final = 22
+"""Where in a row the bytes begin that its digest covers: after the field count, the shard and the digest itself."""
+
+_DIGEST_START: Final = 14
 
 BLOCK_BYTES: Final = 1 << 21  # best of 1, 2, 4 and 8 MB in bench/load, by little
 _LARGEST_ROW: Final = (1 << 30) - 1  # what a Postgres field and row can hold
@@ -44,6 +50,8 @@ _HEAD: Final = np.dtype(
         ("fields", ">i2"),
         ("shard_len", ">i4"),
         ("shard", ">i4"),
+        ("digest_len", ">i4"),
+        ("digest", "V8"),
         ("id_len", ">i4"),
         ("id", "V16"),
         ("document_len", ">i4"),
@@ -64,10 +72,15 @@ _METADATA: Final = np.dtype([("len", ">i4"), ("version", "i1")])  # jsonb's bina
 
 
 class Block(NamedTuple):
-    """Some rows of the stream: their bytes, and where each begins and the last ends ((n + 1,) int64)."""
+    """Some rows of the stream: their bytes, where each begins and the last ends ((n + 1,) int64), and their digests.
+
+    A digest ((n,) int64) is the first eight bytes of the SHA-256 of a row's fields from `chunk_id` on, as a big-endian
+    signed number.
+    """
 
     data: memoryview
     offsets: npt.NDArray[np.int64]
+    digests: npt.NDArray[np.int64]
 
 
 def encode(rows: ShardRows, shard: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
@@ -100,7 +113,8 @@ def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int) -> Block:
 
     head = np.empty(n, _HEAD)
     head["fields"], head["shard_len"], head["shard"] = len(COLUMNS), 4, shard
-    head["id_len"], head["id"] = 16, _fixed(_one(chunks.column("chunk_id")), np.dtype("V16"))
+    head["digest_len"] = 8  # the digest itself is written below, once there is something to digest
+    head["id_len"], head["id"] = 16, _fixed(one_array(chunks.column("chunk_id")), np.dtype("V16"))
     head["document_len"] = _lengths(document)
 
     middle = np.empty(n, _MIDDLE)
@@ -113,10 +127,16 @@ def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int) -> Block:
 
     pieces = [_as_binary(head), document, _as_binary(middle), content, _as_binary(meta), metadata]
     for table in vectors:
-        pieces += _vector_field(_one(table.column("embedding")), dimensions_of(table))
+        pieces += _vector_field(one_array(table.column("embedding")), dimensions_of(table))
     joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary()))
     offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + n + 1].astype(np.int64)
-    return Block(memoryview(joined.buffers()[2])[: offsets[-1]], offsets)
+    data = memoryview(joined.buffers()[2])[: offsets[-1]]
+    digests = b"".join(
+        [sha256(data[start + CONTENT_START : end]).digest()[:8] for start, end in pairwise(offsets.tolist())]
+    )
+    places = offsets[:-1, np.newaxis] + np.arange(_DIGEST_START, _DIGEST_START + 8)
+    np.frombuffer(data, np.uint8)[places] = np.frombuffer(digests, np.uint8).reshape(n, 8)
+    return Block(data, offsets, np.frombuffer(digests, ">i8").astype(np.int64))
 
 
 def _vector_field(embedding: pa.FixedSizeBinaryArray, dimensions: int) -> list[pa.Array]:
@@ -153,10 +173,13 @@ def _fixed(array: pa.FixedSizeBinaryArray, dtype: np.dtype[Any]) -> npt.NDArray[
 
 
 def _bytes(column: pa.ChunkedArray) -> pa.BinaryArray:
-    return _one(column).cast(pa.binary())
+    return one_array(column).cast(pa.binary())
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def one_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column's values as one array; without a copy where they are one, which `combine_chunks` would make."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)
 

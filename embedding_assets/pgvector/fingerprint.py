@@ -1,22 +1,27 @@
 """The content fingerprint of a shard: the same number by NumPy from its rows and by SQL from a table.
 
-It is the sum, modulo 2⁶⁴, of the first eight bytes of SHA-256 over each row. A sum does not depend on order, so tables
-need not be sorted; unlike XOR it notices a row that is there twice. The bytes hashed are the row's fields in binary
-COPY's form, from `chunk_id` on: each with its length before it, NULL as length -1, so that no two rows can be confused.
-Metadata is hashed as it stands in the part, which is the text that `jsonb` gives back.
+It is the sum, modulo 2⁶⁴, of its rows' digests: the first eight bytes of SHA-256 over each. A sum does not depend on
+order, so tables need not be sorted; unlike XOR it notices a row that is there twice. The bytes hashed are the row's
+fields in binary COPY's form, from `chunk_id` on: each with its length before it, NULL as length -1, so that no two rows
+can be confused. Metadata is hashed as it stands in the part, which is the text that `jsonb` gives back.
+
+Rows have their digest stored beside them. It tells cheaply what differs, and proves nothing of what a row holds now:
+that is hashed again in SQL wherever rows were written, and by `embedding-assets verify`.
 """
 
-from collections.abc import Iterable
-from hashlib import sha256
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
+from uuid import UUID
 
 import numpy as np
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.copy import CONTENT_START, Block, encode
+from embedding_assets.pgvector.copy import Block, encode
 from embedding_assets.pgvector.shards import SLOTS, ShardRows, column_type
+
+NORM_TOLERANCE: Final = 1e-3
+"""float32 unit vectors are within 1e-6 of length 1 and 2-byte floats within 5e-4: more is somebody's change."""
 
 _MODULUS: Final = 1 << 64
 
@@ -28,8 +33,20 @@ class Fingerprint(NamedTuple):
     digest: str
 
 
+class Content(NamedTuple):
+    """What the rows of a shard hold in a table: their fingerprint, hashed from every byte; how many have another digest
+    stored than their own, and how many have a vector whose length is not 1 within `NORM_TOLERANCE`."""
+
+    fingerprint: Fingerprint
+    misdigested: int
+    misnormed: int
+
+
 NOTHING: Final = Fingerprint(0, "0" * 16)
 """The fingerprint of a shard without rows."""
+
+NO_CONTENT: Final = Content(NOTHING, 0, 0)
+"""What a shard without rows holds."""
 
 
 def of_rows(rows: ShardRows) -> Fingerprint:
@@ -41,15 +58,8 @@ def of_blocks(blocks: Iterable[Block]) -> Fingerprint:
     """The fingerprint of encoded rows."""
     rows, total = 0, 0
     for block in blocks:
-        rows, total = rows + len(block.offsets) - 1, total + sum_of(block)
+        rows, total = rows + len(block.digests), total + int(block.digests.view(np.uint64).sum())
     return Fingerprint(rows, digest_of(total))
-
-
-def sum_of(block: Block) -> int:
-    """What a block adds to its shard's sum."""
-    data, offsets = block.data, block.offsets.tolist()
-    digests = [sha256(data[start + CONTENT_START : end]).digest()[:8] for start, end in pairwise(offsets)]
-    return int(np.frombuffer(b"".join(digests), ">u8").sum(dtype=np.uint64))
 
 
 def digest_of(total: int) -> str:
@@ -57,19 +67,48 @@ def digest_of(total: int) -> str:
     return f"{total % _MODULUS:016x}"
 
 
-def of_table(conn: Connection, table: sql.Composable, dimensions: tuple[int, int]) -> dict[int, Fingerprint]:
-    """The fingerprint of each shard in a generation's table, whose models have these dimensions (v1, v2)."""
+def of_table(conn: Connection, table: sql.Composable, dimensions: tuple[int, int]) -> dict[int, Content]:
+    """What each shard in a generation's table holds, whose models have these dimensions (v1, v2). Reads every byte."""
+    statement = sql.SQL(
+        """
+        SELECT shard, count(*), sum(actual),
+               count(*) FILTER (WHERE digest IS DISTINCT FROM actual), count(*) FILTER (WHERE NOT ({normed}))
+        FROM {table}, LATERAL (SELECT {actual} AS actual OFFSET 0) AS hashed -- OFFSET 0: hashed once, not thrice
+        GROUP BY shard
+        """
+    ).format(table=table, actual=_actual(dimensions), normed=_normed(dimensions))
     return {
-        shard: Fingerprint(rows, digest_of(int(total)))
-        for shard, rows, total in conn.execute(_query(table, dimensions))
+        shard: Content(Fingerprint(rows, digest_of(int(total))), misdigested, misnormed)
+        for shard, rows, total, misdigested, misnormed in conn.execute(statement)
     }
 
 
-def _query(table: sql.Composable, dimensions: tuple[int, int]) -> sql.Composed:
+def by_digests(conn: Connection, table: sql.Composable, shard: int) -> Fingerprint:
+    """The fingerprint of a shard in a generation's table by the digests that it has stored; reads the index alone."""
+    row = conn.execute(
+        sql.SQL("SELECT count(*), coalesce(sum(digest), 0) FROM {} WHERE shard = %s").format(table), [shard]
+    ).fetchone()
+    assert row is not None
+    return Fingerprint(row[0], digest_of(int(row[1])))
+
+
+def count_sound(conn: Connection, table: sql.Composable, dimensions: tuple[int, int], chunk_ids: Sequence[UUID]) -> int:
+    """How many of these rows are in the table with the digest that their content gives, and with unit vectors."""
+    row = conn.execute(
+        sql.SQL("SELECT count(*) FROM {} WHERE chunk_id = ANY (%s) AND digest = {} AND {}").format(
+            table, _actual(dimensions), _normed(dimensions)
+        ),
+        [chunk_ids],
+    ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def _actual(dimensions: tuple[int, int]) -> sql.Composed:
+    """The digest of a row, from its content."""
     vectors = [_vector(slot, dims) for slot, dims in zip(SLOTS, dimensions, strict=True)]
     return sql.SQL(
-        """
-        SELECT shard, count(*), sum(('x' || left(encode(sha256(
+        """('x' || left(encode(sha256(
                    '\\x00000010'::bytea || uuid_send(chunk_id)
                    || int4send(octet_length(document_id)) || convert_to(document_id, 'UTF8')
                    || '\\x00000004'::bytea || int4send(ordinal)
@@ -78,11 +117,20 @@ def _query(table: sql.Composable, dimensions: tuple[int, int]) -> sql.Composed:
                    || int4send(octet_length(content)) || convert_to(content, 'UTF8')
                    || int4send(octet_length(metadata::text) + 1) || '\\x01'::bytea || convert_to(metadata::text, 'UTF8')
                    || {vectors}
-               ), 'hex'), 16))::bit(64)::bigint)
-        FROM {table}
-        GROUP BY shard
-        """
-    ).format(vectors=sql.SQL(" || ").join(vectors), table=table)
+               ), 'hex'), 16))::bit(64)::bigint"""
+    ).format(vectors=sql.SQL(" || ").join(vectors))
+
+
+def _normed(dimensions: tuple[int, int]) -> sql.Composed:
+    """Whether each vector of a row that is there has unit length."""
+    return sql.SQL(" AND ").join(
+        sql.SQL("coalesce(abs({norm}({column}) - 1) <= {tolerance}, true)").format(
+            norm=sql.SQL("vector_norm" if column_type(dims) == "vector" else "l2_norm"),
+            column=sql.Identifier(f"embedding_{slot}"),
+            tolerance=NORM_TOLERANCE,
+        )
+        for slot, dims in zip(SLOTS, dimensions, strict=True)
+    )
 
 
 def _vector(slot: str, dimensions: int) -> sql.Composed:

@@ -1,21 +1,23 @@
 """New generations: a table of a source, built aside from what readers see, one transaction for each shard.
 
 A killed load leaves a detached table and its ledger; the next load of the same root goes on with the missing shards.
-Publishing is another module's work.
+Whether a source gets one is decided in `delta`; publishing is another module's work.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
+import pyarrow as pa
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import fingerprint
+from embedding_assets.pgvector import costs, fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, Block, encode
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, Block, encode, one_array
+from embedding_assets.pgvector.costs import Choice
 from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.schema import bound_dimensions, generation_table
 from embedding_assets.pgvector.shards import ReadShard, ShardRef, check_aligned, dimensions_of
 from embedding_assets.snapshots.failpoints import failpoint
@@ -23,31 +25,49 @@ from embedding_assets.snapshots.failpoints import failpoint
 _log = logging.getLogger(__name__)
 
 TOAST_TUPLE_TARGET: Final = 8160
-"""Keeps a row of up to one page in line: 2.4 × less server CPU than TOAST at 384 dimensions, 1.5 × at 1,536 (FIELD §4).
+"""Keeps a row of up to one page in line: a row of 384 dimensions with 800 characters of text costs 6.2 µs of server CPU
+where a table with defaults costs 16.0, one of 1,536 dimensions 19.0 where that costs 28.5.
 
-That is where both vectors and the texts stay below 8 kB, such as 384 + 1,536 dimensions with 300 characters of text.
+So it is where both vectors and the texts stay below 8 kB, such as 384 + 1,536 dimensions with 300 characters of text.
 In a longer row the larger vector goes to TOAST, as it would in any table.
+
+Tried beside it, 50,000 × 384 and 20,000 × 1,536 (median of five): other STORAGE of the vectors and `wal_compression`
+change nothing, for nothing is moved out or compressed any more. A table loaded in the very transaction that made it
+writes no WAL under `wal_level = minimal` (4.6 and 15.5 µs): that would be one transaction on one connection for the
+whole source, all of it to be done again after a crash, and nothing where replicas follow. An UNLOGGED table (4.0 and
+12.5 µs) has to write all its WAL when it is made a LOGGED one.
 """
 
 
 class Generation(NamedTuple):
-    """A source's table in a region, by what was loaded into it (`target_root`)."""
+    """A source's table in a region, by what was loaded into it: `target_root`.
+
+    Of a published one that is empty where the table no longer holds what was loaded, and names no root while a delta
+    replaces its shards. `rows_changed` counts what deltas inserted, updated and deleted since.
+    """
 
     id: int
     source: str
     target_root: str
     state: str
+    rows_changed: int = 0
 
 
 class Loaded(NamedTuple):
-    """What a load came to; the `written` counts are zero where everything was there already."""
+    """What a load came to, and the way that it took; the counts are zero where everything was there already.
+
+    Rows written are those inserted or updated.
+    """
 
     generation: Generation
+    choice: Choice
     rows: int
     shards: int
-    rows_written: int
-    shards_written: int
-    bytes_written: int
+    rows_written: int = 0
+    rows_updated: int = 0
+    rows_deleted: int = 0
+    shards_written: int = 0
+    bytes_written: int = 0
 
 
 class LoadProgress(NamedTuple):
@@ -69,9 +89,11 @@ def load_generation(
 ) -> Loaded:
     """Load the shards of a source into a detached table, which `index.build_indexes` and `publish.publish` finish.
 
-    Nothing is written where the published generation was loaded from `target_root`, or the shard is in the ledger.
-    Unfinished generations of other roots are dropped. A second loader of the same source waits and finds the work done.
-    `read_shard` is called in a thread of its own, one shard ahead: two shards are in memory.
+    Nothing is written where the published generation holds `target_root`, or the shard is in the ledger. Unfinished
+    generations of other roots are dropped. A second loader of the same source waits and finds the work done.
+
+    Shards are loaded on up to `parallel.CONNECTIONS` connections at once, and `read_shard` is called in their threads:
+    as many shards are in memory as there are connections.
 
     Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit.
     """
@@ -79,30 +101,43 @@ def load_generation(
     with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
         dimensions = bound_dimensions(conn)
         generation = find_generation(conn, source, target_root) or _create(conn, source, target_root)
-        _drop_others(conn, source, generation)
+        drop_others(conn, source, generation)
         if generation.state == "published":
-            return Loaded(generation, all_rows, len(shards), 0, 0, 0)
-        done = _loaded_shards(conn, generation)
+            choice = costs.forced("nothing", "what is published holds this root", all_rows, dimensions)
+            return Loaded(generation, choice, all_rows, len(shards))
+        done = ledger_keys(conn, generation)
         missing = [ref for ref in shards if ref.shard not in done]
-        missing_rows = sum(ref.rows for ref in missing)
         if missing:
             _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
-        rows_written, bytes_written = 0, 0
-        for sent, shard in enumerate(_encoded_ahead(source, missing, read_shard, dimensions), start=1):
-            bytes_written += _load_shard(conn, generation, shard, durable=sent == len(missing))
-            rows_written += shard.ref.rows
-            in_table = LoadProgress(
-                len(shards) - len(missing) + sent, len(shards), all_rows - missing_rows + rows_written, all_rows
+        choice = costs.forced("new generation", "loaded whole", all_rows, dimensions)
+        loaded = Loaded(generation, choice, all_rows, len(shards))
+        present = LoadProgress(
+            len(shards) - len(missing), len(shards), all_rows - sum(ref.rows for ref in missing), all_rows
+        )
+
+        def load_shard(own: Connection, ref: ShardRef) -> tuple[int, int]:
+            return _load_shard(own, generation, read_encoded(source, ref, read_shard, dimensions))
+
+        def count(written: tuple[int, int]) -> None:
+            nonlocal loaded, present
+            rows, sent = written
+            present = present._replace(shards=present.shards + 1, rows=present.rows + rows)
+            loaded = loaded._replace(
+                rows_written=loaded.rows_written + rows,
+                shards_written=loaded.shards_written + 1,
+                bytes_written=loaded.bytes_written + sent,
             )
-            progress(in_table)
-        return Loaded(generation, all_rows, len(shards), rows_written, len(missing), bytes_written)
+            progress(present)
+
+        on_connections(conn, missing, load_shard, count)
+        return loaded
 
 
 def find_generation(conn: Connection, source: str, target_root: str) -> Generation | None:
     """The generation of a source that holds this root, published or not."""
     row = conn.execute(
         """
-        SELECT id, source, target_root, state FROM embedding_assets.generations
+        SELECT id, source, target_root, state, rows_changed FROM embedding_assets.generations
         WHERE source = %s AND target_root = %s AND state <> 'retired'
         ORDER BY state = 'published' DESC, id DESC LIMIT 1
         """,
@@ -114,7 +149,7 @@ def find_generation(conn: Connection, source: str, target_root: str) -> Generati
 def published_generation(conn: Connection, source: str) -> Generation | None:
     """The generation of a source that readers see."""
     row = conn.execute(
-        "SELECT id, source, target_root, state FROM embedding_assets.generations "
+        "SELECT id, source, target_root, state, rows_changed FROM embedding_assets.generations "
         "WHERE source = %s AND state = 'published'",
         [source],
     ).fetchone()
@@ -133,6 +168,7 @@ def drop_generation(conn: Connection, generation: int) -> None:
 
 def _create(conn: Connection, source: str, target_root: str) -> Generation:
     with conn.transaction():
+        conn.execute("SET LOCAL synchronous_commit = off")  # the first shard's commit is durable, and this one with it
         row = conn.execute(
             """
             INSERT INTO embedding_assets.generations (source, target_root, state)
@@ -148,7 +184,8 @@ def _create(conn: Connection, source: str, target_root: str) -> Generation:
             sql.SQL(
                 """
                 CREATE TABLE {table} (LIKE embedding_assets.chunks) WITH (toast_tuple_target = {target});
-                ALTER TABLE {table} ALTER COLUMN source SET DEFAULT {source}, ADD CHECK (source = {source})
+                ALTER TABLE {table} ALTER COLUMN source SET DEFAULT {source}, ADD CHECK (source = {source}),
+                                    ALTER COLUMN digest SET NOT NULL
                 """
             ).format(table=generation_table(generation), target=TOAST_TUPLE_TARGET, source=source)
         )
@@ -157,8 +194,11 @@ def _create(conn: Connection, source: str, target_root: str) -> Generation:
     return Generation(generation, source, target_root, "loading")
 
 
-def _drop_others(conn: Connection, source: str, keep: Generation) -> None:
-    """Drop what other loads of this source left: unfinished tables of other roots, and those that were replaced."""
+def drop_others(conn: Connection, source: str, keep: Generation) -> None:
+    """Drop what other loads of this source left: unfinished tables of other roots, and those that were replaced.
+
+    For whoever holds the source's lock.
+    """
     others = conn.execute(
         "SELECT id FROM embedding_assets.generations WHERE source = %s AND state <> 'published' AND id <> %s",
         [source, keep.id],
@@ -168,32 +208,23 @@ def _drop_others(conn: Connection, source: str, keep: Generation) -> None:
         failpoint("pgvector.generation.dropped")
 
 
-def _loaded_shards(conn: Connection, generation: Generation) -> set[int]:
-    rows = conn.execute("SELECT shard FROM embedding_assets.ledger WHERE generation = %s", [generation.id])
-    return {shard for (shard,) in rows}
+def ledger_keys(conn: Connection, generation: Generation) -> dict[int, str]:
+    """The shards of a generation by the ledger, and the key that each was loaded from."""
+    rows = conn.execute("SELECT shard, key FROM embedding_assets.ledger WHERE generation = %s", [generation.id])
+    return dict(rows.fetchall())
 
 
-class _Encoded(NamedTuple):
+class Encoded(NamedTuple):
+    """A shard's rows, ready to be sent."""
+
     ref: ShardRef
+    chunk_ids: pa.FixedSizeBinaryArray
     blocks: list[Block]
     fingerprint: Fingerprint
 
 
-def _encoded_ahead(
-    source: str, refs: Sequence[ShardRef], read_shard: ReadShard, dimensions: tuple[int, int]
-) -> Iterator[_Encoded]:
-    """Shards ready to be sent, the next one read and encoded in a thread while the server takes the present one."""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-shard") as reader:
-        ahead: Future[_Encoded] | None = None
-        for ref in refs:
-            present, ahead = ahead, reader.submit(_encode, source, ref, read_shard, dimensions)
-            if present is not None:
-                yield present.result()
-        if ahead is not None:
-            yield ahead.result()
-
-
-def _encode(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple[int, int]) -> _Encoded:
+def read_encoded(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple[int, int]) -> Encoded:
+    """Read and encode a shard. Raises PermanentError where its rows and the bound models do not fit."""
     rows = read_shard(ref)
     check_aligned(rows, ref)
     if (found := (dimensions_of(rows.v1), dimensions_of(rows.v2))) != dimensions:
@@ -202,37 +233,43 @@ def _encode(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple
             f"database's models have {dimensions}; materialize the embeddings of this source with the models as bound"
         )
     blocks = list(encode(rows, ref.shard))
-    return _Encoded(ref, blocks, fingerprint.of_blocks(blocks))
+    return Encoded(ref, one_array(rows.chunks.column("chunk_id")), blocks, fingerprint.of_blocks(blocks))
 
 
-def _load_shard(conn: Connection, generation: Generation, shard: _Encoded, *, durable: bool) -> int:
-    """Copy a shard's rows and its ledger row in one transaction; returns the bytes sent.
-
-    Not waiting for the disk at each shard loses nothing: a crash of the server takes rows and ledger row together. The
-    last one is `durable`, and with it all that were committed before.
-    """
+def copy_into(conn: Connection, generation: int, data: Iterable[bytes | memoryview]) -> int:
+    """Copy encoded rows into a generation's table; returns the bytes sent."""
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
-        generation_table(generation.id), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
+        generation_table(generation), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
     )
     sent = len(HEADER) + len(TRAILER)
+    with conn.cursor().copy(statement) as copy:
+        copy.write(HEADER)
+        for rows in data:
+            copy.write(rows)
+            sent += len(rows)
+            failpoint("pgvector.shard.block")
+        copy.write(TRAILER)
+    return sent
+
+
+def _load_shard(conn: Connection, generation: Generation, shard: Encoded) -> tuple[int, int]:
+    """Write a shard's ledger row and copy its rows in one transaction; returns the rows and bytes sent.
+
+    The ledger row comes first, for it is the shard's lock. A loader that lost the lock of the source with its session,
+    and does not know it yet, can so load no shard twice.
+    """
     with conn.transaction():
-        if not durable:
-            conn.execute("SET LOCAL synchronous_commit = off")
-        with conn.cursor().copy(statement) as copy:
-            copy.write(HEADER)
-            for block in shard.blocks:
-                copy.write(block.data)
-                sent += len(block.data)
-                failpoint("pgvector.shard.block")
-            copy.write(TRAILER)
-        failpoint("pgvector.shard.copied")
-        conn.execute(
+        entered = conn.execute(
             """
             INSERT INTO embedding_assets.ledger (generation, shard, key, rows, fingerprint)
-            VALUES (%s, %s, %s, %s, %s)
+            VALUES (%s, %s, %s, %s, %s) ON CONFLICT DO NOTHING
             """,
             [generation.id, *shard.ref, shard.fingerprint.digest],
         )
+        if not entered.rowcount:
+            return 0, 0
         failpoint("pgvector.shard.ledger")
+        sent = copy_into(conn, generation.id, (block.data for block in shard.blocks))
+        failpoint("pgvector.shard.copied")
     failpoint("pgvector.shard.committed")
-    return sent
+    return shard.ref.rows, sent

@@ -1,97 +1,88 @@
-"""The indexes of a generation that is not yet published: primary key and HNSW, and how well the latter finds.
+"""The indexes of a generation: primary key and inverted ones, and an HNSW index for each model version.
 
 Built after the load, on the detached table: inserting under a live HNSW index takes several times longer (FIELD §5).
+What a published generation lacks is built while readers go on, and never takes a lock that keeps them waiting.
 """
 
 import logging
-import time
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
-from uuid import UUID
+from collections.abc import Mapping
+from typing import Final, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import psycopg
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, source_lock
+from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
 from embedding_assets.pgvector.generations import Generation, find_generation
-from embedding_assets.pgvector.schema import bound_dimensions, generation_index, generation_table
-from embedding_assets.pgvector.shards import SLOTS, ColumnType, column_type
+from embedding_assets.pgvector.hnsw import USUAL, Built, Hnsw, Progress, build, drop_leftovers, patience
+from embedding_assets.pgvector.inverted import ensure_inverted_indexes
+from embedding_assets.pgvector.recall import (
+    TARGET_RECALL,
+    Measured,
+    column_of,
+    index_bytes,
+    measure,
+    put_to_use,
+    settle_ef_search,
+    stored_measurement,
+)
+from embedding_assets.pgvector.schema import generation_index, generation_table
+from embedding_assets.pgvector.shards import SLOTS
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
 
-M: Final = 16
-EF_CONSTRUCTION: Final = 200
-"""Published recall@10 of 1 M × 1,536 with these: .966 at ef_search 40, .995 at 200 (pgvector #409)."""
-
-TARGET_RECALL: Final = 0.98
-EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)
-NEIGHBOURS: Final = 10
-_SAMPLES: Final = 100  # 1,000 neighbours asked for: a standard error of 0.005 at a recall of 0.98
-_NOISE: Final = 0.3  # length of the noise added to a unit vector: the query stands at a cosine of .96 to its row
-_SEED: Final = 20
-_SAME_DISTANCE: Final = 1e-6  # float32 distances of equal vectors
-
-_LEAST_MEMORY: Final = 64 << 20
-_MOST_MEMORY: Final = 2 << 30
-"""Bounds of maintenance_work_mem for a build: the server's usual default, and some 900,000 vectors of 384 dimensions.
-
-Not more than the graph needs: workers' shared memory is set aside whole, and containers have little. Not more than the
-bound: a server that swaps is slower than one that builds the rest of a graph on disk.
-"""
-
-
-class Measured(NamedTuple):
-    """One point of a recall curve: recall@10 against exact search, and a query's latency as the client sees it."""
-
-    ef_search: int
-    recall: float
-    p50_ms: float
-    p95_ms: float
+_NOT_BUILT: Final = Built(0, 0.0, 0, 0, 0)
 
 
 class IndexReport(NamedTuple):
-    """An HNSW index: how it was built (0 s where it was there already), and what was measured on it.
+    """An HNSW index: how it was built (zeros where it was there already), and what was measured on it.
 
-    `curve` is empty where fewer than two vectors leave nothing to measure.
+    `workers` were asked for besides the process that builds. `curve` is empty where fewer than two vectors leave
+    nothing to measure.
     """
 
     slot: str
     name: str
+    hnsw: Hnsw
     vectors: int
     build_seconds: float
     size_bytes: int
     estimated_memory_bytes: int
     granted_memory_bytes: int
+    workers: int
     ef_search: int
+    recall: float | None
     curve: tuple[Measured, ...]
 
-    @property
-    def recall(self) -> float | None:
-        """recall@10 at `ef_search`; None where nothing could be measured."""
-        return next((point.recall for point in self.curve if point.ef_search == self.ef_search), None)
 
-
-def build_indexes(conn: Connection, source: str, target_root: str) -> dict[str, IndexReport]:
+def build_indexes(
+    conn: Connection,
+    source: str,
+    target_root: str,
+    hnsw: Mapping[str, Hnsw] = USUAL,
+    target_recall: float = TARGET_RECALL,
+    progress: Progress | None = None,
+) -> dict[str, IndexReport]:
     """Build and measure what a loaded generation lacks: primary key, an HNSW index for each slot, statistics, recall.
 
-    Returns a report for each slot. A build that was killed is made anew, a finished one stays. On a published
-    generation only an HNSW index that has gone or is invalid is built, while readers go on. The smallest `ef_search`
-    that reaches `TARGET_RECALL` is stored (the largest measured, where none does); publishing puts it to use.
+    Returns a report for each slot. A build that was killed is made anew; a finished one stays, unless it was built with
+    other parameters than `hnsw` has for its slot. On a published generation readers go on meanwhile. The smallest
+    `ef_search` that reaches `target_recall` is stored (the largest measured, where none does); publishing puts it to
+    use. Nobody asks the server for its `progress` where nobody listens.
 
     Raises PermanentError where no generation was loaded from `target_root`, or a chunk is in it twice.
     """
-    with pipeline_errors(f"building the indexes of source {source!r}"), source_lock(conn, source):
+    with pipeline_errors(f"building the indexes of source {source!r}"), source_lock(conn, source), patience(conn):
         generation = require_generation(conn, source, target_root)
-        dimensions = dict(zip(SLOTS, bound_dimensions(conn), strict=True))
-        if generation.state != "published":
-            _add_primary_key(conn, generation)
-        reports = {slot: _ensure_index(conn, generation, slot, dimensions[slot]) for slot in SLOTS}
-        if generation.state != "published":
+        drop_leftovers(conn, generation)
+        _add_primary_key(conn, generation)
+        _add_digests_index(conn, generation)
+        ensure_inverted_indexes(conn, generation)
+        reports = {slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, progress) for slot in SLOTS}
+        if generation.state == "published":
+            put_to_use(conn)
+        else:
             conn.execute(sql.SQL("ANALYZE {}").format(generation_table(generation.id)))
         return reports
 
@@ -109,15 +100,60 @@ def require_generation(conn: Connection, source: str, target_root: str) -> Gener
 
 def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that a generation must have, and does not have in a valid state."""
-    names = [f"generation_{generation.id}_pkey", *(f"generation_{generation.id}_{slot}" for slot in SLOTS)]
+    names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *SLOTS)]
     return [name for name in names if not _is_valid(conn, name)]
 
 
+def parameters_of(conn: Connection, generation: Generation, slot: str) -> Hnsw | None:
+    """The parameters of a slot's index; None where there is none, or an invalid one."""
+    row = conn.execute(
+        """
+        SELECT coalesce(max(option_value) FILTER (WHERE option_name = 'm'), '16')::integer,
+               coalesce(max(option_value) FILTER (WHERE option_name = 'ef_construction'), '64')::integer
+        FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+        LEFT JOIN LATERAL pg_options_to_table(reloptions) ON true
+        WHERE indexrelid = to_regclass(%s) AND indisvalid GROUP BY indexrelid
+        """,  # 16 and 64: pgvector's own defaults, which an index made by hand may have
+        [generation_index(generation.id, slot).as_string(conn)],
+    ).fetchone()
+    return Hnsw(*row) if row else None
+
+
+def ensure_index(
+    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, progress: Progress | None = None
+) -> IndexReport:
+    """Have a slot's index, valid and built with these parameters, and measured; for whoever holds the source's lock."""
+    built = _NOT_BUILT
+    if parameters_of(conn, generation, slot) != hnsw:
+        create = _create_beside if generation.state == "published" else _create
+        built = create(conn, generation, slot, hnsw, progress)
+    return _report(conn, generation, slot, hnsw, target, built)
+
+
+def reindex(
+    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, progress: Progress | None = None
+) -> IndexReport:
+    """Build a slot's index of a published generation anew from the rows as they are, and measure it.
+
+    For whoever holds the source's lock. Readers go on with the old one until the new one is there.
+    """
+    statement = sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(generation_index(generation.id, slot))
+    built = build(conn, generation, slot, hnsw, statement, progress)
+    return _report(conn, generation, slot, hnsw, target, built)
+
+
 def _add_primary_key(conn: Connection, generation: Generation) -> None:
-    if _is_valid(conn, f"generation_{generation.id}_pkey"):
+    name, table = f"generation_{generation.id}_pkey", generation_table(generation.id)
+    if _is_valid(conn, name):
         return
     try:
-        conn.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY (chunk_id)").format(generation_table(generation.id)))
+        if generation.state != "published":
+            conn.execute(sql.SQL("ALTER TABLE {} ADD PRIMARY KEY (chunk_id)").format(table))
+        else:  # its index first, while readers go on; the constraint then takes a moment
+            key = sql.Identifier(name)
+            conn.execute(sql.SQL("CREATE UNIQUE INDEX CONCURRENTLY {} ON {} (chunk_id)").format(key, table))
+            constrain = sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} PRIMARY KEY USING INDEX {}").format(table, key, key)
+            short_transaction(conn, f"adding {name}", lambda: conn.execute(constrain))
     except psycopg.errors.UniqueViolation as error:
         raise PermanentError(
             f"source {generation.source!r} has a chunk twice: {error.diag.message_detail}; materialize its chunks again"
@@ -125,76 +161,94 @@ def _add_primary_key(conn: Connection, generation: Generation) -> None:
     failpoint("pgvector.index.primary_key")
 
 
-def _ensure_index(conn: Connection, generation: Generation, slot: str, dimensions: int) -> IndexReport:
+def _add_digests_index(conn: Connection, generation: Generation) -> None:
+    """What a delta load asks of a shard, from the index alone: its rows' ids and digests."""
+    name = f"generation_{generation.id}_shard"
+    if _is_valid(conn, name):
+        return
+    conn.execute(
+        sql.SQL("CREATE INDEX {} {} ON {} (shard) INCLUDE (chunk_id, digest)").format(
+            sql.SQL("CONCURRENTLY" if generation.state == "published" else ""),
+            sql.Identifier(name),
+            generation_table(generation.id),
+        )
+    )
+
+
+def _create(conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, progress: Progress | None) -> Built:
     name = f"generation_{generation.id}_{slot}"
-    stored = _stored(conn, generation, slot)
-    vectors = _count(conn, generation, slot) if stored is None else stored.vectors
-    estimate, granted, seconds = graph_bytes(vectors, dimensions), 0, 0.0
-    if not _is_valid(conn, name):
-        conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
-        began = time.monotonic()
-        granted = _build(conn, generation, slot, column_type(dimensions), estimate)
-        seconds = time.monotonic() - began
-        failpoint(f"pgvector.index.{slot}")
-    (size,) = _row(conn.execute("SELECT pg_relation_size(%s::regclass)", [f"embedding_assets.{name}"]))
-    if granted:
-        _log.info(
-            "%s: %d vectors in %.1f s; memory estimated %d MB, granted %d MB; index %d MB",
-            name, vectors, seconds, estimate >> 20, granted >> 20, size >> 20,
-        )  # fmt: skip
-    if stored is None:
-        stored = _measure(conn, generation, slot, vectors, dimensions)
-    return IndexReport(slot, name, vectors, seconds, size, estimate, granted, stored.ef_search, stored.curve)
+    conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
+    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), progress)
+    failpoint(f"pgvector.index.{slot}")
+    return built
 
 
-def graph_bytes(vectors: int, dimensions: int) -> int:
-    """Estimate of the memory that pgvector's build needs for the whole graph.
+def _create_beside(conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, progress: Progress | None) -> Built:
+    """Build an index under another name while readers use the one that there is, and give it that one's name then.
 
-    Measured with 0.8.5 and m = 16, by the number of vectors at which it says that the graph no longer fits: 713 to 745
-    bytes for each besides the vector itself (8 to 3,072 dimensions), and 4 MB set aside when workers share the memory.
+    REINDEX could not: it keeps the parameters, and needs an index.
     """
-    width = 4 if column_type(dimensions) == "vector" else 2
-    return (4 << 20) + vectors * (width * dimensions + 745)
+    name = f"generation_{generation.id}_{slot}"
+    statement = _create_statement(conn, generation, slot, f"{name}_new", hnsw, concurrently=True)
+    built = build(conn, generation, slot, hnsw, statement, progress)
+
+    def rename() -> None:
+        for old, new in ((name, f"{name}_old"), (f"{name}_new", name)):
+            conn.execute(
+                sql.SQL("ALTER INDEX IF EXISTS embedding_assets.{} RENAME TO {}").format(
+                    sql.Identifier(old), sql.Identifier(new)
+                )
+            )
+
+    short_transaction(conn, f"renaming index {name}", rename)
+    drop_leftovers(conn, generation)
+    return built
 
 
-def _build(conn: Connection, generation: Generation, slot: str, kind: ColumnType, estimate: int) -> int:
-    """Build an HNSW index with memory for its graph and all the workers that the server allows; returns the memory."""
-    granted = min(max(estimate, _LEAST_MEMORY), _MOST_MEMORY)
-    if estimate > granted:
-        _log.warning(
-            "the graph needs about %d MB, %d MB are granted: the build slows down from there. Split the source",
-            estimate >> 20, granted >> 20,
-        )  # fmt: skip
-    table = generation_table(generation.id)
-    statement = sql.SQL("CREATE INDEX {} ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
-        sql.Identifier(f"generation_{generation.id}_{slot}"),
-        table,
+def _create_statement(
+    conn: Connection, generation: Generation, slot: str, name: str, hnsw: Hnsw, *, concurrently: bool = False
+) -> sql.Composed:
+    kind, _ = column_of(conn, generation, slot)
+    return sql.SQL("CREATE INDEX {} {} ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
+        sql.SQL("CONCURRENTLY" if concurrently else ""),
+        sql.Identifier(name),
+        generation_table(generation.id),
         sql.Identifier(f"embedding_{slot}"),
         sql.SQL("vector_cosine_ops" if kind == "vector" else "halfvec_cosine_ops"),
-        M,
-        EF_CONSTRUCTION,
+        *hnsw,
     )
-    with conn.transaction():
-        conn.execute(sql.SQL("SET LOCAL maintenance_work_mem = {}").format(f"{granted >> 10}kB"))
-        # The planner would give a small table no worker, going by its pages, where HNSW's cost is in the distances.
-        (workers,) = _row(conn.execute("SELECT current_setting('max_parallel_maintenance_workers')::integer"))
-        conn.execute(sql.SQL("ALTER TABLE {} SET (parallel_workers = {})").format(table, workers))
-        conn.execute(statement)
-        conn.execute(sql.SQL("ALTER TABLE {} RESET (parallel_workers)").format(table))
-    return granted
 
 
-def _count(conn: Connection, generation: Generation, slot: str) -> int:
-    column = sql.Identifier(f"embedding_{slot}")
-    statement = sql.SQL("SELECT count({}) FROM {}").format(column, generation_table(generation.id))
-    return int(_row(conn.execute(statement))[0])
-
-
-def _row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The one row of a query that always has one."""
-    row = cursor.fetchone()
-    assert row is not None
-    return row
+def _report(
+    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, built: Built
+) -> IndexReport:
+    name = f"generation_{generation.id}_{slot}"
+    size = index_bytes(conn, generation, slot)
+    if built.seconds:
+        _log.info(
+            "%s: %d vectors in %.1f s with up to %d workers; memory estimated %d MB, granted %d MB; index %d MB",
+            name, built.vectors, built.seconds, built.workers, built.estimate >> 20, built.granted >> 20, size >> 20,
+        )  # fmt: skip
+    stored = stored_measurement(conn, generation, slot)
+    if stored is None:
+        stored = measure(conn, generation, slot, target)
+        failpoint(f"pgvector.recall.{slot}")
+    else:
+        stored = settle_ef_search(conn, generation, slot, stored, target)
+    return IndexReport(
+        slot=slot,
+        name=name,
+        hnsw=hnsw,
+        vectors=stored.vectors,
+        build_seconds=built.seconds,
+        size_bytes=size,
+        estimated_memory_bytes=built.estimate,
+        granted_memory_bytes=built.granted,
+        workers=built.workers,
+        ef_search=stored.ef_search,
+        recall=stored.recall,
+        curve=stored.curve,
+    )
 
 
 def _is_valid(conn: Connection, name: str) -> bool:
@@ -202,108 +256,3 @@ def _is_valid(conn: Connection, name: str) -> bool:
         "SELECT FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid", [f"embedding_assets.{name}"]
     ).fetchone()
     return row is not None
-
-
-class _Stored(NamedTuple):
-    vectors: int
-    ef_search: int
-    curve: tuple[Measured, ...]
-
-
-def _stored(conn: Connection, generation: Generation, slot: str) -> _Stored | None:
-    row = conn.execute(
-        "SELECT vectors, ef_search, curve FROM embedding_assets.recall WHERE generation = %s AND slot = %s",
-        [generation.id, slot],
-    ).fetchone()
-    return _Stored(row[0], row[1], tuple(Measured(*point) for point in row[2])) if row else None
-
-
-def _measure(conn: Connection, generation: Generation, slot: str, vectors: int, dimensions: int) -> _Stored:
-    """Measure the recall curve, and store it with the smallest ef_search that reaches the target."""
-    curve = _curve(conn, generation, slot, dimensions)
-    reached = [point.ef_search for point in curve if point.recall >= TARGET_RECALL]
-    ef_search = reached[0] if reached else (EF_SEARCH[-1] if curve else EF_SEARCH[0])
-    conn.execute(
-        """
-        INSERT INTO embedding_assets.recall (generation, slot, vectors, ef_search, curve) VALUES (%s, %s, %s, %s, %s)
-        """,
-        [generation.id, slot, vectors, ef_search, Jsonb(curve)],
-    )
-    failpoint(f"pgvector.recall.{slot}")
-    return _Stored(vectors, ef_search, curve)
-
-
-def _curve(conn: Connection, generation: Generation, slot: str, dimensions: int) -> tuple[Measured, ...]:
-    """recall@10 of the index against exact search, for stored vectors with fixed noise added (`recalled`)."""
-    column = sql.Identifier(f"embedding_{slot}")
-    table = generation_table(generation.id)
-    # Chunk ids are hashes: the first ones are a random sample, and the same one each time.
-    sample = conn.execute(
-        sql.SQL(
-            "SELECT chunk_id, {0}::vector::real[] FROM {1} WHERE {0} IS NOT NULL ORDER BY chunk_id LIMIT {2}"
-        ).format(column, table, _SAMPLES)
-    ).fetchall()
-    if len(sample) < 2:
-        return ()
-    queries = _near(np.array([vector for _, vector in sample], np.float32))
-    literals = [vector_literal(query) for query in queries]
-    statement = sql.SQL(
-        "SELECT chunk_id, {0} <=> %(query)s::{1}({2}) AS distance FROM {3} WHERE {0} IS NOT NULL "
-        "ORDER BY {0} <=> %(query)s::{1}({2}) LIMIT {4}"
-    ).format(column, sql.SQL(column_type(dimensions)), dimensions, table, NEIGHBOURS)
-
-    def ask(query: str) -> list[_Neighbour]:
-        return [_Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
-
-    # A plan for each query, as search() makes: a cached one would outlive the settings that it was made under.
-    with conn.transaction():
-        conn.execute("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_indexscan = off")
-        exact = [ask(query) for query in literals]
-    points = []
-    with conn.transaction():
-        # Without enable_seqscan = off a small table would not be searched by the index at all.
-        conn.execute(
-            "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; "
-            "SET LOCAL hnsw.iterative_scan = 'strict_order'"
-        )
-        for ef_search in EF_SEARCH:
-            conn.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(ef_search))
-            seconds, found, wanted = [], 0, 0
-            for (own, _), query, truth in zip(sample, literals, exact, strict=True):
-                began = time.perf_counter()
-                answer = ask(query)
-                seconds.append(time.perf_counter() - began)
-                found_here, wanted_here = recalled(own, truth, answer)
-                found, wanted = found + found_here, wanted + wanted_here
-            p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-            points.append(Measured(ef_search, found / wanted, float(p50), float(p95)))
-    return tuple(points)
-
-
-class _Neighbour(NamedTuple):
-    chunk_id: UUID
-    distance: float
-
-
-def recalled(own: UUID, exact: Sequence[tuple[UUID, float]], answer: Sequence[tuple[UUID, float]]) -> tuple[int, int]:
-    """Of the neighbours that an exact search finds, how many an answer has, and how many count.
-
-    The query's own row does not count on either side: found by any index, it would add a tenth of recall for nothing.
-    A neighbour counts by its distance, so that one of several equal texts is as good as another.
-    """
-    farthest = exact[-1][1] + _SAME_DISTANCE
-    wanted = len(exact) - any(chunk_id == own for chunk_id, _ in (*exact, *answer))
-    found = sum(distance <= farthest for chunk_id, distance in answer if chunk_id != own)
-    return min(found, wanted), wanted
-
-
-def _near(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors ((n, d) float32) near the given unit vectors: the same each time, not unit."""
-    noise = np.random.default_rng(_SEED).standard_normal(vectors.shape).astype(np.float32)
-    near: npt.NDArray[np.float32] = vectors + _NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
-    return near
-
-
-def vector_literal(vector: npt.NDArray[np.float32]) -> str:
-    """A vector as pgvector reads it: nine digits tell any two float32 apart."""
-    return "[" + ",".join([f"{value:.9g}" for value in vector.tolist()]) + "]"

@@ -78,7 +78,7 @@ def content_differences(conn: Connection, generation: Generation, shards: Sequen
     found = []
     for shard in sorted(ledger.keys() | wanted.keys() | table.keys()):
         ref, (key, sent) = wanted.get(shard), ledger.get(shard, ("", fingerprint.NOTHING))
-        stored = table.get(shard, fingerprint.NOTHING)
+        stored, *unsound = table.get(shard, fingerprint.NO_CONTENT)
         if ref is None:
             found.append(Difference(generation.source, shard, f"loaded ({key}), and not in the snapshot"))
         elif key != ref.key:
@@ -92,7 +92,16 @@ def content_differences(conn: Connection, generation: Generation, shards: Sequen
                     f"{stored.rows} in the table with {stored.digest}",
                 )
             )
+        elif any(unsound):
+            found.append(Difference(generation.source, shard, unsound_rows(*unsound)))
     return found
+
+
+def unsound_rows(misdigested: int, misnormed: int) -> str:
+    """What is wrong with rows whose content is as it should be."""
+    return (
+        f"{misdigested} rows have another digest stored than their own, {misnormed} have a vector whose length is not 1"
+    )
 
 
 def _invalid(conn: Connection, generation: Generation) -> list[Difference]:

@@ -10,6 +10,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector import roles
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors, schema_lock, short_transaction
 from embedding_assets.pgvector.shards import SLOTS, column_type
 from embedding_assets.snapshots.failpoints import failpoint
@@ -38,22 +39,22 @@ class BoundModel(NamedTuple):
 
 
 def migrate(dsn: str) -> None:
-    """Bring the database to the newest migration; nothing is written where it is there already.
+    """Bring the database to the newest migration, and its roles in place; writes nothing where that is so already.
 
     Raises PermanentError where pgvector is missing or older than 0.8.4, or the database is newer than this program.
     """
     with connect(dsn) as conn, pipeline_errors("migrating the region's database"):
         _require_pgvector(conn)
-        if not _pending(conn):
-            return
-        # Held in a transaction of this connection, while yoyo works on connections of its own.
-        with conn.transaction():
-            conn.execute("SET LOCAL lock_timeout = '2min'")
-            schema_lock(conn)
-            with connect(dsn) as worker:
-                if _pending(worker):
-                    _prepare(worker)
-                    _apply(dsn, _search_path(worker))
+        if _pending(conn):
+            # Held in a transaction of this connection, while yoyo works on connections of its own.
+            with conn.transaction():
+                conn.execute("SET LOCAL lock_timeout = '2min'")
+                schema_lock(conn)
+                with connect(dsn) as worker:
+                    if _pending(worker):
+                        _prepare(worker)
+                        _apply(dsn, _search_path(worker))
+        roles.ensure_roles(conn)
 
 
 def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> None:
@@ -218,6 +219,7 @@ def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
             """
         ).format(embedding=sql.Identifier(f"embedding_{live}"))
     )
+    roles.open_view(conn)
 
 
 def _renew_column(conn: Connection, slot: str, model: Model) -> None:

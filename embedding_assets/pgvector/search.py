@@ -12,8 +12,9 @@ from embedding_assets.pgvector import fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.generations import published_generation
-from embedding_assets.pgvector.index import invalid_indexes, vector_literal
-from embedding_assets.pgvector.publish import Difference
+from embedding_assets.pgvector.index import invalid_indexes
+from embedding_assets.pgvector.publish import Difference, unsound_rows
+from embedding_assets.pgvector.recall import vector_literal
 from embedding_assets.pgvector.schema import bound_dimensions, generation_table
 from embedding_assets.pgvector.shards import ShardRef
 
@@ -27,6 +28,18 @@ class Hit(NamedTuple):
     content: str
     metadata: dict[str, Any]
     distance: float
+
+
+class HybridHit(NamedTuple):
+    """A chunk found by hybrid search: a `Hit` with its score, the higher the better (at most 2/61)."""
+
+    source: str
+    document_id: str
+    ordinal: int
+    content: str
+    metadata: dict[str, Any]
+    distance: float
+    score: float
 
 
 class IndexStatus(NamedTuple):
@@ -71,6 +84,28 @@ def search(
         return [Hit(*row) for row in rows]
 
 
+def search_hybrid(
+    conn: Connection,
+    vector: npt.ArrayLike,
+    text: str,
+    k: int,
+    source: str | None = None,
+    filter: Mapping[str, Any] | None = None,
+) -> list[HybridHit]:
+    """The k chunks that stand highest by distance and by the words of `text` at once, by the SQL function.
+
+    `text` is read as a web search is: all its words, "a phrase", `or`, and - for words that must not occur. Raises
+    PermanentError where hybrid search is not enabled, and as `search` does.
+    """
+    query = vector_literal(np.asarray(vector, np.float32))
+    with pipeline_errors("searching"):
+        rows = conn.execute(
+            "SELECT * FROM public.search_hybrid(%s::vector, %s, %s, %s, %s)",
+            [query, text, k, source, Jsonb(dict(filter or {}))],
+        )
+        return [HybridHit(*row) for row in rows]
+
+
 def region_status(conn: Connection) -> list[SourceStatus]:
     """Every source that this region serves."""
     with pipeline_errors("asking for the region's state"):
@@ -112,8 +147,8 @@ def compare(
 ) -> list[Difference]:
     """What differs between the table that readers see and the shards of a snapshot; empty where nothing does.
 
-    Reads the whole table. `fingerprint_of` (`fingerprint.of_rows` of the shard's rows) is asked only for shards whose
-    rows are as many as they should be.
+    Reads every byte of the table. `fingerprint_of` (`fingerprint.of_rows` of the shard's rows) is asked only for shards
+    whose rows are as many as they should be.
     """
     with pipeline_errors(f"comparing source {source!r} with its snapshot"):
         generation = published_generation(conn, source)
@@ -122,11 +157,11 @@ def compare(
         table = fingerprint.of_table(conn, generation_table(generation.id), bound_dimensions(conn))
         broken = invalid_indexes(conn, generation)
     found = [
-        Difference(source, shard, f"{table[shard].rows} rows in the table, and not in the snapshot")
+        Difference(source, shard, f"{table[shard].fingerprint.rows} rows in the table, and not in the snapshot")
         for shard in sorted(table.keys() - {ref.shard for ref in shards})
     ]
     for ref in shards:
-        stored = table.get(ref.shard, fingerprint.NOTHING)
+        stored, *unsound = table.get(ref.shard, fingerprint.NO_CONTENT)
         if stored.rows != ref.rows:
             found.append(Difference(source, ref.shard, f"{stored.rows} rows in the table, {ref.rows} in the snapshot"))
         elif (expected := fingerprint_of(ref)) != stored:
@@ -137,4 +172,6 @@ def compare(
                     f"content differs: fingerprint {stored.digest} in the table, {expected.digest} in the snapshot",
                 )
             )
+        elif any(unsound):
+            found.append(Difference(source, ref.shard, unsound_rows(*unsound)))
     return found + [Difference(source, None, f"index {name} is missing or invalid") for name in broken]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
 
@@ -52,12 +53,17 @@ def column_type(dimensions: int) -> ColumnType:
 
 
 def check_aligned(rows: ShardRows, ref: ShardRef) -> None:
-    """Raise PermanentError unless the three tables hold the same chunks in the same order, as many as `ref` says."""
+    """Raise PermanentError unless the three tables hold the same chunks in the same order, as many as `ref` says, and
+    none of them twice."""
     chunk_ids = rows.chunks.column("chunk_id")
     if len(chunk_ids) != ref.rows:
         raise PermanentError(
             f"shard {ref.shard} ({ref.key}) has {len(chunk_ids)} chunks where its snapshot says {ref.rows}: the parts "
             "do not belong to the snapshot"
+        )
+    if pc.count_distinct(chunk_ids).as_py() != len(chunk_ids):
+        raise PermanentError(
+            f"shard {ref.shard} ({ref.key}) has a chunk twice; materialize the chunks of this source again"
         )
     for slot, vectors in (("v1", rows.v1), ("v2", rows.v2)):
         if not vectors.column("chunk_id").equals(chunk_ids):

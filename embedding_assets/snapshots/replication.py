@@ -11,7 +11,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.derivation import commit
 from embedding_assets.snapshots.failpoints import failpoint
 from embedding_assets.snapshots.keys import Root
-from embedding_assets.snapshots.parts import read_bytes
+from embedding_assets.snapshots.parts import PartDamaged, read_bytes
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store
 
@@ -97,6 +97,30 @@ def _copy(primary: Store, region: Store, source: str, part: Part) -> int:
         return len(data)
     region.keep_young(part.path(source), read_bytes(region, source, part))
     return 0
+
+
+def copy_again(primary: Store, region: Store, replica: Snapshot) -> list[str]:
+    """Put the primary's bytes where a replica's part is missing or damaged; the paths of the parts mended.
+
+    Reads every byte of the region's store. What the primary has only damaged is left as it is. An error between the two
+    steps leaves a part missing, which the next time mends.
+    """
+    if primary.url == region.url:
+        return []
+    mended = []
+    for part in replica.parts:
+        path = part.path(replica.source)
+        try:
+            read_bytes(region, replica.source, part)
+        except PartDamaged:
+            try:
+                data = read_bytes(primary, replica.source, part)
+            except PartDamaged:
+                continue
+            region.delete([path])
+            region.put_if_absent(path, data)
+            mended.append(path)
+    return mended
 
 
 def missing_or_damaged(store: Store, snapshot: Snapshot) -> list[str]:

@@ -4,7 +4,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from embedding_assets.pgvector import embedded, index
+from embedding_assets.pgvector import embedded, recall
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets_tests.pgvector.toy import bind
 
@@ -12,8 +12,8 @@ from embedding_assets_tests.pgvector.toy import bind
 @pytest.fixture(autouse=True)
 def quick_measurement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where recall is not what the tests are about, a few queries measure it."""
-    if request.module.__name__.rpartition(".")[2] != "test_index":
-        monkeypatch.setattr(index, "_SAMPLES", 5)
+    if request.module.__name__.rpartition(".")[2] not in ("test_index", "test_recall"):
+        monkeypatch.setattr(recall, "_SAMPLES", 5)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
+from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -17,7 +19,7 @@ from psycopg.copy import FileWriter
 from psycopg.types.json import Jsonb
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
+from embedding_assets.pgvector.copy import COLUMNS, CONTENT_START, HEADER, TRAILER, encode
 from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET
 from embedding_assets.pgvector.shards import ShardRows, column_type
 from embedding_assets_tests.pgvector.strategies import lists_of_rows
@@ -40,8 +42,8 @@ def stored(conn: psycopg.Connection, some: list[Row], d1: int, d2: int) -> Itera
     """A table like a generation's with these rows, as the stream brings them; it goes at the end."""
     with conn.transaction(force_rollback=True):
         conn.execute(
-            "CREATE TEMP TABLE stored (shard int, chunk_id uuid, document_id text, ordinal int, start_offset int, "
-            f"end_offset int, content text, metadata jsonb, embedding_v1 {column_type(d1)}({d1}), "
+            "CREATE TEMP TABLE stored (shard int, digest bigint, chunk_id uuid, document_id text, ordinal int, "
+            f"start_offset int, end_offset int, content text, metadata jsonb, embedding_v1 {column_type(d1)}({d1}), "
             f"embedding_v2 {column_type(d2)}({d2})) WITH (toast_tuple_target = {TOAST_TUPLE_TARGET})"
         )
         with conn.cursor().copy(f"COPY stored ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)") as copy:
@@ -52,7 +54,7 @@ def stored(conn: psycopg.Connection, some: list[Row], d1: int, d2: int) -> Itera
 def by_psycopg(conn: psycopg.Connection, given_rows: list[Row], shard: int, d1: int, d2: int) -> bytes:
     """What psycopg's own binary COPY sends for the same rows."""
     kinds = [column_type(d1), column_type(d2)]
-    types = ["int4", "uuid", "text", "int4", "int4", "int4", "text", "jsonb", *kinds]
+    types = ["int4", "int8", "uuid", "text", "int4", "int4", "int4", "text", "jsonb", *kinds]
     written = io.BytesIO()
     with psycopg.Copy(conn.cursor(), binary=True, writer=FileWriter(written)) as copy:
         copy.set_types(types)
@@ -62,7 +64,8 @@ def by_psycopg(conn: psycopg.Connection, given_rows: list[Row], shard: int, d1: 
                 for v, kind in zip((r.v1, r.v2), kinds, strict=True)
             ]
             fields = [UUID(bytes=r.chunk_id), r.document_id, r.ordinal, r.start, r.end, r.content]
-            copy.write_row([shard, *fields, Jsonb(r.metadata, dumps=str), *found])
+            digest = int(next(encode(shard_rows([r], d1, d2), shard)).digests[0])
+            copy.write_row([shard, digest, *fields, Jsonb(r.metadata, dumps=str), *found])
     return written.getvalue()
 
 
@@ -90,12 +93,23 @@ def test_rows_come_back_from_postgres_as_they_were(conn: psycopg.Connection, som
 
     assert len(found) == len(some)
     for back, sent in zip(found, some, strict=True):
-        assert back[:7] == (0, UUID(bytes=sent.chunk_id), *sent[1:6])
-        assert back[10] == sent.metadata
-        assert (back[8] is None) == (sent.v1 is None)
+        assert (back[0], *back[2:8]) == (0, UUID(bytes=sent.chunk_id), *sent[1:6])
+        assert back[11] == sent.metadata
+        assert (back[9] is None) == (sent.v1 is None)
         if sent.v1 is not None:
-            np.testing.assert_array_equal(back[8].to_numpy(), sent.v1)
-        np.testing.assert_array_equal(back[9].to_numpy(), np.asarray(sent.v2, np.float16))
+            np.testing.assert_array_equal(back[9].to_numpy(), sent.v1)
+        np.testing.assert_array_equal(back[10].to_numpy(), np.asarray(sent.v2, np.float16))
+
+
+@given(some=lists_of_rows(2, 1))
+@settings(max_examples=50, deadline=None)
+def test_the_digest_of_a_row_is_that_of_its_bytes_after_it(some: list[Row]) -> None:
+    for block in encode(shard_rows(some, 2, 1), 7):
+        data = bytes(block.data)
+        for digest, (start, end) in zip(block.digests.tolist(), pairwise(block.offsets.tolist()), strict=True):
+            of_content = sha256(data[start + CONTENT_START : end]).digest()[:8]
+            assert digest.to_bytes(8, "big", signed=True) == of_content
+            assert data[start + CONTENT_START - 8 : start + CONTENT_START] == of_content
 
 
 def test_a_shard_is_cut_into_blocks_of_the_size_asked_for() -> None:

@@ -1,7 +1,9 @@
 """The content fingerprint: one number from a shard's rows by NumPy, and from a table by SQL."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -23,14 +25,18 @@ def conn(scratch: str) -> Iterator[Connection]:
         yield conn
 
 
-def in_sql(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> dict[int, Fingerprint]:
-    """The fingerprints that SQL finds in a table of these rows, whose vectors have these types."""
-    table = sql.Identifier("stored")
+TABLE = sql.Identifier("stored")
+
+
+@contextmanager
+def stored(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> Iterator[tuple[int, int]]:
+    """A table of these rows, whose vectors have these types; gives their dimensions. It goes at the end."""
     dimensions = int(v1.split("(")[1][:-1]), int(v2.split("(")[1][:-1])
     with conn.transaction(force_rollback=True):
         conn.execute(
-            "CREATE TEMP TABLE stored (shard int, chunk_id uuid, document_id text, ordinal int, start_offset int, "
-            f"end_offset int, content text, metadata jsonb, embedding_v1 {v1}, embedding_v2 {v2})".encode()
+            "CREATE TEMP TABLE stored (shard int, digest bigint, chunk_id uuid, document_id text, ordinal int, "
+            "start_offset int, end_offset int, content text, metadata jsonb, "
+            f"embedding_v1 {v1}, embedding_v2 {v2})".encode()
         )
         with conn.cursor().copy(f"COPY stored ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)".encode()) as copy:
             copy.write(HEADER)
@@ -38,7 +44,15 @@ def in_sql(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> 
                 for block in encode(shard_rows(rows, *dimensions), shard):
                     copy.write(block.data)
             copy.write(TRAILER)
-        return fingerprint.of_table(conn, table, dimensions)
+        yield dimensions
+
+
+def in_sql(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> dict[int, Fingerprint]:
+    """The fingerprints that SQL finds in a table of these rows, from their content and by their digests alike."""
+    with stored(conn, shards, v1, v2) as dimensions:
+        found = {shard: content.fingerprint for shard, content in fingerprint.of_table(conn, TABLE, dimensions).items()}
+        assert found == {shard: fingerprint.by_digests(conn, TABLE, shard) for shard in found}
+        return found
 
 
 @given(first=lists_of_rows(2, 3), second=lists_of_rows(2, 3))
@@ -107,6 +121,33 @@ def test_text_cannot_move_between_neighbouring_fields_unnoticed() -> None:
 
 def test_no_rows_have_the_fingerprint_nothing() -> None:
     assert of([]) == fingerprint.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("tampering", "misdigested", "misnormed"),
+    [
+        ("content = content || ' '", 1, 0),
+        ("digest = digest + 1", 1, 0),
+        ("digest = NULL", 1, 0),
+        ("embedding_v1 = '[0.6,0.81]'", 1, 1),
+        ("embedding_v1 = NULL", 1, 0),
+        ("embedding_v2 = '[1,1,1]'", 1, 1),
+    ],
+)
+def test_a_row_changed_in_the_table_shows_whatever_its_digest_says(
+    conn: Connection, tampering: str, misdigested: int, misnormed: int
+) -> None:
+    rows = [row(n, 2, 3) for n in range(3)]
+    with stored(conn, {0: rows}, "vector(2)", "vector(3)") as dimensions:
+        ids = [UUID(bytes=r.chunk_id) for r in rows]
+        assert fingerprint.count_sound(conn, TABLE, dimensions, ids) == 3
+
+        conn.execute(f"UPDATE stored SET {tampering} WHERE ordinal = 1".encode())
+
+        (content,) = fingerprint.of_table(conn, TABLE, dimensions).values()
+        assert content[1:] == (misdigested, misnormed)
+        assert fingerprint.count_sound(conn, TABLE, dimensions, ids) == 2
+        assert fingerprint.count_sound(conn, TABLE, dimensions, ids[:1]) == 1
 
 
 def of(rows: list[Row]) -> Fingerprint:

@@ -4,9 +4,11 @@ import threading
 from collections.abc import Callable
 
 import psycopg
+import pyarrow as pa
 import pytest
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.generations import LoadProgress, find_generation, load_generation
 from embedding_assets.pgvector.index import build_indexes
@@ -59,8 +61,11 @@ def test_loading_what_is_published_reads_and_writes_nothing(region: Connection) 
     assert generation_tables(region) == ["generation_1"]
 
 
-def test_a_load_that_failed_half_way_goes_on_with_what_is_missing(region: Connection) -> None:
-    toy, asked = Toy(), []
+def test_a_load_that_failed_half_way_goes_on_with_what_is_missing(
+    region: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "CONNECTIONS", 2)
+    toy, asked = Toy(), list[int]()
 
     def read(ref: ShardRef) -> ShardRows:
         asked.append(ref.shard)
@@ -70,10 +75,39 @@ def test_a_load_that_failed_half_way_goes_on_with_what_is_missing(region: Connec
 
     with pytest.raises(OSError, match="away"):
         load(region, toy, read)
-    assert load(region, toy, read) == 40
+    assert load(region, toy, read) == 40  # what was under way came to its end
 
-    assert asked == [0, 1, 2, 2]
+    assert sorted(asked) == [0, 1, 2, 2]
     assert generation_tables(region) == ["generation_1"]
+
+
+def test_shards_are_loaded_on_several_connections_at_once(region: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of three loads waits, in its thread, until all three have begun."""
+    monkeypatch.setattr(parallel, "CONNECTIONS", 3)
+    toy, all_began = Toy(), threading.Barrier(3, timeout=30)
+
+    def read(ref: ShardRef) -> ShardRows:
+        all_began.wait()
+        return toy.read(ref)
+
+    assert load(region, toy, read) == 120
+
+
+def test_no_more_shards_are_in_memory_than_connections_are_open(
+    region: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twenty shards of a megabyte, each once as it was read and once as it is sent."""
+    monkeypatch.setattr(parallel, "CONNECTIONS", 2)
+    refs = [ShardRef(n, str(n), 10) for n in range(20)]
+    before, held = pa.total_allocated_bytes(), list[int]()
+
+    def read(ref: ShardRef) -> ShardRows:
+        held.append(pa.total_allocated_bytes() - before)
+        return shard_rows([row(10 * ref.shard + n, content="x" * 100_000) for n in range(10)])
+
+    load_generation(region, "large", "root", refs, read)
+
+    assert max(held) < 6e6
 
 
 def test_unfinished_tables_of_other_roots_are_dropped(region: Connection) -> None:
@@ -183,11 +217,14 @@ def test_vectors_of_other_chunks_are_refused(region: Connection) -> None:
 
 
 def test_a_chunk_twice_in_a_source_is_refused_by_name(region: Connection) -> None:
-    refs = [ShardRef(0, "a" * 64, 2)]
-    load_generation(region, "twice", "root", refs, lambda _: shard_rows([row(1), row(1)]))
+    in_one, in_two = [ShardRef(0, "a" * 64, 2)], [ShardRef(0, "b" * 64, 1), ShardRef(1, "c" * 64, 1)]
 
+    with pytest.raises(PermanentError, match=r"shard 0 \(a{64}\) has a chunk twice"):
+        load_generation(region, "twice", "one", in_one, lambda _: shard_rows([row(1), row(1)]))
+
+    load_generation(region, "twice", "two", in_two, lambda _: shard_rows([row(1)]))
     with pytest.raises(PermanentError, match="source 'twice' has a chunk twice"):
-        build_indexes(region, "twice", "root")
+        build_indexes(region, "twice", "two")
 
 
 def test_attaching_needs_no_scan_of_the_table(region: Connection) -> None:

@@ -1,24 +1,50 @@
 """Indexes of a generation: built once, valid, and measured."""
 
-from uuid import UUID
+import itertools
+import os
+import subprocess
+import threading
 
-import numpy as np
+import psycopg
 import pytest
+from psycopg import sql
 
-from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import index
-from embedding_assets.pgvector.connection import Connection
+from embedding_assets.errors import PermanentError, PipelineError, TransientError
+from embedding_assets.pgvector import hnsw, index, recall
+from embedding_assets.pgvector.connection import Connection, connect, dsn_of, pipeline_errors
 from embedding_assets.pgvector.generations import load_generation
+from embedding_assets.pgvector.hnsw import Hnsw
 from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.schema import bound_models
-from embedding_assets.pgvector.search import region_status
+from embedding_assets.pgvector.search import region_status, search
 from embedding_assets.pgvector.shards import ShardRef
 from embedding_assets_tests.pgvector.toy import Toy, bind, row, shard_rows
+
+INDEXES = [f"generation_1_{name}" for name in ("metadata", "pkey", "shard", "v1", "v2")]
+
+OTHERS = {"v1": Hnsw(m=8, ef_construction=40), "v2": Hnsw()}
 
 
 def load(conn: Connection, toy: Toy) -> None:
     load_generation(conn, toy.name, toy.root, toy.refs, toy.read)
+
+
+def names(conn: Connection) -> list[str]:
+    """The indexes of the source that is served, all of them valid."""
+    (status,) = region_status(conn)
+    assert all(found.valid for found in status.indexes)
+    return [found.name for found in status.indexes]
+
+
+def on_table(conn: Connection) -> dict[str, bool]:
+    """Every index of the first generation's table, and whether it is valid."""
+    return dict(
+        conn.execute(
+            "SELECT indexrelid::regclass::text, indisvalid FROM pg_index "
+            "WHERE indrelid = 'embedding_assets.generation_1'::regclass"
+        ).fetchall()
+    )
 
 
 def test_a_loaded_generation_gets_a_key_and_a_measured_index_for_each_model(region: Connection) -> None:
@@ -34,7 +60,7 @@ def test_a_loaded_generation_gets_a_key_and_a_measured_index_for_each_model(regi
         assert [point.ef_search for point in report.curve] == [10, 20, 40, 80, 120, 200, 400]
         assert all(0 < point.p50_ms <= point.p95_ms for point in report.curve)
         assert report.recall is not None
-        assert report.recall >= index.TARGET_RECALL
+        assert report.recall >= recall.TARGET_RECALL
 
 
 def test_the_ef_search_stored_is_the_smallest_that_reaches_the_target(region: Connection) -> None:
@@ -45,11 +71,11 @@ def test_the_ef_search_stored_is_the_smallest_that_reaches_the_target(region: Co
 
     report = build_indexes(region, toy.name, toy.root)["v1"]
 
-    assert report.curve[0].recall < index.TARGET_RECALL, "or the test shows nothing"
+    assert report.curve[0].recall < recall.TARGET_RECALL, "or the test shows nothing"
     below = [point for point in report.curve if point.ef_search < report.ef_search]
-    assert all(point.recall < index.TARGET_RECALL for point in below)
+    assert all(point.recall < recall.TARGET_RECALL for point in below)
     assert report.recall is not None
-    assert report.recall >= index.TARGET_RECALL
+    assert report.recall >= recall.TARGET_RECALL
     publish(region, toy.name, toy.root, toy.refs)
     assert bound_models(region)["v1"].ef_search == report.ef_search
 
@@ -70,23 +96,6 @@ def test_search_uses_the_largest_ef_search_that_a_published_source_needs(region:
     hard.edited().publish_to(region)
 
     assert bound_models(region)["v1"].ef_search == 20
-
-
-def test_a_poor_index_is_measured_as_poor(region: Connection) -> None:
-    bind(region, d1=64)
-    toy = Toy(rows=300, d1=64)
-    load(region, toy)
-    healthy = build_indexes(region, toy.name, toy.root)["v1"]
-
-    region.execute("DELETE FROM embedding_assets.recall")
-    region.execute("DROP INDEX embedding_assets.generation_1_v1")
-    region.execute(
-        "CREATE INDEX generation_1_v1 ON embedding_assets.generation_1 USING hnsw (embedding_v1 vector_cosine_ops) "
-        "WITH (m = 2, ef_construction = 4)"
-    )
-    poor = build_indexes(region, toy.name, toy.root)["v1"]
-
-    assert poor.curve[0].recall < healthy.curve[0].recall - 0.2
 
 
 def test_building_again_builds_and_measures_nothing(region: Connection) -> None:
@@ -122,11 +131,7 @@ def test_an_index_that_a_published_generation_lost_is_built_anew(region: Connect
 
     build_indexes(region, toy.name, toy.root)
 
-    assert [found.name for found in region_status(region)[0].indexes] == [
-        "generation_1_pkey",
-        "generation_1_v1",
-        "generation_1_v2",
-    ]
+    assert names(region) == INDEXES
 
 
 def test_equal_texts_are_no_misses(region: Connection) -> None:
@@ -139,29 +144,6 @@ def test_equal_texts_are_no_misses(region: Connection) -> None:
     report = build_indexes(region, "equal", "root")["v1"]
 
     assert report.recall == 1
-
-
-OWN, A, B, C, D = (UUID(int=n) for n in range(5))
-
-
-@pytest.mark.parametrize(
-    ("exact", "answer", "recall"),
-    [
-        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(OWN, 0.0), (A, 0.1), (B, 0.2)], (2, 2)),
-        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(OWN, 0.0), (A, 0.1), (C, 0.3)], (1, 2)),
-        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(A, 0.1), (B, 0.2), (C, 0.3)], (2, 2)),
-        ([(A, 0.1), (B, 0.2)], [(A, 0.1), (C, 0.3)], (1, 2)),
-        # C is as near as B, and OWN as A.
-        ([(OWN, 0.0), (A, 0.1), (B, 0.2)], [(OWN, 0.0), (A, 0.1), (C, 0.2)], (2, 2)),
-        ([(A, 0.0), (B, 0.0)], [(OWN, 0.0), (C, 0.0)], (1, 1)),
-        ([(OWN, 0.0), (B, 0.0)], [(C, 0.0), (D, 0.0)], (1, 1)),
-        ([(A, 0.1), (B, 0.2)], [], (0, 2)),
-    ],
-)
-def test_recall_counts_neighbours_by_distance_and_never_the_querys_own_row(
-    exact: list[tuple[UUID, float]], answer: list[tuple[UUID, float]], recall: tuple[int, int]
-) -> None:
-    assert index.recalled(OWN, exact, answer) == recall
 
 
 @pytest.mark.parametrize("vectors", [0, 1, 2])
@@ -191,7 +173,7 @@ def test_a_build_gets_memory_for_its_graph_and_says_so(
     region: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO", "embedding_assets")
-    monkeypatch.setattr(index, "_LEAST_MEMORY", 1 << 20)
+    monkeypatch.setattr(hnsw, "_LEAST_MEMORY", 1 << 20)
     notices: list[str] = []
     region.add_notice_handler(lambda notice: notices.append(notice.message_primary or ""))
     toy = Toy(rows=1_500, shards=1)
@@ -199,7 +181,7 @@ def test_a_build_gets_memory_for_its_graph_and_says_so(
 
     report = build_indexes(region, toy.name, toy.root)["v1"]
 
-    assert report.granted_memory_bytes == report.estimated_memory_bytes == index.graph_bytes(1_500, 8)
+    assert report.granted_memory_bytes == report.estimated_memory_bytes == hnsw.graph_bytes(1_500, 8)
     assert [notice for notice in notices if "no longer fits" in notice] == []
     assert "generation_1_v1: 1500 vectors in" in caplog.text
 
@@ -207,8 +189,8 @@ def test_a_build_gets_memory_for_its_graph_and_says_so(
 def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
     region: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "_LEAST_MEMORY", 1 << 20)
-    monkeypatch.setattr(index, "_MOST_MEMORY", 1 << 20)
+    monkeypatch.setattr(hnsw, "_LEAST_MEMORY", 1 << 20)
+    monkeypatch.setattr(hnsw, "_MOST_MEMORY", 1 << 20)
     toy = Toy(rows=1_500, shards=1)
     load(region, toy)
 
@@ -216,17 +198,232 @@ def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
     assert "Split the source" in caplog.text
 
 
-def test_queries_of_the_measurement_are_near_their_rows_and_the_same_each_time() -> None:
-    vectors = np.stack([row(n).v1 for n in range(50)])  # type: ignore[misc]
-
-    near = index._near(vectors)
-
-    cosines = (near * vectors).sum(axis=1) / np.linalg.norm(near, axis=1)
-    assert cosines.min() > 0.9
-    assert cosines.max() < 1
-    np.testing.assert_array_equal(near, index._near(vectors))
-
-
 def test_indexing_what_was_never_loaded_says_what_to_do(region: Connection) -> None:
     with pytest.raises(PermanentError, match="Materialize pgvector_table for this partition again"):
         build_indexes(region, "nowhere", "root")
+
+
+# Other parameters
+
+
+def test_an_index_is_built_with_the_parameters_of_its_model(region: Connection) -> None:
+    toy = Toy()
+    load(region, toy)
+
+    reports = build_indexes(region, toy.name, toy.root, OTHERS)
+
+    options: dict[str, list[str]] = dict(
+        region.execute("SELECT relname, reloptions FROM pg_class WHERE relname ~ '_v[12]$'").fetchall()
+    )
+    assert options["generation_1_v1"] == ["m=8", "ef_construction=40"]
+    assert options["generation_1_v2"] == ["m=16", "ef_construction=200"]
+    assert {slot: report.hnsw for slot, report in reports.items()} == OTHERS
+
+
+def test_other_parameters_rebuild_a_served_index_while_readers_go_on(region: Connection) -> None:
+    """Four readers search without pause: none meets an error or fewer rows, and the other model's index stays."""
+    bind(region, d1=64)
+    toy = Toy(rows=300, d1=64)
+    generation = toy.publish_to(region)
+    stop, trouble, searches = threading.Event(), [], itertools.count()
+
+    def read() -> None:
+        try:
+            with connect(dsn_of(region)) as conn:
+                while not stop.is_set():
+                    if len(search(conn, row(next(searches), d1=64).v1, 10)) != 10:  # type: ignore[arg-type]
+                        trouble.append("a short answer")
+        except PipelineError as error:
+            trouble.append(str(error))
+
+    readers = [threading.Thread(target=read) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    reports = build_indexes(region, toy.name, toy.root, OTHERS)
+    stop.set()
+    for reader in readers:
+        reader.join()
+
+    assert trouble == []
+    assert next(searches) > 20
+    assert index.parameters_of(region, generation, "v1") == OTHERS["v1"]
+    assert (reports["v1"].build_seconds > 0, reports["v2"].build_seconds) == (True, 0)
+    assert names(region) == INDEXES
+
+
+def test_other_parameters_leave_the_searches_with_the_ef_search_that_the_new_index_needs(region: Connection) -> None:
+    bind(region, d1=64)
+    toy = Toy(rows=300, d1=64)
+    toy.publish_to(region)
+    before = bound_models(region)["v1"].ef_search
+
+    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(4, 16), "v2": Hnsw()})["v1"]
+
+    assert poor.ef_search > before
+    assert bound_models(region)["v1"].ef_search == poor.ef_search
+
+
+# Builds that are killed
+
+
+@pytest.mark.parametrize("statement", ["CREATE", "REINDEX"])
+def test_what_a_killed_build_left_is_dropped_and_the_index_built_while_the_old_one_serves(
+    region: Connection, monkeypatch: pytest.MonkeyPatch, statement: str
+) -> None:
+    """The backend is killed in the middle of CREATE INDEX CONCURRENTLY, and of REINDEX INDEX CONCURRENTLY."""
+    monkeypatch.setattr(hnsw, "_EVERY_SECONDS", 0.01)
+    bind(region, d1=64)
+    toy = Toy(rows=400, d1=64)
+    generation = toy.publish_to(region)
+    builder = connect(dsn_of(region))
+
+    def kill(slot: str, phase: str, done: int, vectors: int) -> None:
+        if phase == "building index: loading tuples":
+            region.execute("SELECT pg_terminate_backend(%s)", [builder.info.backend_pid])
+
+    def rebuild() -> None:
+        if statement == "CREATE":
+            build_indexes(builder, toy.name, toy.root, OTHERS, progress=kill)
+        with pipeline_errors("rebuilding"):
+            index.reindex(builder, generation, "v1", Hnsw(), 0.9, kill)
+
+    with pytest.raises(TransientError):
+        rebuild()
+    left = "generation_1_v1_new" if statement == "CREATE" else "generation_1_v1_ccnew"
+    assert on_table(region)[f"embedding_assets.{left}"] is False
+    assert on_table(region)["embedding_assets.generation_1_v1"] is True
+    assert len(search(region, row(1, d1=64).v1, 10)) == 10  # type: ignore[arg-type]
+
+    build_indexes(region, toy.name, toy.root, OTHERS)
+
+    assert names(region) == INDEXES
+    assert index.parameters_of(region, generation, "v1") == OTHERS["v1"]
+
+
+def test_a_rebuilt_index_that_was_not_dropped_yet_goes_with_the_next_run(region: Connection) -> None:
+    toy = Toy()
+    toy.publish_to(region)
+    region.execute("ALTER INDEX embedding_assets.generation_1_v1 RENAME TO generation_1_v1_old")
+
+    build_indexes(region, toy.name, toy.root)
+
+    assert names(region) == INDEXES
+
+
+# Memory and progress
+
+
+def test_a_server_with_little_shared_memory_builds_in_one_process(
+    region: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The backend may make no file of more than 40 MB, and so no segment for workers: the server's own error."""
+    toy = Toy()
+    load(region, toy)
+    limit_files(region, 40 << 20)
+
+    report = build_indexes(region, toy.name, toy.root)["v1"]
+
+    assert "could not resize shared memory segment" in caplog.text
+    assert "building it in one process" in caplog.text
+    assert report.workers == 0
+    toy.publish_to(region)
+    assert names(region) == INDEXES
+
+
+def test_little_shared_memory_leaves_no_invalid_index_beside_a_served_one(region: Connection) -> None:
+    toy = Toy()
+    toy.publish_to(region)
+    limit_files(region, 40 << 20)
+
+    assert build_indexes(region, toy.name, toy.root, OTHERS)["v1"].workers == 0
+
+    assert names(region) == INDEXES
+
+
+def test_a_build_leaves_the_settings_of_its_session_as_they_were(region: Connection) -> None:
+    toy = Toy()
+    load(region, toy)
+    settings = "SELECT name, setting FROM pg_settings WHERE name !~ '^(role|application_name)$' ORDER BY name"
+    before = region.execute(settings).fetchall()
+
+    build_indexes(region, toy.name, toy.root)
+
+    assert region.execute(settings).fetchall() == before
+
+
+def test_progress_is_told_while_an_index_is_built_and_at_its_end(
+    region: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hnsw, "_EVERY_SECONDS", 0.01)
+    bind(region, d1=64)
+    toy = Toy(rows=400, d1=64)
+    load(region, toy)
+    told: list[tuple[str, str, int, int]] = []
+
+    build_indexes(region, toy.name, toy.root, progress=lambda *now: told.append(now))
+
+    during = [done for slot, phase, done, _ in told if (slot, phase) == ("v1", "building index: loading tuples")]
+    assert during == sorted(during)
+    assert 0 < during[-1] <= 1200
+    assert told[-1] == ("v2", "built", 1200, 1200)
+
+
+def test_a_connection_for_progress_that_breaks_fails_no_build(
+    region: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hnsw, "_EVERY_SECONDS", 0.01)
+    bind(region, d1=64)
+    toy = Toy(rows=400, d1=64)
+    load(region, toy)
+    own = region.info.backend_pid
+
+    def hang_up(slot: str, phase: str, done: int, vectors: int) -> None:
+        if phase != "built":
+            with psycopg.connect(dsn_of(region), autocommit=True) as third:
+                third.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid NOT IN (%s, pg_backend_pid()) AND backend_type = 'client backend'",
+                    [own],
+                )
+
+    reports = build_indexes(region, toy.name, toy.root, progress=hang_up)
+
+    assert "v1 is built on, without progress to show" in caplog.text
+    assert reports["v1"].vectors == 1200
+
+
+def test_a_server_without_a_connection_to_spare_is_built_on_without_progress(
+    region: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    toy = Toy()
+    load(region, toy)
+    with psycopg.connect(dsn_of(region), dbname="postgres", autocommit=True) as admin:
+        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(region.info.dbname)))
+
+    reports = build_indexes(region, toy.name, toy.root, progress=lambda *_: None)
+
+    assert "v1 is built without progress to show" in caplog.text
+    assert reports["v1"].vectors == 120
+
+
+def test_nobody_asks_for_progress_where_nobody_listens(region: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = Toy()
+    load(region, toy)
+    opened: list[str] = []
+    monkeypatch.setattr(hnsw, "connect", opened.append)
+
+    build_indexes(region, toy.name, toy.root)
+
+    assert opened == []
+
+
+def limit_files(conn: Connection, size: int) -> None:
+    """Let a backend make no larger file, which shared memory is to the kernel; as whoever the server runs as."""
+    found = os.stat(f"/proc/{conn.info.backend_pid}")
+    own = os.geteuid() == found.st_uid
+    subprocess.run(
+        ["prlimit", f"--pid={conn.info.backend_pid}", f"--fsize={size}"],
+        user=None if own else found.st_uid,
+        group=None if own else found.st_gid,
+        check=True,
+    )

@@ -10,8 +10,9 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import connection
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.generations import load_generation, published_generation
-from embedding_assets.pgvector.index import build_indexes, vector_literal
+from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
+from embedding_assets.pgvector.recall import vector_literal
 from embedding_assets.pgvector.search import compare
 from embedding_assets_tests.pgvector.toy import Toy, row
 

@@ -15,7 +15,7 @@ from embedding_assets.pgvector.generations import load_generation
 from embedding_assets.pgvector.search import search
 from embedding_assets_tests.pgvector.toy import D2, MODELS, Toy, bind, row
 
-TABLES = ["chunks", "generations", "ledger", "models", "recall"]
+TABLES = ["chunks", "dead_letters", "generations", "ledger", "models", "readers", "recall", "surface"]
 
 
 def tables(dsn: str) -> list[str]:

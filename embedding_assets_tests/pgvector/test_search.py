@@ -10,8 +10,8 @@ import pytest
 from psycopg.rows import dict_row
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import index
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.recall import vector_literal
 from embedding_assets.pgvector.search import Hit, compare, region_status, search
 from embedding_assets_tests.pgvector.toy import Row, Toy, bind, nearest, row
 
@@ -55,7 +55,7 @@ def scans(conn: Connection, statement: str, parameters: list[Any]) -> dict[str, 
 
 
 def literal(vector: np.ndarray[Any, np.dtype[np.float32]]) -> str:
-    return index.vector_literal(vector)
+    return vector_literal(vector)
 
 
 def test_the_nearest_chunks_come_first_from_all_sources(served: Connection) -> None:
@@ -110,6 +110,38 @@ def test_the_view_is_answered_by_the_indexes(served: Connection) -> None:
     assert "Merge Append" in plan
     assert "Index Scan using generation_1_v1" in plan
     assert "Index Scan using generation_2_v1" in plan
+
+
+def test_the_view_in_a_source_is_answered_by_its_index_alone(served: Connection) -> None:
+    statement = "SELECT document_id FROM live_chunks WHERE source = 'second' ORDER BY embedding <=> %s::vector LIMIT 10"
+    plan = "\n".join(line for (line,) in served.execute("EXPLAIN " + statement, [literal(query())]))
+    assert "Index Scan using generation_2_v1" in plan
+    assert "Append" not in plan
+    assert "generation_1" not in plan
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [(None, ["Merge Append", "using generation_1_v1", "using generation_2_v1"]), ("second", ["using generation_2_v1"])],
+)
+def test_the_query_that_search_makes_is_planned_by_the_indexes(
+    served: Connection, source: str | None, expected: list[str]
+) -> None:
+    """Read from the plan of what `search_terms` gives it, which EXPLAIN does not show from inside a function."""
+    with served.transaction():
+        terms = served.execute(
+            "SELECT distance, conditions FROM embedding_assets.search_terms(%s, 10, %s, '{}')",
+            [literal(query()), source],
+        ).fetchone()
+        assert terms is not None
+        distance, conditions = (part.replace("$1", "%(query)s").replace("$3", "%(source)s") for part in terms)
+        asked = f"SELECT content FROM embedding_assets.chunks WHERE {conditions} ORDER BY {distance} LIMIT 10"
+        lines = served.execute(f"EXPLAIN {asked}".encode(), {"query": literal(query()), "source": source})
+        plan = "\n".join(line for (line,) in lines)
+    assert [
+        part for part in ("Merge Append", "using generation_1_v1", "using generation_2_v1") if part in plan
+    ] == expected
+    assert "Seq Scan" not in plan
 
 
 @pytest.mark.parametrize("wanted", [{"rare": True}, {"team": "3"}, {"team": "3", "rare": False}, {}])
@@ -189,11 +221,8 @@ def test_the_status_tells_what_each_source_serves(served: Connection) -> None:
 
     assert (first.source, first.rows, first.target_root, first.live_model) == ("first", 1_600, FIRST.root, "toy-8")
     assert first.ledger == {ref.shard: ref.key for ref in FIRST.refs}
-    assert [(found.name, found.valid) for found in second.indexes] == [
-        ("generation_2_pkey", True),
-        ("generation_2_v1", True),
-        ("generation_2_v2", True),
-    ]
+    assert {"generation_2_pkey", "generation_2_v1", "generation_2_v2"} <= {found.name for found in second.indexes}
+    assert all(found.valid for found in second.indexes)
     assert all(found.size_bytes > 0 for found in first.indexes)
 
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +12,12 @@ import pyarrow as pa
 
 from embedding_assets.pgvector import fingerprint, schema
 from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.delta import load
 from embedding_assets.pgvector.fingerprint import Fingerprint
-from embedding_assets.pgvector.generations import Generation, load_generation
-from embedding_assets.pgvector.index import build_indexes
+from embedding_assets.pgvector.generations import Generation, Loaded, load_generation, published_generation
+from embedding_assets.pgvector.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.publish import publish
+from embedding_assets.pgvector.search import compare
 from embedding_assets.pgvector.shards import ShardRef, ShardRows
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
@@ -139,6 +141,73 @@ class Toy:
         load_generation(conn, self.name, self.root, self.refs, self.read)
         build_indexes(conn, self.name, self.root)
         return publish(conn, self.name, self.root, self.refs)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source by the rows of its shards, each of which is named by its content; `read` tells which were asked for."""
+
+    shards: dict[int, list[Row]]
+    name: str = "handbook"
+    read: list[int] = field(default_factory=list)
+
+    @property
+    def refs(self) -> list[ShardRef]:
+        return [
+            ShardRef(n, hashlib.sha256(repr(rows).encode()).hexdigest(), len(rows))
+            for n, rows in self.shards.items()
+            if rows
+        ]
+
+    @property
+    def root(self) -> str:
+        return hashlib.sha256("".join(ref.key for ref in self.refs).encode()).hexdigest()
+
+    def read_shard(self, ref: ShardRef) -> ShardRows:
+        self.read.append(ref.shard)
+        return shard_rows(self.shards[ref.shard])
+
+    def load(self, conn: Connection, read: Callable[[ShardRef], ShardRows] | None = None) -> Loaded:
+        return load(conn, self.name, self.root, self.refs, read or self.read_shard)
+
+    def publish(self, conn: Connection) -> Loaded:
+        """The whole way, by a delta or a new generation."""
+        loaded = self.load(conn)
+        build_indexes(conn, self.name, self.root)
+        publish(conn, self.name, self.root, self.refs)
+        return loaded
+
+    def changed(self, shards: dict[int, list[Row]]) -> "Source":
+        return Source({**self.shards, **shards}, self.name)
+
+    def differences(self, conn: Connection) -> list[str]:
+        found = compare(conn, self.name, self.refs, lambda ref: fingerprint.of_rows(shard_rows(self.shards[ref.shard])))
+        return [str(one) for one in found]
+
+
+def source() -> Source:
+    """Four shards of thirty rows."""
+    return Source({shard: [row(n) for n in range(100 * shard, 100 * shard + 30)] for shard in range(4)})
+
+
+def edited(rows: list[Row], *places: int) -> list[Row]:
+    """The rows with other content in these places."""
+    return [r._replace(content=f"{r.content}, edited") if n in places else r for n, r in enumerate(rows)]
+
+
+def ledger(conn: Connection) -> list[tuple[int, str, int]]:
+    return conn.execute("SELECT shard, key, rows FROM embedding_assets.ledger ORDER BY shard").fetchall()
+
+
+def assert_serves(conn: Connection, wanted: Source) -> None:
+    """What readers see is exactly the source, the ledger and the indexes with it."""
+    generation = published_generation(conn, wanted.name)
+    assert generation is not None
+    assert generation.target_root == wanted.root
+    assert wanted.differences(conn) == []
+    assert ledger(conn) == [tuple(ref) for ref in wanted.refs]
+    assert invalid_indexes(conn, generation) == []
+    assert conn.execute("SELECT count(*) FROM embedding_assets.generations").fetchone() == (1,)
 
 
 def nearest(rows: Iterable[Row], query: npt.NDArray[np.float32], k: int) -> list[tuple[str, int]]:

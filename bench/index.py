@@ -1,0 +1,155 @@
+"""Building an HNSW index: what `build_indexes` does beside `CREATE INDEX` tuned by hand, on the same table.
+
+By hand: 1 GB of maintenance_work_mem, and one, two or three parallel workers, set on the table as well, so that the
+planner gives them. `ratio` is the speed relative to the quickest of those; ours takes its memory from an estimate of
+the graph, and its workers from the server's settings (two). All take turns in each of three rounds, after a checkpoint;
+medians count. Recall is measured besides, which takes `measuring_seconds` and no part in the comparison.
+
+Vectors are wordllama's (256 dimensions) of 400 characters of Python's reference topics, rotated into 384 dimensions:
+angles stay what real texts have, and a distance costs what 384 dimensions cost.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from pydoc_data.topics import topics
+from statistics import median
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import psycopg
+import pyarrow as pa
+
+from embedding_assets.embedding.providers.local import LocalProvider
+from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.generations import load_generation
+from embedding_assets.pgvector.hnsw import EF_CONSTRUCTION, M
+from embedding_assets.pgvector.index import build_indexes
+from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.settings import default_settings
+from embedding_assets.snapshots.schemas import CHUNKS, vectors
+
+ROWS: Final = 20_000
+DIMENSIONS: Final = 384
+CHARACTERS: Final = 400
+ROUNDS: Final = 3
+WORKERS_BY_HAND: Final = (1, 2, 3)
+OURS: Final = "ours"
+
+
+def measure() -> list[dict[str, object]]:
+    """Every way of building, on an embedded server of its own."""
+    home = Path(tempfile.mkdtemp(prefix="embedding-assets-bench-"))
+    try:
+        dsn = embedded.dsn(home, "index")
+        schema.migrate(dsn)
+        with connect(dsn) as conn:
+            return _measure(conn)
+    finally:
+        embedded.stop(home)
+        shutil.rmtree(home)
+
+
+def _measure(conn: Connection) -> list[dict[str, object]]:
+    models = {
+        "v1": schema.Model("bench", DIMENSIONS, "none"),
+        "v2": schema.Model("no vectors in these rows", 1, "none"),
+    }
+    schema.ensure_models(conn, models, "v1")
+    rows, ref = _rows(), ShardRef(0, "bench", ROWS)
+    table = f"embedding_assets.generation_{load_generation(conn, 'bench', 'root', [ref], lambda _: rows).generation.id}"
+    build_indexes(conn, "bench", "root")  # primary key and all that is no part of this
+    measuring: list[float] = []
+
+    def ours() -> float:
+        began = time.perf_counter()
+        seconds = build_indexes(conn, "bench", "root")["v1"].build_seconds
+        measuring.append(time.perf_counter() - began - seconds)
+        return seconds
+
+    ways: dict[str, Callable[[], float]] = {OURS: ours}
+    for workers in WORKERS_BY_HAND:
+        name = f"CREATE INDEX by hand, {workers} worker{'s' * (workers > 1)}"
+        ways[name] = lambda workers=workers: _by_hand(conn, table, workers)  # type: ignore[misc]
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            conn.execute(f"DROP INDEX {table}_v1")
+            conn.execute("CHECKPOINT")
+            taken[name].append(way())
+    best = min(median(seconds) for name, seconds in taken.items() if name != OURS)
+    return [
+        {
+            "rows": ROWS,
+            "dimensions": DIMENSIONS,
+            "way": name,
+            "seconds": median(seconds),
+            "fastest": min(seconds),
+            "ratio": best / median(seconds),
+            "measuring_seconds": median(measuring) if name == OURS else None,
+        }
+        for name, seconds in taken.items()
+    ]
+
+
+def _by_hand(conn: Connection, table: str, workers: int) -> float:
+    with psycopg.connect(conn.info.dsn, autocommit=True) as own:
+        own.execute(f"SET maintenance_work_mem = '1GB'; SET max_parallel_maintenance_workers = {workers}")
+        own.execute(f"ALTER TABLE {table} SET (parallel_workers = {workers})")
+        began = time.perf_counter()
+        own.execute(
+            f"CREATE INDEX {table.partition('.')[2]}_v1 ON {table} USING hnsw (embedding_v1 vector_cosine_ops) "
+            f"WITH (m = {M}, ef_construction = {EF_CONSTRUCTION})"
+        )
+        seconds = time.perf_counter() - began
+        own.execute(f"ALTER TABLE {table} RESET (parallel_workers)")
+    return seconds
+
+
+def _rows() -> ShardRows:
+    rng = np.random.default_rng(20)
+    text = "\n".join(topics.values())
+    contents = [text[start : start + CHARACTERS] for start in rng.integers(0, len(text) - CHARACTERS, ROWS)]
+    ids = pa.array([sha256(str(number).encode()).digest()[:16] for number in range(ROWS)], pa.binary(16))
+    hashes = pa.array([sha256(content.encode()).digest() for content in contents], pa.binary(32))
+    places = [pa.array(range(ROWS), pa.int32())] * 4
+    columns = [ids, pa.array(["topics.txt"] * ROWS), *places, pa.array(contents), hashes, pa.array(["{}"] * ROWS)]
+    values = pa.array([one.tobytes() for one in _vectors(contents)], pa.binary(4 * DIMENSIONS))
+    return ShardRows(
+        pa.table(columns, schema=CHUNKS),
+        pa.table([ids, hashes, values], schema=vectors(DIMENSIONS)),
+        pa.table([ids, hashes, pa.nulls(ROWS, pa.binary(4))], schema=vectors(1)),
+    )
+
+
+def _vectors(contents: list[str]) -> npt.NDArray[np.float32]:
+    """Unit vectors of the texts, (n, 384) float32."""
+    model = default_settings(Path()).models["v1"]
+    answer = asyncio.run(LocalProvider(model).embed(contents)).vectors
+    rotation, _ = np.linalg.qr(np.random.default_rng(20).standard_normal((DIMENSIONS, model.dimensions)))
+    rotated = np.asarray(answer @ rotation.T, np.float32)
+    unit: npt.NDArray[np.float32] = rotated / np.linalg.norm(rotated, axis=1, keepdims=True)
+    return unit
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="a JSON object a line, one for each way")
+    arguments = parser.parse_args()
+    for row in measure():
+        if arguments.json:
+            print(json.dumps(row))
+        else:
+            print(f"{row['rows']:,} × {row['dimensions']} {row['way']:<32} {row['seconds']:6.2f} s {row['ratio']:5.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What it costs to bring a table to another root, by a delta or by a new generation, and the choice between them.
+
+Estimates from constants, measured by `bench/load.py`: on another machine both ways are quicker or slower together.
+"""
+
+from typing import Final, Literal, NamedTuple
+
+Way = Literal["nothing", "delta", "new generation"]
+
+_ROW_BUILT: Final = (0.5e-3, 2e-6)
+_ROW_MERGED: Final = (3.6e-3, 14.6e-6)
+"""Seconds a row and model, and for each of the model's dimensions besides: loaded anew with all its indexes, and merged
+into a live HNSW index, by as many processes as two cores allow either way.
+
+`bench/load.py` found 2.07 and 14.9 ms at 50,000 × 384, 3.96 and 29.6 ms at 10,000 × 1,536, on cores shared with others:
+7.2 and 7.5 times as much for a row merged, so that a delta pays up to some 14 % of a large table. The constants have
+these ratios, and the seconds of quieter runs.
+"""
+
+_GENERATION: Final = 1.0
+"""Seconds that a new generation takes whatever its size, for the most part the 1,600 queries that measure recall."""
+
+
+class Choice(NamedTuple):
+    """The way that a load took, and why: rows that differ (estimated, all inserted, updated and deleted ones), the most
+    that a delta may change, and the seconds that each way was expected to take."""
+
+    way: Way
+    why: str
+    rows: int
+    rows_differing: int
+    rows_at_crossover: int
+    delta_seconds: float
+    generation_seconds: float
+
+    @property
+    def share(self) -> float:
+        """Rows that differ, of all."""
+        return self.rows_differing / max(self.rows, 1)
+
+    @property
+    def crossover_share(self) -> float:
+        """Above this share a new generation costs less; above 1 in small tables, for what it costs at any size."""
+        return self.rows_at_crossover / max(self.rows, 1)
+
+
+def choose(rows: int, differing: int, drifted: int, dimensions: tuple[int, int]) -> Choice:
+    """Choose for a table of `rows`, of which `differing` differ, and `drifted` were changed by deltas before.
+
+    What drifted counts: replaced rows leave dead ones in the table and in the graphs of its indexes, and mending those
+    costs what insertion did. So many small deltas end in a new generation, as one large change does.
+    """
+    merged, built = (sum(fixed + each * d for d in dimensions) for fixed, each in (_ROW_MERGED, _ROW_BUILT))
+    generation_seconds = _GENERATION + rows * built
+    crossover = int(generation_seconds / merged)
+    given = rows, differing, crossover, differing * merged, generation_seconds
+    if drifted + differing > crossover:
+        before = f" after {drifted:,} that deltas changed before" if drifted else ""
+        return Choice("new generation", f"about {differing:,} rows differ{before}, over {crossover:,}", *given)
+    return Choice("delta", f"about {differing:,} rows differ, of {crossover:,} at most", *given)
+
+
+def forced(way: Way, why: str, rows: int, dimensions: tuple[int, int]) -> Choice:
+    """The choice where there is none: a table that has to be loaded whole, or one that is what it should be."""
+    differing = 0 if way == "nothing" else rows
+    return choose(rows, differing, 0, dimensions)._replace(way=way, why=why)

@@ -1,0 +1,242 @@
+"""Building an HNSW index: memory and workers for it, progress while it lasts, and what a killed build leaves behind."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Final, NamedTuple
+
+import psycopg
+from psycopg import sql
+
+from embedding_assets.errors import PipelineError, TransientError
+from embedding_assets.pgvector.connection import QUEUE_TIMEOUT, Connection, connect, dsn_of
+from embedding_assets.pgvector.generations import Generation
+from embedding_assets.pgvector.recall import column_of
+from embedding_assets.pgvector.schema import generation_table
+from embedding_assets.pgvector.shards import SLOTS
+
+_log = logging.getLogger(__name__)
+
+M: Final = 16
+EF_CONSTRUCTION: Final = 200
+"""Published recall@10 of 1 M × 1,536 with these: .966 at ef_search 40, .995 at 200 (pgvector #409)."""
+
+_LEAST_MEMORY: Final = 32 << 20  # a process: Postgres starts no parallel worker where that would leave one with less
+_MOST_MEMORY: Final = 2 << 30
+"""Bounds of maintenance_work_mem for a build: the upper one is some 900,000 vectors of 384 dimensions.
+
+Not more than the graph needs: workers' shared memory is set aside whole, and containers have little. Not more than the
+bound: a server that swaps is slower than one that builds the rest of a graph on disk.
+"""
+
+_EVERY_SECONDS: Final = 1.0  # a build's progress is asked for
+_PATIENCE_SECONDS: Final = 5.0  # with a connection for progress that does not answer any more, when the build is done
+
+
+class Hnsw(NamedTuple):
+    """How a graph is built: the links of each vector, and the candidates that are looked at for them."""
+
+    m: int = M
+    ef_construction: int = EF_CONSTRUCTION
+
+
+USUAL: Final[Mapping[str, Hnsw]] = {slot: Hnsw() for slot in SLOTS}
+
+Progress = Callable[[str, str, int, int], None]
+"""Told of a build once a second, in a thread of its own, and at its end: slot, phase as Postgres names it, vectors in
+the graph, vectors in all."""
+
+
+def graph_bytes(vectors: int, dimensions: int, width: int = 4, m: int = M) -> int:
+    """Estimate of the memory that pgvector's build needs for the whole graph; `width` is a dimension's, in bytes.
+
+    Measured with 0.8.5 by the number of vectors at which it says that the graph no longer fits. With m = 16 these are
+    713 to 745 bytes for each besides the vector itself (8 to 3,072 dimensions), 305 with m = 2, 2,256 with m = 64; and
+    4 MB set aside when workers share the memory.
+    """
+    return (4 << 20) + vectors * (width * dimensions + 240 + 32 * m)
+
+
+class Built(NamedTuple):
+    """How a build went; `workers` were asked for besides the process that builds."""
+
+    vectors: int
+    seconds: float
+    estimate: int
+    granted: int
+    workers: int
+
+
+def build(
+    conn: Connection,
+    generation: Generation,
+    slot: str,
+    hnsw: Hnsw,
+    statement: sql.Composed,
+    progress: Progress | None,
+) -> Built:
+    """Run a statement that builds an HNSW index with memory for its graph and all the workers that the server allows.
+
+    Serially, where the server's shared memory is too little for the workers: Docker gives /dev/shm 64 MB (pgvector
+    #453, #714).
+    """
+    kind, dimensions = column_of(conn, generation, slot)
+    vectors = _count(conn, generation, slot)
+    estimate = graph_bytes(vectors, dimensions, 4 if kind == "vector" else 2, hnsw.m)
+    if estimate > _MOST_MEMORY:
+        _log.warning(
+            "%s of source %r: the graph needs about %d MB, %d MB are granted: the build slows down from there. Split "
+            "the source", slot, generation.source, estimate >> 20, _MOST_MEMORY >> 20,
+        )  # fmt: skip
+    (workers,) = _row(conn.execute("SELECT current_setting('max_parallel_maintenance_workers')::integer"))
+    began = time.monotonic()
+    with _watched(conn, slot, vectors, progress):
+        try:
+            granted = _granted(estimate, workers)
+            _execute_build(conn, statement, granted, workers)
+        except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
+            if not workers:
+                raise
+            _log.warning(
+                "%s of source %r: building it in one process, which takes longer: %s. More shared memory for Postgres "
+                "(docker run --shm-size) or less max_parallel_maintenance_workers prevents this",
+                slot, generation.source, str(error).strip(),
+            )  # fmt: skip
+            drop_leftovers(conn, generation)
+            workers = 0
+            granted = _granted(estimate, workers)
+            _execute_build(conn, statement, granted, workers)
+    if progress is not None:
+        progress(slot, "built", vectors, vectors)
+    return Built(vectors, time.monotonic() - began, estimate, granted, workers)
+
+
+def _granted(estimate: int, workers: int) -> int:
+    return min(max(estimate, _LEAST_MEMORY * (workers + 1)), _MOST_MEMORY)
+
+
+def _execute_build(conn: Connection, statement: sql.Composed, memory: int, workers: int) -> None:
+    settings = {
+        "maintenance_work_mem": f"{memory >> 10}kB",
+        "max_parallel_maintenance_workers": str(workers),
+        # The planner would give a small table no worker, going by its pages, where HNSW's cost is in the distances.
+        "min_parallel_table_scan_size": "0",
+    }
+    with patience(conn), _settings(conn, settings):
+        try:
+            conn.execute(statement)
+        except psycopg.errors.LockNotAvailable as error:
+            raise TransientError(
+                f"building an index waited {QUEUE_TIMEOUT} for transactions that were older than it. Look for one left "
+                "open, by xact_start in pg_stat_activity"
+            ) from error
+
+
+def patience(conn: Connection) -> AbstractContextManager[None]:
+    """Wait longer for locks, for as long as this lasts.
+
+    For what is done CONCURRENTLY: it waits for older transactions as for a lock, at its end as well, when all the work
+    is done, and holds up neither readers nor writers meanwhile.
+    """
+    return _settings(conn, {"lock_timeout": QUEUE_TIMEOUT})
+
+
+@contextmanager
+def _settings(conn: Connection, values: Mapping[str, str]) -> Iterator[None]:
+    """Settings of the session, for as long as this lasts: what is done CONCURRENTLY cannot be in a transaction."""
+    before = {name: _row(conn.execute("SELECT current_setting(%s)", [name]))[0] for name in values}
+    _set(conn, values)
+    try:
+        yield
+    finally:
+        if not conn.closed:
+            _set(conn, before)
+
+
+def _set(conn: Connection, values: Mapping[str, str]) -> None:
+    for name, value in values.items():
+        conn.execute("SELECT set_config(%s, %s, false)", [name, value])
+
+
+@contextmanager
+def _watched(conn: Connection, slot: str, vectors: int, progress: Progress | None) -> Iterator[None]:
+    """Tell of the build that `conn` does meanwhile, as another connection sees it."""
+    if progress is None:
+        yield
+        return
+    (backend,) = _row(conn.execute("SELECT pg_backend_pid()"))
+    try:
+        # By the login role, whatever role the session acts as: Postgres shows it what its own sessions do.
+        watching = connect(dsn_of(conn))
+    except PipelineError as error:
+        _log.warning("%s is built without progress to show: %s", slot, error)
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        try:
+            while not done.wait(_EVERY_SECONDS):
+                now = watching.execute(
+                    "SELECT phase, tuples_done FROM pg_stat_progress_create_index WHERE pid = %s", [backend]
+                ).fetchone()
+                if now is not None:
+                    phase, done_by_now = now
+                    progress(slot, phase, done_by_now, vectors)
+        except psycopg.Error as error:
+            _log.warning("%s is built on, without progress to show: %s", slot, str(error).strip())
+        finally:
+            watching.close()
+
+    watcher = threading.Thread(target=watch, name=f"index-progress-{slot}", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join(_PATIENCE_SECONDS)
+
+
+def leftovers(conn: Connection, generation: Generation) -> list[str]:
+    """Names of the indexes that killed builds left on a generation's table.
+
+    INVALID ones, of CREATE INDEX CONCURRENTLY and of REINDEX CONCURRENTLY (`…_ccnew`, `…_ccold`), and our own `…_new`
+    and `…_old`. What somebody is building at this moment is none of them.
+    """
+    rows = conn.execute(
+        """
+        SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+        WHERE indrelid = to_regclass(%s) AND (NOT indisvalid OR relname ~ '_v[12]_(new|old)$')
+        AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
+        AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE index_relid = indexrelid)
+        ORDER BY relname
+        """,
+        [generation_table(generation.id).as_string(conn)],
+    )
+    return [name for (name,) in rows]
+
+
+def drop_leftovers(conn: Connection, generation: Generation) -> list[str]:
+    """Drop the `leftovers`, whose upkeep every load pays for and no search uses; returns their names."""
+    concurrently = sql.SQL("CONCURRENTLY" if generation.state == "published" else "")
+    found = leftovers(conn, generation)
+    for name in found:
+        _log.info("dropping index %s, which nothing uses", name)
+        with patience(conn):
+            conn.execute(sql.SQL("DROP INDEX {} embedding_assets.{}").format(concurrently, sql.Identifier(name)))
+    return found
+
+
+def _count(conn: Connection, generation: Generation, slot: str) -> int:
+    column = sql.Identifier(f"embedding_{slot}")
+    statement = sql.SQL("SELECT count({}) FROM {}").format(column, generation_table(generation.id))
+    return int(_row(conn.execute(statement))[0])
+
+
+def _row(cursor: psycopg.Cursor[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The one row of a query that always has one."""
+    row = cursor.fetchone()
+    assert row is not None
+    return row

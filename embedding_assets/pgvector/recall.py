@@ -1,0 +1,241 @@
+"""How well an HNSW index finds: recall@10 against exact search, by ef_search; measured once a build, and on drift."""
+
+import time
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from uuid import UUID
+
+import numpy as np
+import numpy.typing as npt
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.generations import Generation
+from embedding_assets.pgvector.schema import generation_index, generation_table
+
+TARGET_RECALL: Final = 0.98
+EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)
+NEIGHBOURS: Final = 10
+_SAMPLES: Final = 100  # 1,000 neighbours asked for: a standard error of 0.005 at a recall of 0.98
+_NOISE: Final = 0.3  # length of the noise added to a unit vector: the query stands at a cosine of .96 to its row
+_SEED: Final = 20
+_SAME_DISTANCE: Final = 1e-6  # float32 distances of equal vectors
+
+
+class Measured(NamedTuple):
+    """One point of a recall curve: recall@10 against exact search, and a query's latency as the client sees it."""
+
+    ef_search: int
+    recall: float
+    p50_ms: float
+    p95_ms: float
+
+
+class Measurement(NamedTuple):
+    """What is stored of an index: its recall curve, and what it and its table were like, then and when it was built.
+
+    `changes_…` are the generation's `rows_changed`. `curve` is empty where fewer than two vectors leave nothing to
+    measure.
+    """
+
+    vectors: int
+    ef_search: int
+    curve: tuple[Measured, ...]
+    built_bytes_per_vector: float
+    changes_at_build: int
+    changes_at_measurement: int
+
+    @property
+    def recall(self) -> float | None:
+        """recall@10 at `ef_search`; None where nothing could be measured."""
+        return next((point.recall for point in self.curve if point.ef_search == self.ef_search), None)
+
+
+def stored_measurement(conn: Connection, generation: Generation, slot: str) -> Measurement | None:
+    """The last measurement of a slot's index as it stands; None where it was built since, or never measured."""
+    row = conn.execute(
+        """
+        SELECT vectors, ef_search, curve, built_bytes_per_vector, changes_at_build, changes_at_measurement
+        FROM embedding_assets.recall WHERE generation = %s AND slot = %s AND index_id = to_regclass(%s)
+        """,
+        [generation.id, slot, generation_index(generation.id, slot).as_string(conn)],
+    ).fetchone()
+    return Measurement(*row)._replace(curve=tuple(Measured(*point) for point in row[2])) if row else None
+
+
+def measure(conn: Connection, generation: Generation, slot: str, target: float) -> Measurement:
+    """Measure a slot's index, and store it with the smallest `ef_search` that reaches the target.
+
+    Where none does that is the largest measured. Searches use it after `put_to_use`, or publication.
+    """
+    curve = measure_recall(conn, generation, slot)
+    conn.execute(
+        sql.SQL(
+            """
+            INSERT INTO embedding_assets.recall AS stored (
+                generation, slot, vectors, ef_search, curve,
+                index_id, built_bytes_per_vector, changes_at_build, changes_at_measurement, measured_at
+            )
+            SELECT generations.id, %(slot)s, vectors, %(ef_search)s, %(curve)s, index_id,
+                   pg_relation_size(index_id)::double precision / greatest(vectors, 1), rows_changed, rows_changed,
+                   now()
+            FROM embedding_assets.generations, to_regclass(%(index)s) AS index_id,
+                 (SELECT count({column}) AS vectors FROM {table}) AS counted
+            WHERE generations.id = %(generation)s
+            ON CONFLICT (generation, slot) DO UPDATE SET
+                vectors = excluded.vectors, ef_search = excluded.ef_search, curve = excluded.curve,
+                index_id = excluded.index_id, changes_at_measurement = excluded.changes_at_measurement,
+                measured_at = excluded.measured_at,
+                built_bytes_per_vector = CASE WHEN stored.index_id = excluded.index_id
+                    THEN stored.built_bytes_per_vector ELSE excluded.built_bytes_per_vector END,
+                changes_at_build = CASE WHEN stored.index_id = excluded.index_id
+                    THEN stored.changes_at_build ELSE excluded.changes_at_build END
+            """
+        ).format(column=sql.Identifier(f"embedding_{slot}"), table=generation_table(generation.id)),
+        {
+            "generation": generation.id,
+            "slot": slot,
+            "index": generation_index(generation.id, slot).as_string(conn),
+            "ef_search": smallest_ef_search(curve, target),
+            "curve": Jsonb(curve),
+        },
+    )
+    measurement = stored_measurement(conn, generation, slot)
+    assert measurement is not None
+    return measurement
+
+
+def smallest_ef_search(curve: Sequence[Measured], target: float) -> int:
+    """The smallest ef_search of a curve that reaches the target; the largest where none does."""
+    reached = [point.ef_search for point in curve if point.recall >= target]
+    return reached[0] if reached else curve[-1].ef_search if curve else EF_SEARCH[0]
+
+
+def settle_ef_search(
+    conn: Connection, generation: Generation, slot: str, measurement: Measurement, target: float
+) -> Measurement:
+    """Have the `ef_search` stored that the target asks for, by the curve that was measured."""
+    ef_search = smallest_ef_search(measurement.curve, target)
+    if ef_search != measurement.ef_search:
+        conn.execute(
+            "UPDATE embedding_assets.recall SET ef_search = %s WHERE generation = %s AND slot = %s",
+            [ef_search, generation.id, slot],
+        )
+    return measurement._replace(ef_search=ef_search)
+
+
+def put_to_use(conn: Connection) -> None:
+    """Have searches use the `ef_search` that the published generations need."""
+    # One setting a model: a search over all sources needs the largest that any of them does.
+    conn.execute(
+        """
+        UPDATE embedding_assets.models SET ef_search = needed.ef_search
+        FROM (
+            SELECT slot, max(ef_search) AS ef_search
+            FROM embedding_assets.recall JOIN embedding_assets.generations ON id = generation
+            WHERE state = 'published' GROUP BY slot
+        ) AS needed
+        WHERE needed.slot = models.slot AND needed.ef_search <> models.ef_search
+        """
+    )
+
+
+def measure_recall(conn: Connection, generation: Generation, slot: str) -> tuple[Measured, ...]:
+    """The recall curve of a slot's index: recall@10 against exact search, for stored vectors with fixed noise added.
+
+    Each exact query reads the whole table. Empty where there are fewer than two vectors.
+    """
+    column, table = sql.Identifier(f"embedding_{slot}"), generation_table(generation.id)
+    # Chunk ids are hashes: the first ones are a random sample, and the same one each time.
+    sample = conn.execute(
+        sql.SQL(
+            "SELECT chunk_id, {0}::vector::real[] FROM {1} WHERE {0} IS NOT NULL ORDER BY chunk_id LIMIT {2}"
+        ).format(column, table, _SAMPLES)
+    ).fetchall()
+    if len(sample) < 2:
+        return ()
+    kind, dimensions = column_of(conn, generation, slot)
+    queries = _near(np.array([vector for _, vector in sample], np.float32))
+    literals = [vector_literal(query) for query in queries]
+    statement = sql.SQL(
+        "SELECT chunk_id, {0} <=> %(query)s::{1}({2}) AS distance FROM {3} WHERE {0} IS NOT NULL "
+        "ORDER BY {0} <=> %(query)s::{1}({2}) LIMIT {4}"
+    ).format(column, sql.Identifier(kind), dimensions, table, NEIGHBOURS)
+
+    def ask(query: str) -> list[_Neighbour]:
+        return [_Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
+
+    # A plan for each query, as search() makes: a cached one would outlive the settings that it was made under.
+    with conn.transaction():
+        conn.execute("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_indexscan = off")
+        exact = [ask(query) for query in literals]
+    points = []
+    with conn.transaction():
+        # Without enable_seqscan = off a small table would not be searched by the index at all.
+        conn.execute(
+            "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; "
+            "SET LOCAL hnsw.iterative_scan = 'relaxed_order'"
+        )
+        for ef_search in EF_SEARCH:
+            conn.execute(sql.SQL("SET LOCAL hnsw.ef_search = {}").format(ef_search))
+            seconds, found, wanted = [], 0, 0
+            for (own, _), query, truth in zip(sample, literals, exact, strict=True):
+                began = time.perf_counter()
+                answer = ask(query)
+                seconds.append(time.perf_counter() - began)
+                found_here, wanted_here = recalled(own, truth, answer)
+                found, wanted = found + found_here, wanted + wanted_here
+            p50, p95 = np.percentile(seconds, [50, 95]) * 1000
+            points.append(Measured(ef_search, found / wanted, float(p50), float(p95)))
+    return tuple(points)
+
+
+def index_bytes(conn: Connection, generation: Generation, slot: str) -> int:
+    """The size of a slot's index; 0 where there is none."""
+    row = conn.execute(
+        "SELECT coalesce(pg_relation_size(to_regclass(%s)), 0)", [generation_index(generation.id, slot).as_string(conn)]
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+def column_of(conn: Connection, generation: Generation, slot: str) -> tuple[str, int]:
+    """A slot's column in a generation's table: vector or halfvec, and its dimensions."""
+    row = conn.execute(
+        """
+        SELECT typname, atttypmod FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
+        WHERE attrelid = to_regclass(%s) AND attname = %s
+        """,
+        [generation_table(generation.id).as_string(conn), f"embedding_{slot}"],
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+class _Neighbour(NamedTuple):
+    chunk_id: UUID
+    distance: float
+
+
+def recalled(own: UUID, exact: Sequence[tuple[UUID, float]], answer: Sequence[tuple[UUID, float]]) -> tuple[int, int]:
+    """Of the neighbours that an exact search finds, how many an answer has, and how many count.
+
+    The query's own row does not count on either side: found by any index, it would add a tenth of recall for nothing.
+    A neighbour counts by its distance, so that one of several equal texts is as good as another.
+    """
+    farthest = exact[-1][1] + _SAME_DISTANCE
+    wanted = len(exact) - any(chunk_id == own for chunk_id, _ in (*exact, *answer))
+    found = sum(distance <= farthest for chunk_id, distance in answer if chunk_id != own)
+    return min(found, wanted), wanted
+
+
+def _near(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors ((n, d) float32) near the given unit vectors: the same each time, not unit."""
+    noise = np.random.default_rng(_SEED).standard_normal(vectors.shape).astype(np.float32)
+    near: npt.NDArray[np.float32] = vectors + _NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    return near
+
+
+def vector_literal(vector: npt.NDArray[np.float32]) -> str:
+    """A vector as pgvector reads it: nine digits tell any two float32 apart."""
+    return "[" + ",".join([f"{value:.9g}" for value in vector.tolist()]) + "]"
