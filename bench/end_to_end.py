@@ -13,8 +13,7 @@ installed distributions (those under 20,000 characters), and variants of these w
 - Ours does more in these seconds: it embeds with a second model (wordllama-64), builds an index for each and measures
   its recall, keeps snapshots, runs its checks, and records everything in Dagster, whose import and event log are what
   an unchanged run costs, whatever its size.
-- Ours does not yet load only what changed: a changed document loads and indexes a new generation of its source aside.
-  Peers build their index once, after the first load, and later runs insert into it, under their readers' eyes.
+- Ours keeps two indexed vector columns, and its changes go into both live indexes.
 - Peers send the model 100 texts at a time, count tokens by bpe-openai, and show no progress. LlamaIndex keeps its
   document store and cache in local files.
 """

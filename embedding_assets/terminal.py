@@ -68,7 +68,8 @@ def _story(outcome: Outcome) -> str:
     if "s3_replica" in found:
         told.append(f"{found['s3_replica']['bytes_copied'] / 1e6:.1f} MB copied")
     if "pgvector_table" in found:
-        told.append(f"{found['pgvector_table']['rows_loaded']:,} rows loaded")
+        gone = found["pgvector_table"]["rows_deleted"]
+        told.append(f"{found['pgvector_table']['rows_loaded']:,} rows loaded" + (f", {gone:,} deleted" if gone else ""))
     return ", ".join(told)
 
 

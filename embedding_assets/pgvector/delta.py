@@ -134,6 +134,7 @@ def _why_whole(
         return "an earlier load began it"
     if not published.target_root:
         return "what is published lacks the vectors of a model, or its digests"
+    # A shard is a prefix of the hash of a document's id: with a bit more or less, nearly all documents change theirs.
     stored = _stored_shards(conn, published)
     if shards and stored and max(stored).bit_length() != max(ref.shard for ref in shards).bit_length():
         return "the source has another number of shards"

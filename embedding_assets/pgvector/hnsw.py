@@ -203,17 +203,18 @@ def leftovers(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that killed builds left on a generation's table.
 
     INVALID ones, of CREATE INDEX CONCURRENTLY and of REINDEX CONCURRENTLY (`…_ccnew`, `…_ccold`), and our own `…_new`
-    and `…_old`. What somebody is building at this moment is none of them.
+    and `…_old`. What somebody is building at this moment is none of them, nor is what others have named.
     """
     rows = conn.execute(
         """
         SELECT relname FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-        WHERE indrelid = to_regclass(%s) AND (NOT indisvalid OR relname ~ '_v[12]_(new|old)$')
+        WHERE indrelid = to_regclass(%s) AND starts_with(relname, %s)
+        AND (NOT indisvalid OR relname ~ '_v[12]_(new|old)$')
         AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
         AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE index_relid = indexrelid)
         ORDER BY relname
         """,
-        [generation_table(generation.id).as_string(conn)],
+        [generation_table(generation.id).as_string(conn), f"generation_{generation.id}_"],
     )
     return [name for (name,) in rows]
 

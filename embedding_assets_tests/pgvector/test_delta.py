@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import costs, parallel
+from embedding_assets.pgvector import costs, parallel, roles
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.delta import difference, load, repair
 from embedding_assets.pgvector.generations import Loaded, LoadProgress, load_generation, published_generation
@@ -451,15 +452,23 @@ def test_vectors_of_other_dimensions_are_refused(region: Connection, served: Sou
 
 
 def test_where_the_server_has_no_connection_to_spare_one_does_the_work(
-    region: Connection, served: Source, database: str, monkeypatch: pytest.MonkeyPatch
+    database: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(parallel, "CONNECTIONS", 4)
-    database_name = sql.Identifier(region.info.dbname)
-    region.execute(sql.SQL("ALTER DATABASE {} CONNECTION LIMIT 1").format(database_name))
-    after = Source({shard: edited(rows, 0) for shard, rows in served.shards.items()})
-
-    assert written(after.load(region)) == ("delta", 0, 4, 0)
-    assert_serves(region, after)
+    before = source()
+    after = Source({shard: edited(rows, 0) for shard, rows in before.shards.items()})
+    with connect(database) as admin:
+        admin.execute("CREATE ROLE narrow LOGIN CONNECTION LIMIT 1 IN ROLE embedding_ingest")
+        try:
+            with connect(make_conninfo(database, user="narrow")) as conn:
+                roles.act_as_ingest(conn)
+                bind(conn)
+                before.publish(conn)
+                assert written(after.load(conn)) == ("delta", 0, 4, 0)
+                assert_serves(conn, after)
+        finally:
+            admin.execute("DROP ROLE narrow")
+    assert "going on with 1 connections: connecting to the region's database" in caplog.text
 
 
 def test_two_loaders_queue_and_the_second_finds_the_work_done(database: str) -> None:
