@@ -26,6 +26,7 @@ RESULTS: Final = ROOT / "bench" / "RESULTS.md"
 TITLES: Final = {
     "load": "Loading a table",
     "index": "Building an index",
+    "readers": "Readers meanwhile",
     "chunking": "Chunking",
     "end_to_end": "End to end",
     "engine": "Embedding engine",

@@ -48,7 +48,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys: pytest.Cap
     with pytest.raises(SystemExit) as refused:
         runner.main(["speed"])
     assert refused.value.code == 2
-    assert "there is no speed; there are load, index, chunking, end_to_end, engine" in capsys.readouterr().err
+    assert "there is no speed; there are load, index, readers, chunking, end_to_end, engine" in capsys.readouterr().err
 
 
 def test_a_bench_that_fails_is_reported_and_the_others_go_on(

@@ -44,6 +44,13 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "keepalives_count": 6,
 }
 
+_NO_LIMITS: Final = (
+    "statement_timeout",
+    "transaction_timeout",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+)
+
 # Beginnings of SQLSTATE that an operator must set right. Every other OperationalError may pass: network, restart, disk
 # full, lock, limit.
 _PERMANENT_STATES: Final = ("28", "3D", "42", "55000")
@@ -58,14 +65,12 @@ def connect(dsn: str) -> Connection:
     """Open a connection in autocommit mode. Raises TransientError or PermanentError, by the reason."""
     with pipeline_errors("connecting to the region's database"):
         conn = psycopg.connect(**_DEFAULTS | conninfo_to_dict(dsn), autocommit=True)
-        conn.execute(
-            sql.SQL(
-                # A role's statement_timeout is meant for queries: a long index build is no mistake, and every wait for
-                # a lock is bounded by itself. The server looks every two seconds whether a killed client still wants
-                # the index that it is building.
-                "SET lock_timeout = {}; SET statement_timeout = 0; SET client_connection_check_interval = '2s'"
-            ).format(LOCK_TIMEOUT)
-        )
+        # The limits of a role or a database are meant for its applications: a long index build is no mistake, nor is a
+        # session that waits for the next shard to be read, and every wait for a lock is bounded by itself. By name, for
+        # Postgres has transaction_timeout from 17 on.
+        conn.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY (%s)", [list(_NO_LIMITS)])
+        # The server looks every two seconds whether a killed client still wants the index that it is building.
+        conn.execute(sql.SQL("SET lock_timeout = {}; SET client_connection_check_interval = '2s'").format(LOCK_TIMEOUT))
     return conn
 
 

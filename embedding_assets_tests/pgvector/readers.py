@@ -162,9 +162,9 @@ def _query(
                 try:
                     found = conn.execute(statement, values, prepare=True).fetchall()
                 except psycopg.Error as error:
-                    problem = f"{phase}: {type(error).__name__}: {error}"
+                    problem = f"{type(error).__name__}: {error}"
                 else:
-                    problem = _wrong(found, wanted)
+                    problem = wrong(found, wanted)
                 with met.answered:
                     met.seconds.setdefault(phase, []).append(time.perf_counter() - began)
                     if problem:
@@ -174,10 +174,11 @@ def _query(
                     return
 
 
-def _wrong(found: list[tuple[Any, ...]], wanted: int) -> str:
+def wrong(found: list[tuple[Any, ...]], wanted: int) -> str:
     """What is wrong with an answer; empty where nothing is."""
-    if len({(document, ordinal) for document, ordinal, _ in found}) != wanted or len(found) != wanted:
-        return f"{len(found)} of {wanted} chunks"
+    different = len({(document, ordinal) for document, ordinal, _ in found})
+    if (different, len(found)) != (wanted, wanted):
+        return f"{different} different chunks of {wanted}, in {len(found)} rows"
     editions = Counter(document for document, _ in {(d, content.partition(",")[0]) for d, _, content in found})
     mixed = [document for document, count in editions.items() if count > 1]
     return f"{mixed} in more than one edition" if mixed else ""

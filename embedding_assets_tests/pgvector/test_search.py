@@ -7,11 +7,15 @@ from typing import Any
 import numpy as np
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.rows import dict_row
 
 from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector import schema
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.generations import published_generation
 from embedding_assets.pgvector.recall import vector_literal
+from embedding_assets.pgvector.schema import generation_table
 from embedding_assets.pgvector.search import Hit, compare, region_status, search
 from embedding_assets_tests.pgvector.toy import Row, Toy, bind, nearest, row
 
@@ -256,3 +260,35 @@ def test_a_reader_in_a_read_only_transaction_may_search(served: Connection, sear
     with psycopg.connect(search_database) as conn:
         conn.read_only = True
         assert len(conn.execute("SELECT * FROM search(%s, 3)", [literal(query())]).fetchall()) == 3
+
+
+def test_the_view_gives_k_rows_where_all_the_nearest_entries_of_the_index_are_dead(database: str) -> None:
+    schema.migrate(database)
+    toy = Toy(shards=1, rows=1_500)
+    with connect(database) as conn:
+        bind(conn)
+        toy.publish_to(conn)
+        generation = published_generation(conn, toy.name)
+        assert generation is not None
+        nudged = sql.SQL(
+            "UPDATE {} SET embedding_v1 = l2_normalize(embedding_v1 + %s::vector) "
+            "WHERE ordinal = %s AND document_id = %s"
+        ).format(generation_table(generation.id))
+        chosen = toy.rows_of(0)[0]
+        assert chosen.v1 is not None
+        asked = literal(chosen.v1)
+        nudge = np.zeros_like(chosen.v1)
+        nudge[0] = 1e-4
+        for _ in range(80):
+            conn.execute(nudged, [literal(nudge), chosen.ordinal, chosen.document_id])
+
+    def found(iterative_scan: str | None) -> int:
+        with psycopg.connect(database, autocommit=True) as application:
+            application.execute("SET enable_seqscan = off")
+            if iterative_scan is not None:
+                application.execute(sql.SQL("SET hnsw.iterative_scan = {}").format(iterative_scan))
+            nearest_ten = "SELECT FROM live_chunks ORDER BY embedding <=> %s::vector LIMIT 10"
+            return len(application.execute(nearest_ten, [asked]).fetchall())
+
+    assert found("off") < 10  # what pgvector does by itself
+    assert found(None) == 10
