@@ -48,7 +48,7 @@ from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
 from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET, load_generation
 from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
 from embedding_assets.settings import home as settings_home
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
@@ -98,7 +98,7 @@ def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, obje
     with file.open("wb") as stream:
         stream.write(HEADER)
         for number, shard in enumerate(shards):
-            stream.writelines(block.data for block in encode(shard, number))
+            stream.writelines(block.data for block in encode(shard, number, _types(shard)))
         stream.write(TRAILER)
     tuples = [row for number, shard in enumerate(shards) for row in _tuples(number, shard)]
 
@@ -281,7 +281,7 @@ def _ours_copy(dsn: str, shards: list[ShardRows]) -> None:
         with conn.cursor().copy(COPY) as copy:
             copy.write(HEADER)
             for number, shard in enumerate(shards):
-                for block in encode(shard, number):
+                for block in encode(shard, number, _types(shard)):
                     copy.write(block.data)
             copy.write(TRAILER)
 
@@ -345,7 +345,7 @@ def _shards(rows: int, dimensions: int) -> list[ShardRows]:
 def _tuples(number: int, shard: ShardRows) -> list[tuple[object, ...]]:
     """A shard's rows as psycopg takes them."""
     found: list[tuple[object, ...]] = []
-    digests = np.concatenate([block.digests for block in encode(shard, number)]).tolist()
+    digests = np.concatenate([block.digests for block in encode(shard, number, _types(shard))]).tolist()
     columns = (shard.chunks.to_pylist(), shard.v1.column("embedding").to_pylist(), digests)
     for row, given, digest in zip(*columns, strict=True):
         place = (row["ordinal"], row["start"], row["end"])
@@ -353,6 +353,10 @@ def _tuples(number: int, shard: ShardRows) -> list[tuple[object, ...]]:
         metadata = Jsonb(row["metadata"], dumps=str)
         found.append((*key, *place, row["text"], metadata, Vector(np.frombuffer(given, "<f4")), None))
     return found
+
+
+def _types(shard: ShardRows) -> VectorTypes:
+    return vector_type(dimensions_of(shard.v1)), vector_type(dimensions_of(shard.v2))
 
 
 def _client_cpu() -> float:

@@ -46,7 +46,7 @@ class Deployment:
         with connect(dsn) as conn:
             roles.act_as_ingest(conn)
             models: dict[str, schema.Model] = {
-                slot: schema.Model(binding.name, binding.dimensions, binding.provider)
+                slot: schema.Model(binding.name, binding.dimensions, binding.provider, binding.halfvec)
                 for slot, binding in ((slot, self.binding(slot)) for slot in SLOTS)
             }
             schema.ensure_models(conn, models, self.settings.live_model)

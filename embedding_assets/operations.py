@@ -15,7 +15,7 @@ from embedding_assets.deployment import Deployment
 from embedding_assets.driver import Outcome
 from embedding_assets.embedding.query import embed_query
 from embedding_assets.errors import PermanentError, PipelineError
-from embedding_assets.pgvector import delta, fingerprint
+from embedding_assets.pgvector import delta
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.generations import published_generation
 from embedding_assets.pgvector.index import build_indexes, invalid_indexes
@@ -145,7 +145,7 @@ def _repair_region(deployment: Deployment, region: str, source: str) -> Iterator
         yield f"{path} copied again from the primary"
     refs, read = shard_refs(replica), read_shard(store, replica)
     with deployment.sole_writer(PGVECTOR_TABLE, region, source), deployment.database(region) as conn:
-        differences = compare(conn, source, refs, lambda ref: fingerprint.of_rows(read(ref)))
+        differences = compare(conn, source, refs, read)
         serving = published_generation(conn, source)
         if not differences or serving is None or serving.target_root != replica.root:
             return
@@ -180,7 +180,7 @@ def _verify_region(deployment: Deployment, region: str, source: str) -> list[str
     try:
         read = read_shard(store, replica)
         with connect(deployment.dsn(region)) as conn:
-            differences = compare(conn, source, shard_refs(replica), lambda ref: fingerprint.of_rows(read(ref)))
+            differences = compare(conn, source, shard_refs(replica), read)
             serving = published_generation(conn, source)
             if serving is not None and serving.target_root != replica.root:
                 found.append("the table was not loaded from this replica. Cure: embedding-assets materialize")

@@ -33,6 +33,7 @@ from embedding_assets.embedding.engine import embed
 from embedding_assets.embedding.gate import Patience
 from embedding_assets.embedding.vectors import normalise
 from embedding_assets.errors import TransientError
+from embedding_assets.operations import verify
 from embedding_assets.pgvector import costs
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.delta import load
@@ -246,6 +247,25 @@ def test_nothing_changed_makes_no_part_no_row_and_no_api_call(
     assert box.objects() == before
     assert versions_of_rows(box) == rows
     assert len(standin.log()) == calls
+
+
+def test_a_slot_goes_over_to_2_byte_floats_without_a_vector_bought_again(
+    box: Sandbox,
+    instance: dg.DagsterInstance,
+    standin: Standin,
+) -> None:
+    box = replace(box, models={**box.models, "v2": standin.model()})
+    everything(box, instance)
+    calls = len(standin.log())
+
+    box = replace(box, models={**box.models, "v2": {**box.models["v2"], "halfvec": True}})
+    everything(box, instance)
+
+    assert len(standin.log()) == calls
+    assert verify(box.deployment, [SOURCE], REGIONS) == []
+    with psycopg.connect(box.dsns[PRIMARY]) as conn:
+        stored = conn.execute("SELECT DISTINCT pg_typeof(embedding_v2)::text FROM embedding_assets.chunks").fetchall()
+    assert stored == [("halfvec",)]
 
 
 def versions_of_rows(box: Sandbox) -> dict[str, list[Any]]:

@@ -72,6 +72,8 @@ class Binding(BaseModel):
     max_in_flight: int = Field(ge=1)
     timeout_seconds: float = Field(default=60.0, gt=0)  # of one request, from its first byte to its last
     price_per_million_tokens: float = Field(default=0.0, ge=0)
+    halfvec: bool = False
+    """Store and index 2-byte floats: half the memory. Above 2,000 dimensions it is so in any case."""
     hnsw: Hnsw = Hnsw()
 
     @model_validator(mode="before")
@@ -102,7 +104,8 @@ class Binding(BaseModel):
 
         `base_url` is left out: the same model behind another address (a gateway, a regional endpoint) gives the
         same vectors, and moving to it must not buy everything anew. Whoever serves another model under the same
-        name has changed the model: that is the other slot's work. Quotas, caps, prices and the index decide no vector.
+        name has changed the model: that is the other slot's work. Quotas, caps, prices, the index and what the database
+        stores decide no vector.
         """
         identity: dict[str, object] = {
             "provider": self.provider,

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.shards import ShardRows, column_type, dimensions_of
+from embedding_assets.pgvector.shards import ShardRows, VectorType, VectorTypes
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -83,14 +83,14 @@ class Block(NamedTuple):
     digests: npt.NDArray[np.int64]
 
 
-def encode(rows: ShardRows, shard: int, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+def encode(rows: ShardRows, shard: int, types: VectorTypes, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
     """Encode a shard's rows, in order, in blocks of about `block_bytes` and at least a row.
 
-    `HEADER`, the blocks' data and `TRAILER` are the whole stream. Vectors become `vector` or `halfvec` by their
-    dimensions (`shards.column_type`), NULL stays NULL. Raises PermanentError for a row that Postgres cannot hold.
+    `HEADER`, the blocks' data and `TRAILER` are the whole stream. Vectors, which have the dimensions of `types`, become
+    `vector` or `halfvec`; NULL stays NULL. Raises PermanentError for a row that Postgres cannot hold.
     """
     chunks, vectors = rows.chunks, (rows.v1, rows.v2)
-    sizes = np.full(chunks.num_rows, sum(4 * dimensions_of(table) for table in vectors), dtype=np.int64)
+    sizes = np.full(chunks.num_rows, sum(4 * each.dimensions for each in types), dtype=np.int64)
     for name in ("document_id", "text", "metadata"):
         sizes += pc.binary_length(chunks.column(name)).to_numpy()
     if sizes.max(initial=0) > _LARGEST_ROW:
@@ -104,10 +104,11 @@ def encode(rows: ShardRows, shard: int, block_bytes: int = BLOCK_BYTES) -> Itera
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // block_bytes)) + 1
     for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(sizes)], strict=True):
         if end > start:
-            yield _block(chunks.slice(start, end - start), [v.slice(start, end - start) for v in vectors], shard)
+            some = [table.slice(start, end - start) for table in (chunks, *vectors)]
+            yield _block(some[0], some[1:], shard, types)
 
 
-def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int) -> Block:
+def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int, types: VectorTypes) -> Block:
     n = chunks.num_rows
     document, content, metadata = (_bytes(chunks.column(name)) for name in ("document_id", "text", "metadata"))
 
@@ -126,8 +127,8 @@ def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int) -> Block:
     meta["len"], meta["version"] = _lengths(metadata) + 1, 1
 
     pieces = [_as_binary(head), document, _as_binary(middle), content, _as_binary(meta), metadata]
-    for table in vectors:
-        pieces += _vector_field(one_array(table.column("embedding")), dimensions_of(table))
+    for table, each in zip(vectors, types, strict=True):
+        pieces += _vector_field(one_array(table.column("embedding")), each)
     joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary()))
     offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + n + 1].astype(np.int64)
     data = memoryview(joined.buffers()[2])[: offsets[-1]]
@@ -139,16 +140,16 @@ def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int) -> Block:
     return Block(data, offsets, np.frombuffer(digests, ">i8").astype(np.int64))
 
 
-def _vector_field(embedding: pa.FixedSizeBinaryArray, dimensions: int) -> list[pa.Array]:
+def _vector_field(embedding: pa.FixedSizeBinaryArray, each: VectorType) -> list[pa.Array]:
     """A vector's field: its length (-1 where NULL), and its body: dimensions, two unused bytes, big-endian floats."""
-    floats = np.dtype((">f4" if column_type(dimensions) == "vector" else ">f2", dimensions))
+    floats = np.dtype((">f4" if each.name == "vector" else ">f2", each.dimensions))
     body_type = np.dtype([("dimensions", ">i2"), ("unused", ">i2"), ("values", floats)])
     given = np.ones(len(embedding), bool)
     if embedding.null_count:
         given = embedding.is_valid().to_numpy(zero_copy_only=False)
     body = np.empty(int(given.sum()), body_type)
-    body["dimensions"], body["unused"] = dimensions, 0
-    values = _fixed(embedding, np.dtype(("<f4", dimensions)))
+    body["dimensions"], body["unused"] = each.dimensions, 0
+    values = _fixed(embedding, np.dtype(("<f4", each.dimensions)))
     body["values"] = values if len(body) == len(embedding) else values[given]
     length = np.where(given, body_type.itemsize, -1).astype(">i4")
     return [_as_binary(length), _as_binary(body, given * body_type.itemsize)]

@@ -5,6 +5,8 @@ Estimates from constants, measured by `bench/load.py`: on another machine both w
 
 from typing import Final, Literal, NamedTuple
 
+from embedding_assets.pgvector.shards import VectorTypes
+
 Way = Literal["nothing", "delta", "new generation"]
 
 _ROW_BUILT: Final = (0.5e-3, 2e-6)
@@ -44,13 +46,13 @@ class Choice(NamedTuple):
         return self.rows_at_crossover / max(self.rows, 1)
 
 
-def choose(rows: int, differing: int, drifted: int, dimensions: tuple[int, int]) -> Choice:
+def choose(rows: int, differing: int, drifted: int, types: VectorTypes) -> Choice:
     """Choose for a table of `rows`, of which `differing` differ, and `drifted` were changed by deltas before.
 
     What drifted counts: replaced rows leave dead ones in the table and in the graphs of its indexes, and mending those
     costs what insertion did. So many small deltas end in a new generation, as one large change does.
     """
-    merged, built = (sum(fixed + each * d for d in dimensions) for fixed, each in (_ROW_MERGED, _ROW_BUILT))
+    merged, built = (sum(fixed + each * of.dimensions for of in types) for fixed, each in (_ROW_MERGED, _ROW_BUILT))
     generation_seconds = _GENERATION + rows * built
     crossover = int(generation_seconds / merged)
     given = rows, differing, crossover, differing * merged, generation_seconds
@@ -60,7 +62,7 @@ def choose(rows: int, differing: int, drifted: int, dimensions: tuple[int, int])
     return Choice("delta", f"about {differing:,} rows differ, of {crossover:,} at most", *given)
 
 
-def forced(way: Way, why: str, rows: int, dimensions: tuple[int, int]) -> Choice:
+def forced(way: Way, why: str, rows: int, types: VectorTypes) -> Choice:
     """The choice where there is none: a table that has to be loaded whole, or one that is what it should be."""
     differing = 0 if way == "nothing" else rows
-    return choose(rows, differing, 0, dimensions)._replace(way=way, why=why)
+    return choose(rows, differing, 0, types)._replace(way=way, why=why)

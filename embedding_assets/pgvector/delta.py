@@ -38,8 +38,8 @@ from embedding_assets.pgvector.generations import (
     read_encoded,
 )
 from embedding_assets.pgvector.parallel import on_connections
-from embedding_assets.pgvector.schema import bound_dimensions, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef
+from embedding_assets.pgvector.schema import bound_types, generation_table
+from embedding_assets.pgvector.shards import ReadShard, ShardRef, VectorTypes
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def load(
     the table does not hold what was sent: that shard then stays as it was.
     """
     with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
-        dimensions, rows = bound_dimensions(conn), sum(ref.rows for ref in shards)
+        types, rows = bound_types(conn), sum(ref.rows for ref in shards)
 
         def load_whole(choice: Choice) -> Loaded:
             _log.info("source %r: %s: %s", source, choice.way, choice.why)
@@ -101,27 +101,27 @@ def load(
             return load_generation(conn, source, target_root, shards, read_shard, progress)
         why_whole = _why_whole(conn, found, published, shards)
         if why_whole is not None or published is None:
-            return load_whole(costs.forced("new generation", why_whole or "", rows, dimensions))
+            return load_whole(costs.forced("new generation", why_whole or "", rows, types))
 
         changed = _changed(conn, published, shards)
-        sample = {ref.shard: _read(source, ref, read_shard, dimensions) for ref in changed[:_SAMPLED]}
-        choice = costs.choose(rows, _differing(conn, published, changed, sample), published.rows_changed, dimensions)
+        sample = {ref.shard: _read(source, ref, read_shard, types) for ref in changed[:_SAMPLED]}
+        choice = costs.choose(rows, _differing(conn, published, changed, sample), published.rows_changed, types)
         if choice.way == "new generation":
             sample.clear()
             return load_whole(choice)
         _log.info("source %r: %s in %d of %d shards: %s", source, choice.way, len(changed), len(shards), choice.why)
 
         def encoded(ref: ShardRef) -> Encoded:
-            return sample.pop(ref.shard, None) or _read(source, ref, read_shard, dimensions)
+            return sample.pop(ref.shard, None) or _read(source, ref, read_shard, types)
 
         drop_others(conn, source, published)
         loaded = Loaded(published, choice, rows, len(shards))
         try:
-            return _replace_shards(conn, loaded, target_root, changed, encoded, dimensions, progress)
+            return _replace_shards(conn, loaded, target_root, changed, encoded, types, progress)
         except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
             # A chunk of one shard is still held by another: the documents were dealt out anew, which the numbers of
             # the shards did not show.
-            return load_whole(costs.forced("new generation", "documents moved between shards", rows, dimensions))
+            return load_whole(costs.forced("new generation", "documents moved between shards", rows, types))
 
 
 def _why_whole(
@@ -150,7 +150,7 @@ def repair(
     loaded from `target_root`, and as `load` does.
     """
     with pipeline_errors(f"repairing source {source!r}"), source_lock(conn, source):
-        dimensions, rows = bound_dimensions(conn), sum(ref.rows for ref in shards)
+        types, rows = bound_types(conn), sum(ref.rows for ref in shards)
         published = published_generation(conn, source)
         if published is None or published.target_root != target_root:
             raise PermanentError(
@@ -159,14 +159,14 @@ def repair(
             )
         named = {ref.shard: ref for ref in shards}
         refs = [named.get(shard, ShardRef(shard, "", 0)) for shard in sorted(bad)]
-        choice = costs.forced("delta", f"{len(refs)} shards are repaired", rows, dimensions)
+        choice = costs.forced("delta", f"{len(refs)} shards are repaired", rows, types)
         return _replace_shards(
             conn,
             Loaded(published, choice, rows, len(shards)),
             target_root,
             refs,
-            lambda ref: _read(source, ref, read_shard, dimensions),
-            dimensions,
+            lambda ref: _read(source, ref, read_shard, types),
+            types,
             wholesale=True,
         )
 
@@ -234,11 +234,11 @@ def _differing(
     return differing
 
 
-def _read(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple[int, int]) -> Encoded:
+def _read(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Encoded:
     """A shard's new rows; of one that is gone there are none."""
     if not ref.rows:
         return Encoded(ref, pa.array([], pa.binary(16)), [], fingerprint.NOTHING)
-    return read_encoded(source, ref, read_shard, dimensions)
+    return read_encoded(source, ref, read_shard, types)
 
 
 def _new(shard: Encoded) -> tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]:
@@ -272,7 +272,7 @@ def _replace_shards(
     target_root: str,
     refs: Sequence[ShardRef],
     encoded: Callable[[ShardRef], Encoded],
-    dimensions: tuple[int, int],
+    types: VectorTypes,
     progress: Callable[[LoadProgress], None] = lambda _: None,
     *,
     wholesale: bool = False,
@@ -289,7 +289,7 @@ def _replace_shards(
     )  # fmt: skip
 
     def merge(own: Connection, ref: ShardRef) -> _Merged:
-        return _merge(own, holder, encoded(ref), dimensions, wholesale=wholesale)
+        return _merge(own, holder, encoded(ref), types, wholesale=wholesale)
 
     def count(merged: _Merged) -> None:
         nonlocal loaded, present
@@ -329,9 +329,7 @@ def _taken_over(generation: Generation) -> TransientError:
     )
 
 
-def _merge(
-    conn: Connection, generation: Generation, shard: Encoded, dimensions: tuple[int, int], *, wholesale: bool
-) -> _Merged:
+def _merge(conn: Connection, generation: Generation, shard: Encoded, types: VectorTypes, *, wholesale: bool) -> _Merged:
     """Make a shard's rows in the table the new ones, in one transaction that proves it before it commits."""
     ref, sent = shard.ref, 0
     with conn.transaction():
@@ -353,20 +351,18 @@ def _merge(
             failpoint("pgvector.delta.deleted")
             sent = copy_into(conn, generation.id, [b"".join(_rows(shard, found.written))])
             failpoint("pgvector.delta.copied")
-        _prove(conn, generation, shard, _uuids(chunk_ids.filter(pa.array(found.written))), dimensions)
+        _prove(conn, generation, shard, _uuids(chunk_ids.filter(pa.array(found.written))), types)
         _enter(conn, generation, shard)
         failpoint("pgvector.delta.ledger")
     failpoint("pgvector.delta.committed")
     return _Merged(ref, found, sent)
 
 
-def _prove(
-    conn: Connection, generation: Generation, shard: Encoded, written: list[UUID], dimensions: tuple[int, int]
-) -> None:
+def _prove(conn: Connection, generation: Generation, shard: Encoded, written: list[UUID], types: VectorTypes) -> None:
     """Raise PermanentError unless the shard has the snapshot's digests, and the rows just written their own content."""
     table = generation_table(generation.id)
     stored = fingerprint.by_digests(conn, table, shard.ref.shard)
-    sound = fingerprint.count_sound(conn, table, dimensions, written) if written else 0
+    sound = fingerprint.count_sound(conn, table, types, written) if written else 0
     if stored != shard.fingerprint or sound != len(written):
         raise PermanentError(
             f"source {generation.source!r}, shard {shard.ref.shard}: {stored.rows} rows in the table with fingerprint "

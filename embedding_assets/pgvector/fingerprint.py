@@ -18,7 +18,7 @@ from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.copy import Block, encode
-from embedding_assets.pgvector.shards import SLOTS, ShardRows, column_type
+from embedding_assets.pgvector.shards import SLOTS, ShardRows, VectorType, VectorTypes
 
 NORM_TOLERANCE: Final = 1e-3
 """float32 unit vectors are within 1e-6 of length 1 and 2-byte floats within 5e-4: more is somebody's change."""
@@ -49,9 +49,9 @@ NO_CONTENT: Final = Content(NOTHING, 0, 0)
 """What a shard without rows holds."""
 
 
-def of_rows(rows: ShardRows) -> Fingerprint:
-    """The fingerprint of a shard's rows, whatever their order."""
-    return of_blocks(encode(rows, shard=0))
+def of_rows(rows: ShardRows, types: VectorTypes) -> Fingerprint:
+    """The fingerprint of a shard's rows in columns of these types, whatever their order."""
+    return of_blocks(encode(rows, 0, types))
 
 
 def of_blocks(blocks: Iterable[Block]) -> Fingerprint:
@@ -67,8 +67,8 @@ def digest_of(total: int) -> str:
     return f"{total % _MODULUS:016x}"
 
 
-def of_table(conn: Connection, table: sql.Composable, dimensions: tuple[int, int]) -> dict[int, Content]:
-    """What each shard in a generation's table holds, whose models have these dimensions (v1, v2). Reads every byte."""
+def of_table(conn: Connection, table: sql.Composable, types: VectorTypes) -> dict[int, Content]:
+    """What each shard in a generation's table holds, whose vectors are of these types. Reads every byte."""
     statement = sql.SQL(
         """
         SELECT shard, count(*), sum(actual),
@@ -76,7 +76,7 @@ def of_table(conn: Connection, table: sql.Composable, dimensions: tuple[int, int
         FROM {table}, LATERAL (SELECT {actual} AS actual OFFSET 0) AS hashed -- OFFSET 0: hashed once, not thrice
         GROUP BY shard
         """
-    ).format(table=table, actual=_actual(dimensions), normed=_normed(dimensions))
+    ).format(table=table, actual=_actual(types), normed=_normed(types))
     return {
         shard: Content(Fingerprint(rows, digest_of(int(total))), misdigested, misnormed)
         for shard, rows, total, misdigested, misnormed in conn.execute(statement)
@@ -92,11 +92,11 @@ def by_digests(conn: Connection, table: sql.Composable, shard: int) -> Fingerpri
     return Fingerprint(row[0], digest_of(int(row[1])))
 
 
-def count_sound(conn: Connection, table: sql.Composable, dimensions: tuple[int, int], chunk_ids: Sequence[UUID]) -> int:
+def count_sound(conn: Connection, table: sql.Composable, types: VectorTypes, chunk_ids: Sequence[UUID]) -> int:
     """How many of these rows are in the table with the digest that their content gives, and with unit vectors."""
     row = conn.execute(
         sql.SQL("SELECT count(*) FROM {} WHERE chunk_id = ANY (%s) AND digest = {} AND {}").format(
-            table, _actual(dimensions), _normed(dimensions)
+            table, _actual(types), _normed(types)
         ),
         [chunk_ids],
     ).fetchone()
@@ -104,9 +104,9 @@ def count_sound(conn: Connection, table: sql.Composable, dimensions: tuple[int, 
     return int(row[0])
 
 
-def _actual(dimensions: tuple[int, int]) -> sql.Composed:
+def _actual(types: VectorTypes) -> sql.Composed:
     """The digest of a row, from its content."""
-    vectors = [_vector(slot, dims) for slot, dims in zip(SLOTS, dimensions, strict=True)]
+    vectors = [_vector(slot, each) for slot, each in zip(SLOTS, types, strict=True)]
     return sql.SQL(
         """('x' || left(encode(sha256(
                    '\\x00000010'::bytea || uuid_send(chunk_id)
@@ -121,23 +121,22 @@ def _actual(dimensions: tuple[int, int]) -> sql.Composed:
     ).format(vectors=sql.SQL(" || ").join(vectors))
 
 
-def _normed(dimensions: tuple[int, int]) -> sql.Composed:
+def _normed(types: VectorTypes) -> sql.Composed:
     """Whether each vector of a row that is there has unit length."""
     return sql.SQL(" AND ").join(
         sql.SQL("coalesce(abs({norm}({column}) - 1) <= {tolerance}, true)").format(
-            norm=sql.SQL("vector_norm" if column_type(dims) == "vector" else "l2_norm"),
+            norm=sql.SQL("vector_norm" if each.name == "vector" else "l2_norm"),
             column=sql.Identifier(f"embedding_{slot}"),
             tolerance=NORM_TOLERANCE,
         )
-        for slot, dims in zip(SLOTS, dimensions, strict=True)
+        for slot, each in zip(SLOTS, types, strict=True)
     )
 
 
-def _vector(slot: str, dimensions: int) -> sql.Composed:
-    kind = column_type(dimensions)
-    length = 4 + dimensions * (4 if kind == "vector" else 2)
+def _vector(slot: str, each: VectorType) -> sql.Composed:
+    length = 4 + each.dimensions * (4 if each.name == "vector" else 2)
     return sql.SQL("coalesce({length}::bytea || {send}({column}), '\\xffffffff'::bytea)").format(
         length=sql.Literal("\\x" + length.to_bytes(4, "big").hex()),
-        send=sql.SQL("vector_send" if kind == "vector" else "halfvec_send"),
+        send=sql.SQL("vector_send" if each.name == "vector" else "halfvec_send"),
         column=sql.Identifier(f"embedding_{slot}"),
     )

@@ -18,8 +18,8 @@ from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, Block, enco
 from embedding_assets.pgvector.costs import Choice
 from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.parallel import on_connections
-from embedding_assets.pgvector.schema import bound_dimensions, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, check_aligned, dimensions_of
+from embedding_assets.pgvector.schema import bound_types, generation_table
+from embedding_assets.pgvector.shards import ReadShard, ShardRef, VectorTypes, check_aligned, dimensions_of
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
@@ -99,24 +99,24 @@ def load_generation(
     """
     all_rows = sum(ref.rows for ref in shards)
     with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
-        dimensions = bound_dimensions(conn)
+        types = bound_types(conn)
         generation = find_generation(conn, source, target_root) or _create(conn, source, target_root)
         drop_others(conn, source, generation)
         if generation.state == "published":
-            choice = costs.forced("nothing", "what is published holds this root", all_rows, dimensions)
+            choice = costs.forced("nothing", "what is published holds this root", all_rows, types)
             return Loaded(generation, choice, all_rows, len(shards))
         done = ledger_keys(conn, generation)
         missing = [ref for ref in shards if ref.shard not in done]
         if missing:
             _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
-        choice = costs.forced("new generation", "loaded whole", all_rows, dimensions)
+        choice = costs.forced("new generation", "loaded whole", all_rows, types)
         loaded = Loaded(generation, choice, all_rows, len(shards))
         present = LoadProgress(
             len(shards) - len(missing), len(shards), all_rows - sum(ref.rows for ref in missing), all_rows
         )
 
         def load_shard(own: Connection, ref: ShardRef) -> tuple[int, int]:
-            return _load_shard(own, generation, read_encoded(source, ref, read_shard, dimensions))
+            return _load_shard(own, generation, read_encoded(source, ref, read_shard, types))
 
         def count(written: tuple[int, int]) -> None:
             nonlocal loaded, present
@@ -223,16 +223,17 @@ class Encoded(NamedTuple):
     fingerprint: Fingerprint
 
 
-def read_encoded(source: str, ref: ShardRef, read_shard: ReadShard, dimensions: tuple[int, int]) -> Encoded:
+def read_encoded(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Encoded:
     """Read and encode a shard. Raises PermanentError where its rows and the bound models do not fit."""
     rows = read_shard(ref)
     check_aligned(rows, ref)
-    if (found := (dimensions_of(rows.v1), dimensions_of(rows.v2))) != dimensions:
+    found, bound = (dimensions_of(rows.v1), dimensions_of(rows.v2)), tuple(each.dimensions for each in types)
+    if found != bound:
         raise PermanentError(
             f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions (v1, v2) where this "
-            f"database's models have {dimensions}; materialize the embeddings of this source with the models as bound"
+            f"database's models have {bound}; materialize the embeddings of this source with the models as bound"
         )
-    blocks = list(encode(rows, ref.shard))
+    blocks = list(encode(rows, ref.shard, types))
     return Encoded(ref, one_array(rows.chunks.column("chunk_id")), blocks, fingerprint.of_blocks(blocks))
 
 

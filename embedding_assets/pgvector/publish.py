@@ -15,7 +15,8 @@ from embedding_assets.pgvector.connection import Connection, pipeline_errors, sh
 from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.generations import Generation, drop_generation, published_generation
 from embedding_assets.pgvector.index import invalid_indexes, require_generation
-from embedding_assets.pgvector.schema import bound_dimensions, generation_table
+from embedding_assets.pgvector.recall import put_to_use
+from embedding_assets.pgvector.schema import bound_types, generation_table
 from embedding_assets.pgvector.shards import ShardRef
 from embedding_assets.snapshots.failpoints import failpoint
 
@@ -73,7 +74,7 @@ def content_differences(conn: Connection, generation: Generation, shards: Sequen
             [generation.id],
         )
     }
-    table = fingerprint.of_table(conn, generation_table(generation.id), bound_dimensions(conn))
+    table = fingerprint.of_table(conn, generation_table(generation.id), bound_types(conn))
     wanted = {ref.shard: ref for ref in shards}
     found = []
     for shard in sorted(ledger.keys() | wanted.keys() | table.keys()):
@@ -125,18 +126,7 @@ def _swap(conn: Connection, new: Generation, old: Generation | None) -> None:
         "UPDATE embedding_assets.generations SET state = 'published', published_at = clock_timestamp() WHERE id = %s",
         [new.id],
     )
-    # One setting a model: a search over all sources needs the largest that any of them does.
-    conn.execute(
-        """
-        UPDATE embedding_assets.models SET ef_search = needed.ef_search
-        FROM (
-            SELECT slot, max(ef_search) AS ef_search
-            FROM embedding_assets.recall JOIN embedding_assets.generations ON id = generation
-            WHERE state = 'published' GROUP BY slot
-        ) AS needed
-        WHERE needed.slot = models.slot AND needed.ef_search <> models.ef_search
-        """
-    )
+    put_to_use(conn)
     failpoint("pgvector.publish.swap")
 
 

@@ -13,6 +13,7 @@ from psycopg.types.json import Jsonb
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.generations import Generation
 from embedding_assets.pgvector.schema import generation_index, generation_table
+from embedding_assets.pgvector.shards import VectorType
 
 TARGET_RECALL: Final = 0.98
 EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)
@@ -199,8 +200,8 @@ def index_bytes(conn: Connection, generation: Generation, slot: str) -> int:
     return int(row[0]) if row else 0
 
 
-def column_of(conn: Connection, generation: Generation, slot: str) -> tuple[str, int]:
-    """A slot's column in a generation's table: vector or halfvec, and its dimensions."""
+def column_of(conn: Connection, generation: Generation, slot: str) -> VectorType:
+    """The type of a slot's column in a generation's table."""
     row = conn.execute(
         """
         SELECT typname, atttypmod FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
@@ -209,7 +210,7 @@ def column_of(conn: Connection, generation: Generation, slot: str) -> tuple[str,
         [generation_table(generation.id).as_string(conn), f"embedding_{slot}"],
     ).fetchone()
     assert row is not None
-    return row[0], row[1]
+    return VectorType(*row)
 
 
 class _Neighbour(NamedTuple):

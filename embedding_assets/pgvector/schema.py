@@ -13,7 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import roles
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors, schema_lock, short_transaction
-from embedding_assets.pgvector.shards import SLOTS, column_type
+from embedding_assets.pgvector.shards import SLOTS, VectorType, VectorTypes, vector_type
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
@@ -23,20 +23,26 @@ OLDEST_PGVECTOR: Final = (0, 8, 4)
 
 
 class Model(NamedTuple):
-    """What a slot is bound to; `name` and `dimensions` identify it, `provider` is told to people."""
+    """What a slot is bound to; `name` and `dimensions` identify it, `provider` is told to people.
+
+    `halfvec` keeps 2-byte floats where 4-byte ones could be indexed as well; larger vectors are always kept so.
+    """
 
     name: str
     dimensions: int
     provider: str
+    halfvec: bool = False
+
+    @property
+    def type(self) -> VectorType:
+        return vector_type(self.dimensions, halfvec=self.halfvec)
 
 
 class BoundModel(NamedTuple):
     """A slot's model as the database records it, with the `ef_search` that search uses."""
 
     slot: str
-    name: str
-    dimensions: int
-    provider: str
+    model: Model
     live: bool
     ef_search: int
 
@@ -72,7 +78,7 @@ def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> N
     if set(models) != set(SLOTS) or live not in models:
         raise PermanentError(f"models must bind exactly the slots {', '.join(SLOTS)}, and live_model one of them")
     for model in models.values():
-        column_type(model.dimensions)
+        vector_type(model.dimensions)
     with pipeline_errors("binding the models in the region's database"):
         if _is_bound(conn, models, live):
             return
@@ -89,17 +95,17 @@ def is_migrated(conn: Connection) -> bool:
 def bound_models(conn: Connection) -> dict[str, BoundModel]:
     """The slots' models as recorded, by slot; empty before the first load."""
     rows = conn.execute(
-        "SELECT slot, name, dimensions, provider, live, ef_search FROM embedding_assets.models ORDER BY slot"
+        "SELECT slot, live, ef_search, name, dimensions, provider, halfvec FROM embedding_assets.models ORDER BY slot"
     )
-    return {row[0]: BoundModel(*row) for row in rows}
+    return {slot: BoundModel(slot, Model(*model), live, ef_search) for slot, live, ef_search, *model in rows}
 
 
-def bound_dimensions(conn: Connection) -> tuple[int, int]:
-    """Dimensions of v1 and v2. Raises PermanentError before `ensure_models`."""
+def bound_types(conn: Connection) -> VectorTypes:
+    """The types of both slots' columns. Raises PermanentError before `ensure_models`."""
     models = bound_models(conn)
     if set(models) != set(SLOTS):
         raise PermanentError("no models are bound in this database yet; materialize pgvector_table for this region")
-    return models["v1"].dimensions, models["v2"].dimensions
+    return models["v1"].model.type, models["v2"].model.type
 
 
 def _require_pgvector(conn: Connection) -> None:
@@ -205,9 +211,18 @@ def _apply(dsn: str, search_path: str) -> None:
 
 def _is_bound(conn: Connection, models: Mapping[str, Model], live: str) -> bool:
     bound = bound_models(conn).values()
-    return {m.slot: Model(m.name, m.dimensions, m.provider) for m in bound} == dict(models) and [
-        m.slot for m in bound if m.live
-    ] == [live]
+    view = conn.execute(
+        "SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.live_chunks') AND attname = 'embedding_halfvec'"
+    )
+    return (
+        {each.slot: each.model for each in bound} == dict(models)
+        and [each.slot for each in bound if each.live] == [live]
+        and bool(view.rowcount)
+    )
+
+
+def _told(model: Model) -> str:
+    return f"{model.name} ({model.type.name}({model.type.dimensions}))"
 
 
 def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
@@ -218,22 +233,24 @@ def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
     ]
     for slot in SLOTS:
         model, before = models[slot], recorded.get(slot)
-        if before is None or (before.name, before.dimensions) != (model.name, model.dimensions):
+        if before is None or (before.model.name, before.model.type) != (model.name, model.type):
             if before is not None and before.live and published:
                 other = "v2" if slot == "v1" else "v1"
                 raise PermanentError(
-                    f"slot {slot} is live with model {before.name} ({before.dimensions} dimensions) and cannot become "
-                    f"{model.name} ({model.dimensions}): searches would mix models, and all would be bought anew. Bind "
-                    f"the new model to {other}, materialize every source, then set live_model: {other}"
+                    f"slot {slot} is live with model {_told(before.model)} and cannot become {_told(model)}: searches "
+                    f"would find nothing until every source is loaded again. Bind the new model to {other}, "
+                    f"materialize every source, then set live_model: {other}"
                 )
             if before is not None and before.live:  # nothing is published: nobody misses the view for a moment
                 conn.execute("DROP VIEW IF EXISTS public.live_chunks")
             _renew_column(conn, slot, model)
         conn.execute(
             """
-            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, live) VALUES (%s, %s, %s, %s, false)
+            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, live)
+            VALUES (%s, %s, %s, %s, %s, false)
             ON CONFLICT (slot) DO UPDATE
-            SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider
+            SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider,
+                halfvec = excluded.halfvec
             """,
             [slot, *model],
         )
@@ -243,13 +260,13 @@ def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
     conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
     conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
     # ::vector, without dimensions, keeps the view's column type whatever the model, so that it can be replaced under
-    # prepared statements, and still lets the index be used (FIELD §5).
+    # prepared statements, and still lets the index of a vector be used (FIELD §5); ::halfvec does so for a halfvec.
     conn.execute(
         sql.SQL(
             """
             CREATE OR REPLACE VIEW public.live_chunks AS
             SELECT source, document_id, ordinal, content, metadata, {embedding}::vector AS embedding,
-                   chunk_id, start_offset, end_offset
+                   chunk_id, start_offset, end_offset, {embedding}::halfvec AS embedding_halfvec
             FROM embedding_assets.chunks WHERE {embedding} IS NOT NULL
             """
         ).format(embedding=sql.Identifier(f"embedding_{live}"))
@@ -271,7 +288,7 @@ def _renew_column(conn: Connection, slot: str, model: Model) -> None:
     conn.execute(sql.SQL("ALTER TABLE embedding_assets.chunks DROP COLUMN IF EXISTS {}").format(column))
     conn.execute(
         sql.SQL("ALTER TABLE embedding_assets.chunks ADD COLUMN {} {}({})").format(
-            column, sql.SQL(column_type(model.dimensions)), sql.Literal(model.dimensions)
+            column, sql.SQL(model.type.name), sql.Literal(model.type.dimensions)
         )
     )
 

@@ -1,6 +1,6 @@
 """What applications and operators ask of a region's database: nearest chunks, its state, and what is wrong with it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -10,13 +10,12 @@ from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector import fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.generations import published_generation
 from embedding_assets.pgvector.index import invalid_indexes
 from embedding_assets.pgvector.publish import Difference, unsound_rows
 from embedding_assets.pgvector.recall import vector_literal
-from embedding_assets.pgvector.schema import bound_dimensions, generation_table
-from embedding_assets.pgvector.shards import ShardRef
+from embedding_assets.pgvector.schema import bound_types, generation_table
+from embedding_assets.pgvector.shards import ReadShard, ShardRef
 
 
 class Hit(NamedTuple):
@@ -139,22 +138,17 @@ def region_status(conn: Connection) -> list[SourceStatus]:
     ]
 
 
-def compare(
-    conn: Connection,
-    source: str,
-    shards: Sequence[ShardRef],
-    fingerprint_of: Callable[[ShardRef], Fingerprint],
-) -> list[Difference]:
+def compare(conn: Connection, source: str, shards: Sequence[ShardRef], read_shard: ReadShard) -> list[Difference]:
     """What differs between the table that readers see and the shards of a snapshot; empty where nothing does.
 
-    Reads every byte of the table. `fingerprint_of` (`fingerprint.of_rows` of the shard's rows) is asked only for shards
-    whose rows are as many as they should be.
+    Reads every byte of the table, and the rows of those shards of which it has as many as it should.
     """
     with pipeline_errors(f"comparing source {source!r} with its snapshot"):
         generation = published_generation(conn, source)
         if generation is None:
             return [Difference(source, None, "has no published generation in this region")]
-        table = fingerprint.of_table(conn, generation_table(generation.id), bound_dimensions(conn))
+        types = bound_types(conn)
+        table = fingerprint.of_table(conn, generation_table(generation.id), types)
         broken = invalid_indexes(conn, generation)
     found = [
         Difference(source, shard, f"{table[shard].fingerprint.rows} rows in the table, and not in the snapshot")
@@ -164,7 +158,7 @@ def compare(
         stored, *unsound = table.get(ref.shard, fingerprint.NO_CONTENT)
         if stored.rows != ref.rows:
             found.append(Difference(source, ref.shard, f"{stored.rows} rows in the table, {ref.rows} in the snapshot"))
-        elif (expected := fingerprint_of(ref)) != stored:
+        elif (expected := fingerprint.of_rows(read_shard(ref), types)) != stored:
             found.append(
                 Difference(
                     source,

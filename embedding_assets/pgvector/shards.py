@@ -1,4 +1,4 @@
-"""What reaches this package: the rows of one shard, as Arrow tables, and the column type that takes their vectors."""
+"""What reaches this package: the rows of one shard, as Arrow tables, and the column types that take their vectors."""
 
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
@@ -7,8 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
-
-ColumnType = Literal["vector", "halfvec"]
 
 SLOTS: Final = ("v1", "v2")
 
@@ -41,15 +39,29 @@ def dimensions_of(vectors: pa.Table) -> int:
     return int(vectors.schema.field("embedding").type.byte_width) // 4
 
 
-def column_type(dimensions: int) -> ColumnType:
-    """`vector` up to 2,000 dimensions, `halfvec` up to 4,000; raises PermanentError above: no index could hold them."""
+class VectorType(NamedTuple):
+    """The type of a slot's column: 4-byte or 2-byte floats, and how many."""
+
+    name: Literal["vector", "halfvec"]
+    dimensions: int
+
+
+VectorTypes = tuple[VectorType, VectorType]
+"""Of v1 and v2."""
+
+
+def vector_type(dimensions: int, *, halfvec: bool = False) -> VectorType:
+    """`vector` up to 2,000 dimensions unless `halfvec` is asked for, `halfvec` up to 4,000.
+
+    Raises PermanentError above: no index could hold them.
+    """
     if not 1 <= dimensions <= LARGEST_HALFVEC:
         raise PermanentError(
             f"a model of {dimensions} dimensions cannot be indexed: pgvector's HNSW takes {LARGEST_VECTOR} as vector "
             f"and {LARGEST_HALFVEC} as halfvec. Ask the provider for fewer dimensions (OpenAI's text-embedding-3 "
             "models do so), or choose another model"
         )
-    return "vector" if dimensions <= LARGEST_VECTOR else "halfvec"
+    return VectorType("halfvec" if halfvec or dimensions > LARGEST_VECTOR else "vector", dimensions)
 
 
 def check_aligned(rows: ShardRows, ref: ShardRef) -> None:

@@ -16,10 +16,9 @@ from typing import Any, Final
 import numpy as np
 import psycopg
 
-from embedding_assets.pgvector import fingerprint, recall, schema
+from embedding_assets.pgvector import recall, schema
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.delta import load
-from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.generations import load_generation, published_generation
 from embedding_assets.pgvector.hnsw import USUAL
 from embedding_assets.pgvector.index import build_indexes
@@ -71,9 +70,6 @@ class Library:
     def read(self, ref: ShardRef) -> ShardRows:
         rows = [self._row(n, chunk) for n in self._numbers(ref.shard) for chunk in range(CHUNKS)]
         return shard_rows(rows, self.dimensions, self.dimensions)
-
-    def fingerprint_of(self, ref: ShardRef) -> Fingerprint:
-        return fingerprint.of_rows(self.read(ref))
 
     def reload(self, conn: Connection) -> None:
         """A new generation, the whole way."""
@@ -231,7 +227,7 @@ def operations(dsn: str, conn: Connection, library: Library) -> list[tuple[str, 
 
 
 def assert_published(conn: Connection, library: Library) -> None:
-    assert compare(conn, library.name, library.refs, library.fingerprint_of) == []
+    assert compare(conn, library.name, library.refs, library.read) == []
 
 
 def _killed(dsn: str, library: Library, way: str, failpoint: str) -> None:

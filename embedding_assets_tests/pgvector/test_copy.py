@@ -21,7 +21,7 @@ from psycopg.types.json import Jsonb
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.copy import COLUMNS, CONTENT_START, HEADER, TRAILER, encode
 from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET
-from embedding_assets.pgvector.shards import ShardRows, column_type
+from embedding_assets.pgvector.shards import ShardRows, VectorTypes, vector_type
 from embedding_assets_tests.pgvector.strategies import lists_of_rows
 from embedding_assets_tests.pgvector.toy import Row, row, shard_rows
 
@@ -33,39 +33,45 @@ def conn(scratch: str) -> Iterator[psycopg.Connection]:
         yield conn
 
 
-def stream(parts: ShardRows, shard: int, block_bytes: int = 1 << 20) -> bytes:
-    return HEADER + b"".join(bytes(block.data) for block in encode(parts, shard, block_bytes)) + TRAILER
+def types(d1: int, d2: int, *, halfvec: bool = False) -> VectorTypes:
+    return vector_type(d1, halfvec=halfvec), vector_type(d2)
+
+
+def stream(parts: ShardRows, shard: int, of: VectorTypes, block_bytes: int = 1 << 20) -> bytes:
+    return HEADER + b"".join(bytes(block.data) for block in encode(parts, shard, of, block_bytes)) + TRAILER
 
 
 @contextmanager
-def stored(conn: psycopg.Connection, some: list[Row], d1: int, d2: int) -> Iterator[str]:
+def stored(conn: psycopg.Connection, some: list[Row], of: VectorTypes) -> Iterator[str]:
     """A table like a generation's with these rows, as the stream brings them; it goes at the end."""
+    v1, v2 = of
     with conn.transaction(force_rollback=True):
         conn.execute(
             "CREATE TEMP TABLE stored (shard int, digest bigint, chunk_id uuid, document_id text, ordinal int, "
-            f"start_offset int, end_offset int, content text, metadata jsonb, embedding_v1 {column_type(d1)}({d1}), "
-            f"embedding_v2 {column_type(d2)}({d2})) WITH (toast_tuple_target = {TOAST_TUPLE_TARGET})"
+            f"start_offset int, end_offset int, content text, metadata jsonb, embedding_v1 {v1.name}({v1.dimensions}), "
+            f"embedding_v2 {v2.name}({v2.dimensions})) WITH (toast_tuple_target = {TOAST_TUPLE_TARGET})"
         )
         with conn.cursor().copy(f"COPY stored ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)") as copy:
-            copy.write(stream(shard_rows(some, d1, d2), 0))
+            copy.write(stream(shard_rows(some, v1.dimensions, v2.dimensions), 0, of))
         yield "stored"
 
 
-def by_psycopg(conn: psycopg.Connection, given_rows: list[Row], shard: int, d1: int, d2: int) -> bytes:
+def by_psycopg(conn: psycopg.Connection, given_rows: list[Row], shard: int, of: VectorTypes) -> bytes:
     """What psycopg's own binary COPY sends for the same rows."""
-    kinds = [column_type(d1), column_type(d2)]
-    types = ["int4", "int8", "uuid", "text", "int4", "int4", "int4", "text", "jsonb", *kinds]
+    kinds = [each.name for each in of]
+    fields = ["int4", "int8", "uuid", "text", "int4", "int4", "int4", "text", "jsonb", *kinds]
     written = io.BytesIO()
     with psycopg.Copy(conn.cursor(), binary=True, writer=FileWriter(written)) as copy:
-        copy.set_types(types)
+        copy.set_types(fields)
         for r in given_rows:
             found = [
                 None if v is None else (Vector(v) if kind == "vector" else HalfVector(v))
                 for v, kind in zip((r.v1, r.v2), kinds, strict=True)
             ]
-            fields = [UUID(bytes=r.chunk_id), r.document_id, r.ordinal, r.start, r.end, r.content]
-            digest = int(next(encode(shard_rows([r], d1, d2), shard)).digests[0])
-            copy.write_row([shard, digest, *fields, Jsonb(r.metadata, dumps=str), *found])
+            values = [UUID(bytes=r.chunk_id), r.document_id, r.ordinal, r.start, r.end, r.content]
+            parts = shard_rows([r], *(each.dimensions for each in of))
+            digest = int(next(encode(parts, shard, of)).digests[0])
+            copy.write_row([shard, digest, *values, Jsonb(r.metadata, dumps=str), *found])
     return written.getvalue()
 
 
@@ -74,21 +80,23 @@ def by_psycopg(conn: psycopg.Connection, given_rows: list[Row], shard: int, d1: 
 def test_the_stream_is_what_psycopg_writes_for_the_same_rows(
     conn: psycopg.Connection, some: list[Row], shard: int, block_bytes: int
 ) -> None:
-    assert stream(shard_rows(some, 1, 3), shard, block_bytes) == by_psycopg(conn, some, shard, 1, 3)
+    of = types(1, 3)
+    assert stream(shard_rows(some, 1, 3), shard, of, block_bytes) == by_psycopg(conn, some, shard, of)
 
 
-@pytest.mark.parametrize(("d1", "d2"), [(384, 2000), (2001, 4000)])
-def test_vectors_and_halfvecs_and_nulls_are_what_psycopg_writes(conn: psycopg.Connection, d1: int, d2: int) -> None:
+@pytest.mark.parametrize("of", [types(384, 2000), types(2001, 4000), types(384, 2000, halfvec=True)])
+def test_vectors_and_halfvecs_and_nulls_are_what_psycopg_writes(conn: psycopg.Connection, of: VectorTypes) -> None:
+    d1, d2 = (each.dimensions for each in of)
     some = [row(1, d1, d2), row(2, d1, d2, v1=None), row(3, d1, d2, v2=None), row(4, d1, d2, v1=None, v2=None)]
 
-    assert stream(shard_rows(some, d1, d2), 7) == by_psycopg(conn, some, 7, d1, d2)
+    assert stream(shard_rows(some, d1, d2), 7, of) == by_psycopg(conn, some, 7, of)
 
 
 @given(some=lists_of_rows(3, 1))
 @settings(max_examples=25, deadline=None)
 def test_rows_come_back_from_postgres_as_they_were(conn: psycopg.Connection, some: list[Row]) -> None:
     some = [r._replace(v2=row(n, 1, 2001).v2) for n, r in enumerate(some)]
-    with stored(conn, some, 3, 2001) as table:
+    with stored(conn, some, types(3, 2001)) as table:
         found = conn.execute(f"SELECT *, metadata::text FROM {table}").fetchall()
 
     assert len(found) == len(some)
@@ -104,7 +112,7 @@ def test_rows_come_back_from_postgres_as_they_were(conn: psycopg.Connection, som
 @given(some=lists_of_rows(2, 1))
 @settings(max_examples=50, deadline=None)
 def test_the_digest_of_a_row_is_that_of_its_bytes_after_it(some: list[Row]) -> None:
-    for block in encode(shard_rows(some, 2, 1), 7):
+    for block in encode(shard_rows(some, 2, 1), 7, types(2, 1)):
         data = bytes(block.data)
         for digest, (start, end) in zip(block.digests.tolist(), pairwise(block.offsets.tolist()), strict=True):
             of_content = sha256(data[start + CONTENT_START : end]).digest()[:8]
@@ -115,7 +123,7 @@ def test_the_digest_of_a_row_is_that_of_its_bytes_after_it(some: list[Row]) -> N
 def test_a_shard_is_cut_into_blocks_of_the_size_asked_for() -> None:
     parts = shard_rows([row(n) for n in range(500)])
 
-    blocks = list(encode(parts, 0, block_bytes=8_192))
+    blocks = list(encode(parts, 0, types(8, 12), block_bytes=8_192))
 
     assert len(blocks) > 5
     assert all(len(block.data) == block.offsets[-1] < 2 * 8_192 for block in blocks)
@@ -124,13 +132,13 @@ def test_a_shard_is_cut_into_blocks_of_the_size_asked_for() -> None:
 
 def test_a_text_of_ten_megabytes_is_one_row_of_the_stream(conn: psycopg.Connection) -> None:
     some = [row(1), row(2, content="ä" * 5_000_000), row(3)]
-    assert stream(shard_rows(some), 0) == by_psycopg(conn, some, 0, 8, 12)
+    assert stream(shard_rows(some), 0, types(8, 12)) == by_psycopg(conn, some, 0, types(8, 12))
 
 
 def test_a_row_beyond_what_postgres_holds_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding_assets.pgvector.copy._LARGEST_ROW", 1_000)
     with pytest.raises(PermanentError, match=r"document 'doc-0' \(shard 4\).*smaller pieces"):
-        list(encode(shard_rows([row(1), row(2, content="x" * 2_000)]), 4))
+        list(encode(shard_rows([row(1), row(2, content="x" * 2_000)]), 4, types(8, 12)))
 
 
 def test_encoding_costs_at_most_four_microseconds_a_row() -> None:
@@ -139,7 +147,7 @@ def test_encoding_costs_at_most_four_microseconds_a_row() -> None:
 
     def seconds() -> float:
         began = time.process_time()
-        for _ in encode(parts, 0):
+        for _ in encode(parts, 0, types(1, 384)):
             pass
         return time.process_time() - began
 
@@ -155,7 +163,7 @@ def test_vectors_lie_in_line_where_a_row_fits_a_page(
 ) -> None:
     text = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz  "), content))
     some = [row(n, d1, d2, content=text, metadata="{}") for n in range(5)]
-    with stored(conn, some, d1, d2) as table:
+    with stored(conn, some, types(d1, d2)) as table:
         outside = conn.execute(
             f"SELECT count(*) FROM {table} WHERE pg_column_toast_chunk_id(embedding_v1) IS NOT NULL "
             "OR pg_column_toast_chunk_id(embedding_v2) IS NOT NULL"

@@ -93,7 +93,7 @@ def editions(conn: Connection) -> list[tuple[str, int]]:
 
 
 def assert_as_undisturbed(conn: Connection, toy: Toy) -> None:
-    assert compare(conn, toy.name, toy.refs, toy.fingerprint_of) == []
+    assert compare(conn, toy.name, toy.refs, toy.read) == []
     assert conn.execute("SELECT state, target_root FROM embedding_assets.generations").fetchall() == [
         ("published", toy.root)
     ]

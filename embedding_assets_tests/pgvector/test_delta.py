@@ -23,7 +23,7 @@ from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.recall import vector_literal
 from embedding_assets.pgvector.schema import MIGRATIONS
 from embedding_assets.pgvector.search import region_status
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.shards import ShardRef, ShardRows, vector_type
 from embedding_assets_tests.pgvector.toy import (
     D1,
     D2,
@@ -252,7 +252,7 @@ def test_the_sample_tells_how_much_differs(region: Connection, served: Source) -
     d2=st.integers(1, 4000),
 )
 def test_the_cheaper_way_is_chosen(rows: int, differing: int, drifted: int, d1: int, d2: int) -> None:
-    choice = costs.choose(rows, differing, drifted, (d1, d2))
+    choice = costs.choose(rows, differing, drifted, (vector_type(d1), vector_type(d2)))
 
     assert (choice.way == "delta") == (drifted + differing <= choice.rows_at_crossover)
     if choice.way == "delta":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import numpy as np
@@ -15,6 +15,7 @@ from embedding_assets.pgvector import fingerprint
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
 from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets.pgvector.shards import VectorType, VectorTypes
 from embedding_assets_tests.pgvector.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
 from embedding_assets_tests.pgvector.toy import Row, row, shard_rows
 
@@ -26,31 +27,32 @@ def conn(scratch: str) -> Iterator[Connection]:
 
 
 TABLE = sql.Identifier("stored")
+SMALL = VectorType("vector", 2), VectorType("vector", 3)
 
 
 @contextmanager
-def stored(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> Iterator[tuple[int, int]]:
-    """A table of these rows, whose vectors have these types; gives their dimensions. It goes at the end."""
-    dimensions = int(v1.split("(")[1][:-1]), int(v2.split("(")[1][:-1])
+def stored(conn: Connection, shards: dict[int, list[Row]], types: VectorTypes) -> Iterator[None]:
+    """A table of these rows, whose vectors have these types. It goes at the end."""
+    v1, v2 = types
     with conn.transaction(force_rollback=True):
         conn.execute(
             "CREATE TEMP TABLE stored (shard int, digest bigint, chunk_id uuid, document_id text, ordinal int, "
             "start_offset int, end_offset int, content text, metadata jsonb, "
-            f"embedding_v1 {v1}, embedding_v2 {v2})".encode()
+            f"embedding_v1 {v1.name}({v1.dimensions}), embedding_v2 {v2.name}({v2.dimensions}))".encode()
         )
         with conn.cursor().copy(f"COPY stored ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)".encode()) as copy:
             copy.write(HEADER)
             for shard, rows in shards.items():
-                for block in encode(shard_rows(rows, *dimensions), shard):
+                for block in encode(shard_rows(rows, v1.dimensions, v2.dimensions), shard, types):
                     copy.write(block.data)
             copy.write(TRAILER)
-        yield dimensions
+        yield
 
 
-def in_sql(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> dict[int, Fingerprint]:
+def in_sql(conn: Connection, shards: dict[int, list[Row]], types: VectorTypes) -> dict[int, Fingerprint]:
     """The fingerprints that SQL finds in a table of these rows, from their content and by their digests alike."""
-    with stored(conn, shards, v1, v2) as dimensions:
-        found = {shard: content.fingerprint for shard, content in fingerprint.of_table(conn, TABLE, dimensions).items()}
+    with stored(conn, shards, types):
+        found = {shard: content.fingerprint for shard, content in fingerprint.of_table(conn, TABLE, types).items()}
         assert found == {shard: fingerprint.by_digests(conn, TABLE, shard) for shard in found}
         return found
 
@@ -60,15 +62,17 @@ def in_sql(conn: Connection, shards: dict[int, list[Row]], v1: str, v2: str) -> 
 def test_sql_and_numpy_agree_on_every_shard(conn: Connection, first: list[Row], second: list[Row]) -> None:
     shards = {0: first, 7: second}
 
-    expected = {n: fingerprint.of_rows(shard_rows(rows, 2, 3)) for n, rows in shards.items() if rows}
+    expected = {n: fingerprint.of_rows(shard_rows(rows, 2, 3), SMALL) for n, rows in shards.items() if rows}
 
-    assert in_sql(conn, shards, "vector(2)", "vector(3)") == expected
+    assert in_sql(conn, shards, SMALL) == expected
 
 
-def test_sql_and_numpy_agree_on_halfvec_and_null_vectors(conn: Connection) -> None:
+@pytest.mark.parametrize("v1", ["vector", "halfvec"])
+def test_sql_and_numpy_agree_on_halfvec_and_null_vectors(conn: Connection, v1: Literal["vector", "halfvec"]) -> None:
     rows = [row(1, 4, 2001), row(2, 4, 2001, v2=None), row(3, 4, 2001, v1=None, v2=None)]
+    types = VectorType(v1, 4), VectorType("halfvec", 2001)
 
-    assert in_sql(conn, {0: rows}, "vector(4)", "halfvec(2001)") == {0: fingerprint.of_rows(shard_rows(rows, 4, 2001))}
+    assert in_sql(conn, {0: rows}, types) == {0: fingerprint.of_rows(shard_rows(rows, 4, 2001), types)}
 
 
 CHANGES: dict[str, st.SearchStrategy[Any]] = {
@@ -138,17 +142,17 @@ def test_a_row_changed_in_the_table_shows_whatever_its_digest_says(
     conn: Connection, tampering: str, misdigested: int, misnormed: int
 ) -> None:
     rows = [row(n, 2, 3) for n in range(3)]
-    with stored(conn, {0: rows}, "vector(2)", "vector(3)") as dimensions:
+    with stored(conn, {0: rows}, SMALL):
         ids = [UUID(bytes=r.chunk_id) for r in rows]
-        assert fingerprint.count_sound(conn, TABLE, dimensions, ids) == 3
+        assert fingerprint.count_sound(conn, TABLE, SMALL, ids) == 3
 
         conn.execute(f"UPDATE stored SET {tampering} WHERE ordinal = 1".encode())
 
-        (content,) = fingerprint.of_table(conn, TABLE, dimensions).values()
+        (content,) = fingerprint.of_table(conn, TABLE, SMALL).values()
         assert content[1:] == (misdigested, misnormed)
-        assert fingerprint.count_sound(conn, TABLE, dimensions, ids) == 2
-        assert fingerprint.count_sound(conn, TABLE, dimensions, ids[:1]) == 1
+        assert fingerprint.count_sound(conn, TABLE, SMALL, ids) == 2
+        assert fingerprint.count_sound(conn, TABLE, SMALL, ids[:1]) == 1
 
 
 def of(rows: list[Row]) -> Fingerprint:
-    return fingerprint.of_rows(shard_rows(rows, 2, 3))
+    return fingerprint.of_rows(shard_rows(rows, 2, 3), SMALL)

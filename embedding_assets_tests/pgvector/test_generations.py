@@ -45,7 +45,7 @@ def test_what_is_loaded_stays_aside_until_it_is_published(region: Connection) ->
     build_indexes(region, toy.name, toy.root)
     publish(region, toy.name, toy.root, toy.refs)
     assert visible(region) == 120
-    assert compare(region, toy.name, toy.refs, toy.fingerprint_of) == []
+    assert compare(region, toy.name, toy.refs, toy.read) == []
 
 
 def test_loading_what_is_published_reads_and_writes_nothing(region: Connection) -> None:
@@ -151,7 +151,7 @@ def test_two_loaders_of_one_source_queue_and_the_second_finds_the_work_done(data
     assert sorted(results) == [0, 0, 120]
     with connect(database) as conn:
         assert generation_tables(conn) == ["generation_1"]
-        assert compare(conn, toy.name, toy.refs, toy.fingerprint_of) == []
+        assert compare(conn, toy.name, toy.refs, toy.read) == []
 
 
 def test_progress_counts_shards_and_rows(region: Connection) -> None:
@@ -259,4 +259,4 @@ def test_a_backend_that_is_killed_is_a_transient_error_and_the_next_run_converge
 
     with connect(database) as conn:
         toy.publish_to(conn)
-        assert compare(conn, toy.name, toy.refs, toy.fingerprint_of) == []
+        assert compare(conn, toy.name, toy.refs, toy.read) == []

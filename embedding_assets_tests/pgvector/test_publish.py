@@ -95,7 +95,7 @@ def test_a_table_that_is_not_what_was_sent_is_never_published(
     assert editions(region) == ["edition 0"]
     assert tables(region) == ["generation_1"]
     new.publish_to(region)
-    assert compare(region, new.name, new.refs, new.fingerprint_of) == []
+    assert compare(region, new.name, new.refs, new.read) == []
 
 
 def test_shards_that_the_snapshot_does_not_have_are_never_published(region: Connection) -> None:

@@ -12,7 +12,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import embedded, schema
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.search import search
+from embedding_assets.pgvector.search import compare, search
 from embedding_assets_tests.pgvector.toy import D2, MODELS, Toy, bind, row
 
 TABLES = ["chunks", "dead_letters", "generations", "ledger", "models", "readers", "recall", "surface"]
@@ -108,6 +108,44 @@ def test_columns_have_the_type_that_their_dimensions_ask_for(database: str) -> N
     assert types == [("embedding_v1", "vector(2000)"), ("embedding_v2", "halfvec(2001)")]
 
 
+def test_halfvec_is_to_be_had_below_too(database: str) -> None:
+    with connect(database) as conn:
+        bind(conn, 8, 2000, halfvec=["v2"])
+        assert schema.bound_types(conn) == (("vector", 8), ("halfvec", 2000))
+        assert conn.execute(
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = 'embedding_assets.chunks'::regclass AND attname = 'embedding_v2'"
+        ).fetchone() == ("halfvec(2000)",)
+
+
+def test_a_slot_that_is_not_live_goes_over_to_halfvec_and_is_loaded_again(region: Connection) -> None:
+    toy = Toy()
+    toy.publish_to(region)
+
+    bind(region, halfvec=["v2"])
+
+    assert len(search(region, row(0).v1, 5)) == 5  # type: ignore[arg-type]
+    toy.publish_to(region)
+    assert compare(region, toy.name, toy.refs, toy.read) == []
+    bind(region, live="v2", halfvec=["v2"])
+    assert len(search(region, row(0).v2, 5)) == 5  # type: ignore[arg-type]
+
+
+def test_the_live_slot_cannot_go_over_to_halfvec(region: Connection) -> None:
+    Toy().publish_to(region)
+
+    with pytest.raises(PermanentError, match=r"toy-8 \(vector\(8\)\) and cannot become toy-8 \(halfvec\(8\)\)"):
+        bind(region, halfvec=["v1"])
+
+
+def test_a_view_from_before_it_had_a_column_for_halfvec_gets_it(region: Connection) -> None:
+    region.execute("DROP VIEW live_chunks; CREATE VIEW live_chunks AS SELECT source FROM embedding_assets.chunks")
+
+    bind(region)
+
+    assert region.execute("SELECT embedding_halfvec FROM live_chunks").fetchall() == []
+
+
 def test_binding_the_same_models_again_takes_no_lock(region: Connection, database: str) -> None:
     with psycopg.connect(database) as reader:
         reader.execute("LOCK TABLE embedding_assets.chunks, embedding_assets.models IN EXCLUSIVE MODE")
@@ -120,7 +158,7 @@ def test_the_live_slot_cannot_be_bound_to_another_model(region: Connection) -> N
     with pytest.raises(PermanentError, match=r"slot v1 is live with model toy-8.*Bind the new model to v2"):
         bind(region, d1=16)
 
-    assert schema.bound_dimensions(region) == (8, 12)
+    assert schema.bound_types(region) == (("vector", 8), ("vector", 12))
 
 
 def test_where_nothing_is_published_any_slot_may_be_bound_anew(region: Connection) -> None:

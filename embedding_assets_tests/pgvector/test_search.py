@@ -205,10 +205,11 @@ def test_a_database_without_a_live_model_says_so(database: str) -> None:
         search(conn, query(), 5)
 
 
-def test_a_halfvec_model_is_searched_by_its_index(database: str) -> None:
-    toy = Toy(rows=60, d2=2_001)
+@pytest.mark.parametrize(("dimensions", "halfvec"), [(2_001, []), (16, ["v2"])])
+def test_a_halfvec_model_is_searched_by_its_index(database: str, dimensions: int, halfvec: list[str]) -> None:
+    toy = Toy(rows=60, d2=dimensions)
     with connect(database) as conn:
-        bind(conn, d2=2_001, live="v2")
+        bind(conn, d2=dimensions, live="v2", halfvec=halfvec)
         toy.publish_to(conn)
         vector = toy.rows_of(1)[5].v2
         assert vector is not None
@@ -218,6 +219,23 @@ def test_a_halfvec_model_is_searched_by_its_index(database: str) -> None:
 
         assert places(hits)[0] == (toy.rows_of(1)[5].document_id, toy.rows_of(1)[5].ordinal)
         assert scans(conn, "SELECT * FROM search(%s, 3)", [literal(vector)]) == {"generation_1": (0, 1)}
+
+
+@pytest.mark.parametrize("dimensions", [16, 2_001])
+def test_the_view_has_a_halfvec_column_that_a_halfvec_index_serves(database: str, dimensions: int) -> None:
+    toy = Toy(rows=60, d2=dimensions)
+    with connect(database) as conn:
+        bind(conn, d2=dimensions, live="v2", halfvec=["v2"])
+        toy.publish_to(conn)
+        conn.execute("SET enable_seqscan = off")
+        vector = toy.rows_of(1)[5].v2
+        assert vector is not None
+        statement = "SELECT document_id, ordinal FROM live_chunks ORDER BY embedding_halfvec <=> %s::halfvec LIMIT 10"
+
+        nearest = conn.execute(statement.encode(), [literal(vector)]).fetchall()
+
+        assert nearest[0] == (toy.rows_of(1)[5].document_id, toy.rows_of(1)[5].ordinal)
+        assert scans(conn, statement, [literal(vector)]) == {"generation_1": (0, 1)}
 
 
 def test_the_status_tells_what_each_source_serves(served: Connection) -> None:
@@ -233,25 +251,25 @@ def test_the_status_tells_what_each_source_serves(served: Connection) -> None:
 def test_comparing_names_the_shard_that_differs(region: Connection) -> None:
     toy = Toy()
     toy.publish_to(region)
-    assert compare(region, toy.name, toy.refs, toy.fingerprint_of) == []
+    assert compare(region, toy.name, toy.refs, toy.read) == []
 
     region.execute("UPDATE embedding_assets.chunks SET content = content || ' ' WHERE shard = 1 AND ordinal = 0")
     region.execute("DELETE FROM embedding_assets.chunks WHERE shard = 2 AND ordinal = 1")
     region.execute("DROP INDEX embedding_assets.generation_1_v2")
 
-    found = [str(difference) for difference in compare(region, toy.name, toy.refs, toy.fingerprint_of)]
+    found = [str(difference) for difference in compare(region, toy.name, toy.refs, toy.read)]
     assert found[0].startswith("shard 1: content differs: fingerprint ")
     assert found[1:] == [
         "shard 2: 30 rows in the table, 40 in the snapshot",
         "index generation_1_v2 is missing or invalid",
     ]
     assert "shard 2: 30 rows in the table, and not in the snapshot" in map(
-        str, compare(region, toy.name, toy.refs[:2], toy.fingerprint_of)
+        str, compare(region, toy.name, toy.refs[:2], toy.read)
     )
 
 
 def test_comparing_a_source_that_is_not_served_says_so(region: Connection) -> None:
-    assert [d.what for d in compare(region, "nowhere", [], Toy().fingerprint_of)] == [
+    assert [d.what for d in compare(region, "nowhere", [], Toy().read)] == [
         "has no published generation in this region"
     ]
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedding_assets.pgvector import fingerprint, schema
+from embedding_assets.pgvector import schema
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.delta import load
-from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.generations import Generation, Loaded, load_generation, published_generation
 from embedding_assets.pgvector.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.publish import publish
@@ -41,9 +40,12 @@ class Row(NamedTuple):
     v2: Vector
 
 
-def bind(conn: Connection, d1: int = D1, d2: int = D2, live: str = "v1") -> None:
-    """Bind toy models of these dimensions."""
-    models = {"v1": schema.Model(f"toy-{d1}", d1, "test"), "v2": schema.Model(f"toy-{d2}", d2, "test")}
+def bind(conn: Connection, d1: int = D1, d2: int = D2, live: str = "v1", halfvec: Collection[str] = ()) -> None:
+    """Bind toy models of these dimensions, these slots as 2-byte floats."""
+    models = {
+        slot: schema.Model(f"toy-{dimensions}", dimensions, "test", slot in halfvec)
+        for slot, dimensions in (("v1", d1), ("v2", d2))
+    }
     schema.ensure_models(conn, models, live)
 
 
@@ -130,9 +132,6 @@ class Toy:
     def read(self, ref: ShardRef) -> ShardRows:
         return shard_rows(self.rows_of(ref.shard), self.d1, self.d2)
 
-    def fingerprint_of(self, ref: ShardRef) -> Fingerprint:
-        return fingerprint.of_rows(self.read(ref))
-
     def edited(self) -> "Toy":
         return replace(self, edition=self.edition + 1)
 
@@ -181,7 +180,7 @@ class Source:
         return Source({**self.shards, **shards}, self.name)
 
     def differences(self, conn: Connection) -> list[str]:
-        found = compare(conn, self.name, self.refs, lambda ref: fingerprint.of_rows(shard_rows(self.shards[ref.shard])))
+        found = compare(conn, self.name, self.refs, lambda ref: shard_rows(self.shards[ref.shard]))
         return [str(one) for one in found]
 
 
