@@ -16,7 +16,7 @@ test: .venv/installed ## everything but the slow tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed ## the kill sweep and other minutes-long tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 4 --dist loadgroup -m slow # more than cores: they wait for processes that they kill
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

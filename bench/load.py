@@ -5,14 +5,15 @@ indexes, vectors kept in line. Ours does more in its time: it encodes the rows f
 shard with its ledger row, on several connections. The table without options has pgvector's and Postgres's defaults; the
 usual one has a primary key besides. The peers get their vectors made, too: 2,000 rows, into their own tables, once.
 
-Rows are 800 characters of Python's reference topics, metadata, and one random unit vector, 40 rows a document. All ways
-take turns in each of three rounds, after a checkpoint, each on a connection of its own; the clock stops when the rows
+Rows are 800 characters of Python's reference topics, metadata, and one random unit vector, 40 rows a document; shards
+are as many as a source of that size has. All ways
+take turns in each of seven rounds, after a checkpoint, each on a connection of its own; the clock stops when the rows
 are durable. Medians count. Server CPU is that of all processes of the server.
 
 "Without HNSW" and "with HNSW" are whole loads of one source (all indexes that such a generation has, and with HNSW
 recall measured and published as well) and what follows them: the same root again, the ledger lost, and one document of
 a hundred with other texts and vectors, which is in every shard. `of_whole` is their share of the whole load's seconds.
-Without HNSW the medians of three rounds count, with it one round does: a graph takes minutes. Random vectors are the
+Without HNSW the medians of seven rounds count, with it one round does: a graph takes minutes. Random vectors are the
 worst case for a graph, to build and to insert into alike. `pgvector/costs.py` takes its constants from these.
 """
 
@@ -50,17 +51,17 @@ from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
 from embedding_assets.settings import home as settings_home
+from embedding_assets.snapshots.keys import shard_bits
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
 SIZES: Final = ((50_000, 384), (20_000, 1_536))
 WITHOUT_HNSW: Final = (200_000, 384)
 WITH_HNSW: Final = ((50_000, 384), (10_000, 1_536))
 PEERS_ROWS: Final = 2_000
-SHARD_ROWS: Final = 4_000
 DOCUMENT_ROWS: Final = 40
 EDITED: Final = 100  # one document of so many
 CHARACTERS: Final = 800
-ROUNDS: Final = 3
+ROUNDS: Final = 7
 ROOT: Final = Path(__file__).parents[1]
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 
@@ -218,7 +219,10 @@ def _finish(conn: Connection, root: str, refs: list[ShardRef], *, hnsw: bool) ->
 
 def _edited(shard: ShardRows) -> ShardRows:
     """A shard with other texts and vectors in one document of a hundred."""
-    chosen = np.arange(shard.chunks.num_rows) // DOCUMENT_ROWS % EDITED == 0
+    documents = [
+        int(document[len("docs/") : -len(".md")]) for document in shard.chunks.column("document_id").to_pylist()
+    ]
+    chosen = np.array(documents) % EDITED == 0
     mask, place = pa.array(chosen), shard.chunks.schema.get_field_index("text")
     texts = pc.binary_join_element_wise("Edited.", shard.chunks.column("text"), " ")
     chunks = shard.chunks.set_column(place, CHUNKS.field("text"), pc.if_else(mask, texts, shard.chunks.column("text")))
@@ -315,12 +319,13 @@ def _create(conn: psycopg.Connection, options: str, key: bool) -> None:
 
 
 def _shards(rows: int, dimensions: int) -> list[ShardRows]:
-    """Rows as the parts of shards, of 4,000 each."""
+    """Rows as the parts of the shards of a source."""
     rng = np.random.default_rng(0)
     text = "\n".join(topics.values())
     shards = []
-    for first in range(0, rows, SHARD_ROWS):
-        numbers = range(first, min(first + SHARD_ROWS, rows))
+    shard_rows = rows >> shard_bits(rows * CHARACTERS)
+    for first in range(0, rows, shard_rows):
+        numbers = range(first, min(first + shard_rows, rows))
         ids = [sha256(str(number).encode()).digest()[:16] for number in numbers]
         starts = rng.integers(0, len(text) - CHARACTERS, len(ids))
         contents = [text[start : start + CHARACTERS] for start in starts]

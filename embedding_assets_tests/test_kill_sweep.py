@@ -49,7 +49,6 @@ COMMIT_POINTS_OF_A_DELTA = (
     "pgvector.delta.finished",
 )
 
-RANDOM_KILLS = 50
 SEVERAL_SHARDS = 4_000  # bytes of text a shard
 
 SandboxOf = Callable[[str], Sandbox]
@@ -102,19 +101,21 @@ def test_every_commit_point_of_the_code_is_in_the_sweep() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_commit_point_leaves_nothing_that_the_next_run_does_not_mend(sandbox_of: SandboxOf) -> None:
+@pytest.mark.parametrize("point", COMMIT_POINTS)
+def test_a_run_killed_at_any_commit_point_leaves_nothing_that_the_next_run_does_not_mend(
+    sandbox_of: SandboxOf, point: str
+) -> None:
     expected, _ = undisturbed(sandbox_of)
-    for point in COMMIT_POINTS:
-        for hit in itertools.count(1):
-            sandbox = sandbox_of(f"{point}-{hit}")
-            if not killed(run(sandbox, f"{point}:{hit}")):
-                assert hit > 1, f"{point} was never reached"
-                break
-            assert not killed(run(sandbox))
-            assert result(sandbox) == expected, f"killed at {point}:{hit}"
-            assert bought_again(sandbox) == [], f"killed at {point}:{hit}"
-            if point.startswith("pgvector."):
-                break  # its second hit is the same in the other region
+    for hit in itertools.count(1):
+        sandbox = sandbox_of(f"{point}-{hit}")
+        if not killed(run(sandbox, f"{point}:{hit}")):
+            assert hit > 1, f"{point} was never reached"
+            break
+        assert not killed(run(sandbox))
+        assert result(sandbox) == expected, f"killed at {point}:{hit}"
+        assert bought_again(sandbox) == [], f"killed at {point}:{hit}"
+        if point.startswith("pgvector."):
+            break  # its second hit is the same in the other region
 
 
 @pytest.mark.slow
@@ -156,12 +157,14 @@ def test_a_small_change_killed_at_any_commit_point_is_mended_by_the_next_run(san
 
 
 @pytest.mark.slow
-def test_runs_killed_at_random_moments_come_to_the_undisturbed_result(sandbox_of: SandboxOf) -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_killed_at_random_moments_come_to_the_undisturbed_result(sandbox_of: SandboxOf, seed: int) -> None:
+    """Fifty kills, ten of each seed."""
     expected, seconds = undisturbed(sandbox_of, SEVERAL_SHARDS)
-    chance = random.Random(20261121)
+    chance = random.Random(seed)
     kills = 0
     rounds = 0
-    while kills < RANDOM_KILLS:
+    while kills < 10:
         rounds += 1
         sandbox = sandbox_of(f"random-{rounds}")
         # Up to five kills a round, each further along, since what was done before stays done.

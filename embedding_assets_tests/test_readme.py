@@ -26,7 +26,7 @@ DEMO: Final = "make demo"
 # What is run elsewhere: `make test` is what runs this.
 ELSEWHERE: Final = {DEMO, "make test"}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # one demo for all of them
 
 
 def shell(command: str, home: Path) -> subprocess.CompletedProcess[str]:

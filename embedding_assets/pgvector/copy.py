@@ -8,7 +8,6 @@ stream; the digests are written into the joined buffer, all of a block at once. 
 
 from collections.abc import Iterator
 from hashlib import sha256
-from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -132,12 +131,12 @@ def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int, types: VectorT
     joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary()))
     offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + n + 1].astype(np.int64)
     data = memoryview(joined.buffers()[2])[: offsets[-1]]
-    digests = b"".join(
-        [sha256(data[start + CONTENT_START : end]).digest()[:8] for start, end in pairwise(offsets.tolist())]
-    )
+    starts, ends = (offsets[:-1] + CONTENT_START).tolist(), offsets[1:].tolist()
+    hashes = b"".join([sha256(data[start:end]).digest() for start, end in zip(starts, ends, strict=True)])
+    digests = np.frombuffer(hashes, np.uint8).reshape(n, 32)[:, :8]
     places = offsets[:-1, np.newaxis] + np.arange(_DIGEST_START, _DIGEST_START + 8)
-    np.frombuffer(data, np.uint8)[places] = np.frombuffer(digests, np.uint8).reshape(n, 8)
-    return Block(data, offsets, np.frombuffer(digests, ">i8").astype(np.int64))
+    np.frombuffer(data, np.uint8)[places] = digests
+    return Block(data, offsets, np.ascontiguousarray(digests).view(">i8").ravel().astype(np.int64))
 
 
 def _vector_field(embedding: pa.FixedSizeBinaryArray, each: VectorType) -> list[pa.Array]:
