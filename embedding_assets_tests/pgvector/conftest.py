@@ -12,7 +12,7 @@ from embedding_assets_tests.pgvector.toy import bind
 @pytest.fixture(autouse=True)
 def quick_measurement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where recall is not what the tests are about, a few queries measure it."""
-    if request.module.__name__.rpartition(".")[2] not in ("test_index", "test_recall"):
+    if request.module.__name__.rpartition(".")[2] not in ("test_filters", "test_index", "test_recall"):
         monkeypatch.setattr(recall, "_SAMPLES", 5)
 
 

@@ -107,12 +107,12 @@ def test_recall_counts_neighbours_by_distance_and_never_the_querys_own_row(
     assert recall.recalled(OWN, exact, answer) == counted
 
 
-def test_queries_of_the_measurement_are_near_their_rows_and_the_same_each_time() -> None:
-    vectors = np.stack([row(n).v1 for n in range(50)])  # type: ignore[misc]
+def test_queries_of_the_measurement_are_as_far_from_their_rows_as_questions_are_and_the_same_each_time() -> None:
+    vectors = np.stack([row(n, 384).v1 for n in range(50)])  # type: ignore[misc]
 
-    near = recall._near(vectors)
+    queries = recall._questions(vectors)
 
-    cosines = (near * vectors).sum(axis=1) / np.linalg.norm(near, axis=1)
-    assert cosines.min() > 0.9
-    assert cosines.max() < 1
-    np.testing.assert_array_equal(near, recall._near(vectors))
+    cosines = (queries * vectors).sum(axis=1) / np.linalg.norm(queries, axis=1)
+    assert cosines.mean() == pytest.approx(0.555, abs=0.02)
+    assert 0.4 < cosines.min() < cosines.max() < 0.7
+    np.testing.assert_array_equal(queries, recall._questions(vectors))

@@ -200,6 +200,30 @@ def test_the_callers_own_settings_are_left_alone(served: Connection) -> None:
         assert served.execute("SHOW hnsw.iterative_scan").fetchone() == ("off",)
 
 
+@pytest.mark.parametrize(
+    ("stored", "k", "filter", "sources", "used"),
+    [
+        (20, 10, "{}", ["handbook"], 20),
+        (20, 50, "{}", ["handbook"], 50),
+        (120, 10, "{}", ["handbook"], 120),
+        (20, 10, '{"team": "1"}', ["handbook"], 200),
+        (20, 10, "{}", ["handbook", "tickets"], 100),
+        (400, 10, '{"team": "1"}', ["handbook", "tickets"], 400),
+    ],
+)
+def test_a_search_uses_the_stored_ef_search_or_what_k_a_filter_and_other_sources_need(
+    region: Connection, stored: int, k: int, filter: str, sources: list[str], used: int
+) -> None:
+    for source in sources:
+        Toy(source, shards=1, rows=3).publish_to(region)
+    with region.transaction():
+        region.execute("UPDATE embedding_assets.models SET ef_search = %s", [stored])
+
+        region.execute("SELECT embedding_assets.search_terms(%s::vector, %s, NULL, %s)", [literal(query()), k, filter])
+
+        assert region.execute("SHOW hnsw.ef_search").fetchone() == (str(used),)
+
+
 def test_a_database_without_a_live_model_says_so(database: str) -> None:
     with connect(database) as conn, pytest.raises(PermanentError, match="no live model yet"):
         search(conn, query(), 5)
