@@ -29,6 +29,7 @@ import numpy.typing as npt
 import psycopg
 import pyarrow as pa
 
+from bench.load import no_vectors_part, vectors_part
 from embedding_assets.embedding.providers.local import LocalProvider
 from embedding_assets.pgvector import embedded, schema
 from embedding_assets.pgvector.connection import Connection, connect
@@ -37,7 +38,7 @@ from embedding_assets.pgvector.hnsw import EF_CONSTRUCTION, M
 from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.shards import ShardRef, ShardRows
 from embedding_assets.settings import default_settings
-from embedding_assets.snapshots.schemas import CHUNKS, vectors
+from embedding_assets.snapshots.schemas import CHUNKS
 
 ROWS: Final = 20_000
 DIMENSIONS: Final = 384
@@ -123,11 +124,10 @@ def _rows() -> ShardRows:
     hashes = pa.array([sha256(content.encode()).digest() for content in contents], pa.binary(32))
     places = [pa.array(range(ROWS), pa.int32())] * 4
     columns = [ids, pa.array(["topics.txt"] * ROWS), *places, pa.array(contents), hashes, pa.array(["{}"] * ROWS)]
-    values = pa.array([one.tobytes() for one in _vectors(contents)], pa.binary(4 * DIMENSIONS))
     return ShardRows(
         pa.table(columns, schema=CHUNKS),
-        pa.table([ids, hashes, values], schema=vectors(DIMENSIONS)),
-        pa.table([ids, hashes, pa.nulls(ROWS, pa.binary(4))], schema=vectors(1)),
+        vectors_part(ids, hashes, _vectors(contents)),
+        no_vectors_part(ids, hashes),
     )
 
 

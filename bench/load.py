@@ -35,9 +35,9 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 import psycopg
 import pyarrow as pa
-import pyarrow.compute as pc
 from pgvector import Vector
 from pgvector.psycopg import register_vector
 from psycopg.types.json import Jsonb
@@ -45,12 +45,13 @@ from psycopg.types.json import Jsonb
 from bench.peers import environment
 from embedding_assets.pgvector import delta, embedded, schema
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET, load_generation
 from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
 from embedding_assets.settings import home as settings_home
+from embedding_assets.snapshots.binary import vector_hashes
 from embedding_assets.snapshots.keys import shard_bits
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
@@ -99,7 +100,7 @@ def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, obje
     with file.open("wb") as stream:
         stream.write(HEADER)
         for number, shard in enumerate(shards):
-            stream.writelines(block.data for block in encode(shard, number, _types(shard)))
+            stream.writelines(_encoded(shard, number))
         stream.write(TRAILER)
     tuples = [row for number, shard in enumerate(shards) for row in _tuples(number, shard)]
 
@@ -223,15 +224,17 @@ def _edited(shard: ShardRows) -> ShardRows:
         int(document[len("docs/") : -len(".md")]) for document in shard.chunks.column("document_id").to_pylist()
     ]
     chosen = np.array(documents) % EDITED == 0
-    mask, place = pa.array(chosen), shard.chunks.schema.get_field_index("text")
-    texts = pc.binary_join_element_wise("Edited.", shard.chunks.column("text"), " ")
-    chunks = shard.chunks.set_column(place, CHUNKS.field("text"), pc.if_else(mask, texts, shard.chunks.column("text")))
-    values = [
-        (-np.frombuffer(one, "<f4")).tobytes() if edit else one
-        for one, edit in zip(shard.v1.column("embedding").to_pylist(), chosen.tolist(), strict=True)
+    texts = [
+        f"Edited. {text}" if edit else text
+        for text, edit in zip(shard.chunks.column("text").to_pylist(), chosen.tolist(), strict=True)
     ]
-    embedding = shard.v1.schema.field("embedding")
-    return ShardRows(chunks, shard.v1.set_column(2, embedding, pa.array(values, embedding.type)), shard.v2)
+    hashes = pa.array([sha256(text.encode()).digest() for text in texts], pa.binary(32))
+    chunks = shard.chunks
+    for name, column in (("text", pa.array(texts)), ("text_hash", hashes)):
+        chunks = chunks.set_column(chunks.schema.get_field_index(name), CHUNKS.field(name), column)
+    given = b"".join(shard.v1.column("embedding").to_pylist())
+    vector = np.frombuffer(given, np.float32).reshape(len(texts), -1) * np.where(chosen, np.float32(-1), 1)[:, None]
+    return ShardRows(chunks, vectors_part(chunks.column("chunk_id"), hashes, vector), shard.v2)
 
 
 def _database(home: Path, name: str, dimensions: int) -> str:
@@ -285,8 +288,8 @@ def _ours_copy(dsn: str, shards: list[ShardRows]) -> None:
         with conn.cursor().copy(COPY) as copy:
             copy.write(HEADER)
             for number, shard in enumerate(shards):
-                for block in encode(shard, number, _types(shard)):
-                    copy.write(block.data)
+                for block in _encoded(shard, number):
+                    copy.write(block)
             copy.write(TRAILER)
 
 
@@ -340,17 +343,28 @@ def _shards(rows: int, dimensions: int) -> list[ShardRows]:
         chunks = pa.table([*columns, pa.array(contents), hashes, pa.array(metadata)], schema=CHUNKS)
         vector = rng.standard_normal((len(ids), dimensions), np.float32)
         vector /= np.linalg.norm(vector, axis=1, keepdims=True)
-        values = pa.array([one.tobytes() for one in vector], pa.binary(4 * dimensions))
-        v1 = pa.table([columns[0], hashes, values], schema=vectors(dimensions))
-        v2 = pa.table([columns[0], hashes, pa.nulls(len(ids), pa.binary(4))], schema=vectors(1))
-        shards.append(ShardRows(chunks, v1, v2))
+        shards.append(ShardRows(chunks, vectors_part(columns[0], hashes, vector), no_vectors_part(columns[0], hashes)))
     return shards
+
+
+def vectors_part(ids: pa.Array, text_hashes: pa.Array, vector: npt.NDArray[np.float32]) -> pa.Table:
+    """A part of these unit vectors, (n, d) float32."""
+    dimensions = vector.shape[1]
+    values = pa.array([one.tobytes() for one in vector], pa.binary(4 * dimensions))
+    hashes = pa.array([one.tobytes() for one in vector_hashes(vector)], pa.binary(32))
+    return pa.table([ids, text_hashes, values, hashes], schema=vectors(dimensions))
+
+
+def no_vectors_part(ids: pa.Array, text_hashes: pa.Array) -> pa.Table:
+    """A part without a vector, of one dimension."""
+    nothing = [pa.nulls(len(ids), pa.binary(width)) for width in (4, 32)]
+    return pa.table([ids, text_hashes, *nothing], schema=vectors(1))
 
 
 def _tuples(number: int, shard: ShardRows) -> list[tuple[object, ...]]:
     """A shard's rows as psycopg takes them."""
     found: list[tuple[object, ...]] = []
-    digests = np.concatenate([block.digests for block in encode(shard, number, _types(shard))]).tolist()
+    digests = digests_of(shard, _types(shard)).tolist()
     columns = (shard.chunks.to_pylist(), shard.v1.column("embedding").to_pylist(), digests)
     for row, given, digest in zip(*columns, strict=True):
         place = (row["ordinal"], row["start"], row["end"])
@@ -358,6 +372,10 @@ def _tuples(number: int, shard: ShardRows) -> list[tuple[object, ...]]:
         metadata = Jsonb(row["metadata"], dumps=str)
         found.append((*key, *place, row["text"], metadata, Vector(np.frombuffer(given, "<f4")), None))
     return found
+
+
+def _encoded(shard: ShardRows, number: int) -> Iterator[memoryview]:
+    return encode(shard, digests_of(shard, _types(shard)), number, _types(shard))
 
 
 def _types(shard: ShardRows) -> VectorTypes:

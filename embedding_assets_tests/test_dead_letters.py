@@ -250,6 +250,7 @@ def test_what_may_heal_is_tried_again_and_heals(box: Sandbox, standin: Standin, 
     assert [state for *_, state in letters(box)] == ["resolved"]
 
 
+@pytest.mark.slow
 def test_what_goes_on_failing_and_what_can_not_heal_is_told_once(
     box: Sandbox, standin: Standin, instance: dg.DagsterInstance
 ) -> None:

@@ -20,6 +20,7 @@ from embedding_assets.embedding.journal import Journal, open_journal
 from embedding_assets.embedding.models import Binding
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log
+from embedding_assets.snapshots.binary import vector_hashes
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.schemas import vectors
@@ -264,18 +265,19 @@ class _Assembly:
         chunks = read_part(self.store, self.source, shard.part, ["chunk_id", "text_hash"])
         hashes: list[bytes] = chunks.column("text_hash").to_pylist()
         valid = np.array([text_hash not in shard.dead for text_hash in hashes], bool)
-        embedding = pa.FixedSizeBinaryArray.from_buffers(
-            pa.binary(4 * self.dimensions),
-            len(hashes),
-            [
-                None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little")),
-                pa.py_buffer(self._vectors(hashes, shard.dead)),
-            ],
+        matrix = self._vectors(hashes, shard.dead)
+        nulls = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+        embedding, vector_hash = (
+            pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(hashes), [nulls, pa.py_buffer(values)])
+            for width, values in ((4 * self.dimensions, matrix), (32, vector_hashes(matrix)))
         )
         want = self.want(shard.part, frozenset(shard.dead))
         part = write_part(
             self.store,
-            pa.table([chunks.column("chunk_id"), chunks.column("text_hash"), embedding], vectors(self.dimensions)),
+            pa.table(
+                [chunks.column("chunk_id"), chunks.column("text_hash"), embedding, vector_hash],
+                vectors(self.dimensions),
+            ),
             asset=self.asset,
             source=self.source,
             shard=want.shard,

@@ -2,13 +2,16 @@
 
 A row is the join of a few columns of bytes: fixed-size headers (field counts and lengths, big-endian, written by NumPy
 structured arrays) between the texts and the vectors. `binary_join_element_wise` interleaves them, and its value buffer
-is the stream: no Python object for a row or a field (FIELD §4). Each row carries the digest of what follows it in the
-stream; the digests are written into the joined buffer, all of a block at once. Hashing takes a third of the time.
+is the stream: no Python object for a row or a field (FIELD §4).
+
+Each row carries a digest of its content. That is a hash of its small fields and of the hashes of its text and vectors,
+which its parts bring along: hashing all of a row's bytes here took as long as all else that the loader does.
 """
 
 from collections.abc import Iterator
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,7 @@ import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.shards import ShardRows, VectorType, VectorTypes
+from embedding_assets.snapshots.binary import binary_vectors, vector_hashes
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -36,11 +40,6 @@ COLUMNS: Final = (
 )
 """The columns of a row in the stream, in order; `source` is the table's default."""
 
-CONTENT_START: Final = 22
-"""Where in a row the bytes begin that its digest covers: after the field count, the shard and the digest itself."""
-
-_DIGEST_START: Final = 14
-
 BLOCK_BYTES: Final = 1 << 21  # best of 1, 2, 4 and 8 MB in bench/load, by little
 _LARGEST_ROW: Final = (1 << 30) - 1  # what a Postgres field and row can hold
 
@@ -50,7 +49,7 @@ _HEAD: Final = np.dtype(
         ("shard_len", ">i4"),
         ("shard", ">i4"),
         ("digest_len", ">i4"),
-        ("digest", "V8"),
+        ("digest", ">i8"),
         ("id_len", ">i4"),
         ("id", "V16"),
         ("document_len", ">i4"),
@@ -70,25 +69,56 @@ _MIDDLE: Final = np.dtype(
 _METADATA: Final = np.dtype([("len", ">i4"), ("version", "i1")])  # jsonb's binary form opens with its version, 1
 
 
-class Block(NamedTuple):
-    """Some rows of the stream: their bytes, where each begins and the last ends ((n + 1,) int64), and their digests.
+# What a digest covers, besides document_id and metadata: each field with its length before it.
+_DIGESTED_HEAD: Final = np.dtype([("id_len", ">i4"), ("id", "V16"), ("document_len", ">i4")])
+_DIGESTED_MIDDLE: Final = np.dtype(
+    [
+        ("ordinal_len", ">i4"),
+        ("ordinal", ">i4"),
+        ("start_len", ">i4"),
+        ("start", ">i4"),
+        ("end_len", ">i4"),
+        ("end", ">i4"),
+        ("text_len", ">i4"),
+        ("text", "V32"),
+        ("metadata_len", ">i4"),
+    ]
+)
+_DIGESTED_VECTOR: Final = np.dtype([("len", ">i4"), ("hash", "u1", (32,))])
 
-    A digest ((n,) int64) is the first eight bytes of the SHA-256 of a row's fields from `chunk_id` on, as a big-endian
-    signed number.
+
+def digests_of(rows: ShardRows, types: VectorTypes) -> npt.NDArray[np.int64]:
+    """The digests of a shard's rows, as columns of these types hold them: (n,) int64.
+
+    A digest is the first eight bytes, big-endian, of the SHA-256 of the row's fields from `chunk_id` to `end_offset`,
+    the SHA-256 of its text, its metadata, and the SHA-256 of each vector in pgvector's binary form (zeros where it is
+    NULL), each with its length before it as int32 (-1 where NULL).
     """
-
-    data: memoryview
-    offsets: npt.NDArray[np.int64]
-    digests: npt.NDArray[np.int64]
+    return np.concatenate([np.zeros(0, np.int64), *(_digests(some, types) for some in _slices(rows, types))])
 
 
-def encode(rows: ShardRows, shard: int, types: VectorTypes, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Encode a shard's rows, in order, in blocks of about `block_bytes` and at least a row.
+def encode(
+    rows: ShardRows,
+    digests: npt.NDArray[np.int64],
+    shard: int,
+    types: VectorTypes,
+    block_bytes: int = BLOCK_BYTES,
+) -> Iterator[memoryview]:
+    """Encode a shard's rows with their digests, in order, in blocks of about `block_bytes` and at least a row.
 
-    `HEADER`, the blocks' data and `TRAILER` are the whole stream. Vectors, which have the dimensions of `types`, become
+    `HEADER`, the blocks and `TRAILER` are the whole stream. Vectors, which have the dimensions of `types`, become
     `vector` or `halfvec`; NULL stays NULL. Raises PermanentError for a row that Postgres cannot hold.
     """
-    chunks, vectors = rows.chunks, (rows.v1, rows.v2)
+    first = 0
+    for some in _slices(rows, types, block_bytes):
+        n = some.chunks.num_rows
+        yield _block(some, digests[first : first + n], shard, types)
+        first += n
+
+
+def _slices(rows: ShardRows, types: VectorTypes, block_bytes: int = BLOCK_BYTES) -> Iterator[ShardRows]:
+    """The rows of each block. Raises PermanentError for a row that Postgres cannot hold."""
+    chunks = rows.chunks
     sizes = np.full(chunks.num_rows, sum(4 * each.dimensions for each in types), dtype=np.int64)
     for name in ("document_id", "text", "metadata"):
         sizes += pc.binary_length(chunks.column(name)).to_numpy()
@@ -96,24 +126,60 @@ def encode(rows: ShardRows, shard: int, types: VectorTypes, block_bytes: int = B
         largest = int(sizes.argmax())
         document = chunks.column("document_id")[largest].as_py()
         raise PermanentError(
-            f"a chunk of document {document!r} (shard {shard}) takes {sizes[largest]:,} bytes; a Postgres row holds "
-            f"{_LARGEST_ROW:,}. Chunk this source into smaller pieces"
+            f"a chunk of document {document!r} takes {sizes[largest]:,} bytes; a Postgres row holds {_LARGEST_ROW:,}. "
+            "Chunk this source into smaller pieces"
         )
     # A cut wherever the running total passes a multiple of the block's size, so no offset nears Arrow's 2 GiB.
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // block_bytes)) + 1
     for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(sizes)], strict=True):
         if end > start:
-            some = [table.slice(start, end - start) for table in (chunks, *vectors)]
-            yield _block(some[0], some[1:], shard, types)
+            yield ShardRows(*(table.slice(start, end - start) for table in rows))
 
 
-def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int, types: VectorTypes) -> Block:
-    n = chunks.num_rows
+def _digests(rows: ShardRows, types: VectorTypes) -> npt.NDArray[np.int64]:
+    chunks, n = rows.chunks, rows.chunks.num_rows
+    document, metadata = _bytes(chunks.column("document_id")), _bytes(chunks.column("metadata"))
+
+    head = np.empty(n, _DIGESTED_HEAD)
+    head["id_len"], head["id"] = 16, _fixed(one_array(chunks.column("chunk_id")), np.dtype("V16"))
+    head["document_len"] = _lengths(document)
+
+    middle = np.empty(n, _DIGESTED_MIDDLE)
+    for name in ("ordinal", "start", "end"):
+        middle[f"{name}_len"], middle[name] = 4, chunks.column(name).to_numpy()
+    middle["text_len"], middle["text"] = 32, _fixed(one_array(chunks.column("text_hash")), np.dtype("V32"))
+    middle["metadata_len"] = _lengths(metadata)
+
+    pieces = [_as_binary(head), document, _as_binary(middle), metadata]
+    for table, each in zip((rows.v1, rows.v2), types, strict=True):
+        given = _given(one_array(table.column("embedding")))
+        vector = np.empty(n, _DIGESTED_VECTOR)
+        vector["len"] = np.where(given, 32, -1)
+        vector["hash"] = _vector_hashes(table, each)
+        vector["hash"][~given] = 0
+        pieces.append(_as_binary(vector))
+    offsets, data = _joined(pieces)
+    places = offsets.tolist()
+    hashes = b"".join([sha256(data[start:end]).digest() for start, end in pairwise(places)])
+    return np.frombuffer(hashes, np.dtype([("digest", ">i8"), ("rest", "V24")]))["digest"].astype(np.int64)
+
+
+def _vector_hashes(table: pa.Table, each: VectorType) -> npt.NDArray[np.uint8]:
+    """(n, 32) uint8; under a NULL they are anything."""
+    if each.name == "vector" and "vector_hash" in table.column_names:
+        return _fixed(one_array(table.column("vector_hash")), np.dtype(("u1", 32)))
+    # Parts have hashes of what the provider gave, and a halfvec column holds less than that.
+    values = _fixed(one_array(table.column("embedding")), np.dtype(("<f4", each.dimensions)))
+    return vector_hashes(values, "f4" if each.name == "vector" else "f2")
+
+
+def _block(rows: ShardRows, digests: npt.NDArray[np.int64], shard: int, types: VectorTypes) -> memoryview:
+    chunks, n = rows.chunks, rows.chunks.num_rows
     document, content, metadata = (_bytes(chunks.column(name)) for name in ("document_id", "text", "metadata"))
 
     head = np.empty(n, _HEAD)
     head["fields"], head["shard_len"], head["shard"] = len(COLUMNS), 4, shard
-    head["digest_len"] = 8  # the digest itself is written below, once there is something to digest
+    head["digest_len"], head["digest"] = 8, digests
     head["id_len"], head["id"] = 16, _fixed(one_array(chunks.column("chunk_id")), np.dtype("V16"))
     head["document_len"] = _lengths(document)
 
@@ -126,32 +192,33 @@ def _block(chunks: pa.Table, vectors: list[pa.Table], shard: int, types: VectorT
     meta["len"], meta["version"] = _lengths(metadata) + 1, 1
 
     pieces = [_as_binary(head), document, _as_binary(middle), content, _as_binary(meta), metadata]
-    for table, each in zip(vectors, types, strict=True):
+    for table, each in zip((rows.v1, rows.v2), types, strict=True):
         pieces += _vector_field(one_array(table.column("embedding")), each)
+    return _joined(pieces)[1]
+
+
+def _joined(pieces: list[pa.Array]) -> tuple[npt.NDArray[np.int32], memoryview]:
+    """Rows as the join of their pieces: where each begins and the last ends ((n + 1,) int32), and their bytes."""
     joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary()))
-    offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + n + 1].astype(np.int64)
-    data = memoryview(joined.buffers()[2])[: offsets[-1]]
-    starts, ends = (offsets[:-1] + CONTENT_START).tolist(), offsets[1:].tolist()
-    hashes = b"".join([sha256(data[start:end]).digest() for start, end in zip(starts, ends, strict=True)])
-    digests = np.frombuffer(hashes, np.uint8).reshape(n, 32)[:, :8]
-    places = offsets[:-1, np.newaxis] + np.arange(_DIGEST_START, _DIGEST_START + 8)
-    np.frombuffer(data, np.uint8)[places] = digests
-    return Block(data, offsets, np.ascontiguousarray(digests).view(">i8").ravel().astype(np.int64))
+    offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + len(joined) + 1]
+    return offsets, memoryview(joined.buffers()[2])[: offsets[-1]]
 
 
 def _vector_field(embedding: pa.FixedSizeBinaryArray, each: VectorType) -> list[pa.Array]:
-    """A vector's field: its length (-1 where NULL), and its body: dimensions, two unused bytes, big-endian floats."""
-    floats = np.dtype((">f4" if each.name == "vector" else ">f2", each.dimensions))
-    body_type = np.dtype([("dimensions", ">i2"), ("unused", ">i2"), ("values", floats)])
-    given = np.ones(len(embedding), bool)
-    if embedding.null_count:
-        given = embedding.is_valid().to_numpy(zero_copy_only=False)
-    body = np.empty(int(given.sum()), body_type)
-    body["dimensions"], body["unused"] = each.dimensions, 0
+    """A vector's field: its length (-1 where NULL), and its body in pgvector's binary form."""
+    given = _given(embedding)
     values = _fixed(embedding, np.dtype(("<f4", each.dimensions)))
-    body["values"] = values if len(body) == len(embedding) else values[given]
-    length = np.where(given, body_type.itemsize, -1).astype(">i4")
-    return [_as_binary(length), _as_binary(body, given * body_type.itemsize)]
+    body = binary_vectors(values if given.all() else values[given], "f4" if each.name == "vector" else "f2")
+    length = np.where(given, body.dtype.itemsize, -1).astype(">i4")
+    return [_as_binary(length), _as_binary(body, given * body.dtype.itemsize)]
+
+
+def _given(embedding: pa.FixedSizeBinaryArray) -> npt.NDArray[np.bool_]:
+    """Where there is a vector."""
+    if not embedding.null_count:
+        return np.ones(len(embedding), bool)
+    given: npt.NDArray[np.bool_] = embedding.is_valid().to_numpy(zero_copy_only=False)
+    return given
 
 
 def _as_binary(records: npt.NDArray[Any], lengths: npt.NDArray[np.int64] | None = None) -> pa.BinaryArray:

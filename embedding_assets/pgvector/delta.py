@@ -9,7 +9,7 @@ twice: 26 µs of server CPU a row against 17 (FIELD §4), for the same new row v
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -23,9 +23,10 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import costs, fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, source_lock
+from embedding_assets.pgvector.copy import encode, one_array
 from embedding_assets.pgvector.costs import Choice
 from embedding_assets.pgvector.generations import (
-    Encoded,
+    Digested,
     Generation,
     Loaded,
     LoadProgress,
@@ -35,12 +36,13 @@ from embedding_assets.pgvector.generations import (
     ledger_keys,
     load_generation,
     published_generation,
-    read_encoded,
+    read_digested,
 )
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.schema import bound_types, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, VectorTypes
+from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows, VectorTypes
 from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
 _log = logging.getLogger(__name__)
 
@@ -111,13 +113,13 @@ def load(
             return load_whole(choice)
         _log.info("source %r: %s in %d of %d shards: %s", source, choice.way, len(changed), len(shards), choice.why)
 
-        def encoded(ref: ShardRef) -> Encoded:
+        def digested(ref: ShardRef) -> Digested:
             return sample.pop(ref.shard, None) or _read(source, ref, read_shard, types)
 
         drop_others(conn, source, published)
         loaded = Loaded(published, choice, rows, len(shards))
         try:
-            return _replace_shards(conn, loaded, target_root, changed, encoded, types, progress)
+            return _replace_shards(conn, loaded, target_root, changed, digested, types, progress)
         except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
             # A chunk of one shard is still held by another: the documents were dealt out anew, which the numbers of
             # the shards did not show.
@@ -219,7 +221,7 @@ def _stored_shards(conn: Connection, published: Generation) -> set[int]:
 
 
 def _differing(
-    conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Encoded]
+    conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Digested]
 ) -> int:
     """Estimate of the rows to be inserted, updated or deleted in the changed shards, from those in the sample."""
     found = {
@@ -234,16 +236,16 @@ def _differing(
     return differing
 
 
-def _read(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Encoded:
+def _read(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Digested:
     """A shard's new rows; of one that is gone there are none."""
     if not ref.rows:
-        return Encoded(ref, pa.array([], pa.binary(16)), [], fingerprint.NOTHING)
-    return read_encoded(source, ref, read_shard, types)
+        nothing = (vectors(each.dimensions).empty_table() for each in types)
+        return Digested(ref, ShardRows(CHUNKS.empty_table(), *nothing), np.zeros(0, np.int64))
+    return read_digested(source, ref, read_shard, types)
 
 
-def _new(shard: Encoded) -> tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]:
-    digests = [np.zeros(0, np.int64), *(block.digests for block in shard.blocks)]
-    return shard.chunk_ids, np.concatenate(digests)
+def _new(shard: Digested) -> tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]:
+    return one_array(shard.rows.chunks.column("chunk_id")), shard.digests
 
 
 def _stored(
@@ -271,7 +273,7 @@ def _replace_shards(
     loaded: Loaded,
     target_root: str,
     refs: Sequence[ShardRef],
-    encoded: Callable[[ShardRef], Encoded],
+    digested: Callable[[ShardRef], Digested],
     types: VectorTypes,
     progress: Callable[[LoadProgress], None] = lambda _: None,
     *,
@@ -289,7 +291,7 @@ def _replace_shards(
     )  # fmt: skip
 
     def merge(own: Connection, ref: ShardRef) -> _Merged:
-        return _merge(own, holder, encoded(ref), types, wholesale=wholesale)
+        return _merge(own, holder, digested(ref), types, wholesale=wholesale)
 
     def count(merged: _Merged) -> None:
         nonlocal loaded, present
@@ -329,7 +331,9 @@ def _taken_over(generation: Generation) -> TransientError:
     )
 
 
-def _merge(conn: Connection, generation: Generation, shard: Encoded, types: VectorTypes, *, wholesale: bool) -> _Merged:
+def _merge(
+    conn: Connection, generation: Generation, shard: Digested, types: VectorTypes, *, wholesale: bool
+) -> _Merged:
     """Make a shard's rows in the table the new ones, in one transaction that proves it before it commits."""
     ref, sent = shard.ref, 0
     with conn.transaction():
@@ -349,7 +353,8 @@ def _merge(conn: Connection, generation: Generation, shard: Encoded, types: Vect
                 [_uuids(found.stale)],
             )
             failpoint("pgvector.delta.deleted")
-            sent = copy_into(conn, generation.id, [b"".join(_rows(shard, found.written))])
+            chosen = ShardRows(*(table.filter(pa.array(found.written)) for table in shard.rows))
+            sent = copy_into(conn, generation.id, encode(chosen, digests[found.written], ref.shard, types))
             failpoint("pgvector.delta.copied")
         _prove(conn, generation, shard, _uuids(chunk_ids.filter(pa.array(found.written))), types)
         _enter(conn, generation, shard)
@@ -358,7 +363,7 @@ def _merge(conn: Connection, generation: Generation, shard: Encoded, types: Vect
     return _Merged(ref, found, sent)
 
 
-def _prove(conn: Connection, generation: Generation, shard: Encoded, written: list[UUID], types: VectorTypes) -> None:
+def _prove(conn: Connection, generation: Generation, shard: Digested, written: list[UUID], types: VectorTypes) -> None:
     """Raise PermanentError unless the shard has the snapshot's digests, and the rows just written their own content."""
     table = generation_table(generation.id)
     stored = fingerprint.by_digests(conn, table, shard.ref.shard)
@@ -372,7 +377,7 @@ def _prove(conn: Connection, generation: Generation, shard: Encoded, written: li
         )
 
 
-def _enter(conn: Connection, generation: Generation, shard: Encoded) -> None:
+def _enter(conn: Connection, generation: Generation, shard: Digested) -> None:
     """Write a shard's row of the ledger; a shard that is gone has none."""
     if not shard.ref.rows:
         conn.execute(
@@ -388,15 +393,6 @@ def _enter(conn: Connection, generation: Generation, shard: Encoded) -> None:
         """,
         [generation.id, *shard.ref, shard.fingerprint.digest],
     )
-
-
-def _rows(shard: Encoded, chosen: npt.NDArray[np.bool_]) -> Iterator[memoryview]:
-    """The encoded bytes of the chosen rows."""
-    first = 0
-    for block in shard.blocks:
-        for row in np.flatnonzero(chosen[first : first + len(block.digests)]).tolist():
-            yield block.data[block.offsets[row] : block.offsets[row + 1]]
-        first += len(block.digests)
 
 
 def _uuids(chunk_ids: pa.FixedSizeBinaryArray) -> list[UUID]:

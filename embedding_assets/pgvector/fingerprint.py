@@ -1,23 +1,24 @@
 """The content fingerprint of a shard: the same number by NumPy from its rows and by SQL from a table.
 
-It is the sum, modulo 2⁶⁴, of its rows' digests: the first eight bytes of SHA-256 over each. A sum does not depend on
-order, so tables need not be sorted; unlike XOR it notices a row that is there twice. The bytes hashed are the row's
-fields in binary COPY's form, from `chunk_id` on: each with its length before it, NULL as length -1, so that no two rows
-can be confused. Metadata is hashed as it stands in the part, which is the text that `jsonb` gives back.
+It is the sum, modulo 2⁶⁴, of its rows' digests (`copy.digests_of`). A sum does not depend on order, so tables need not
+be sorted; unlike XOR it notices a row that is there twice. A digest covers every field, each with its length before it,
+so that no two rows can be confused. Metadata is hashed as it stands in the part, which is the text that `jsonb` gives
+back; text and vectors by their hashes, which SQL makes from what is stored.
 
 Rows have their digest stored beside them. It tells cheaply what differs, and proves nothing of what a row holds now:
 that is hashed again in SQL wherever rows were written, and by `embedding-assets verify`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
 import numpy as np
+import numpy.typing as npt
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.copy import Block, encode
+from embedding_assets.pgvector.copy import digests_of
 from embedding_assets.pgvector.shards import SLOTS, ShardRows, VectorType, VectorTypes
 
 NORM_TOLERANCE: Final = 1e-3
@@ -51,15 +52,12 @@ NO_CONTENT: Final = Content(NOTHING, 0, 0)
 
 def of_rows(rows: ShardRows, types: VectorTypes) -> Fingerprint:
     """The fingerprint of a shard's rows in columns of these types, whatever their order."""
-    return of_blocks(encode(rows, 0, types))
+    return of_digests(digests_of(rows, types))
 
 
-def of_blocks(blocks: Iterable[Block]) -> Fingerprint:
-    """The fingerprint of encoded rows."""
-    rows, total = 0, 0
-    for block in blocks:
-        rows, total = rows + len(block.digests), total + int(block.digests.view(np.uint64).sum())
-    return Fingerprint(rows, digest_of(total))
+def of_digests(digests: npt.NDArray[np.int64]) -> Fingerprint:
+    """The fingerprint of rows with these digests."""
+    return Fingerprint(len(digests), digest_of(int(digests.view(np.uint64).sum())))
 
 
 def digest_of(total: int) -> str:
@@ -114,8 +112,8 @@ def _actual(types: VectorTypes) -> sql.Composed:
                    || '\\x00000004'::bytea || int4send(ordinal)
                    || '\\x00000004'::bytea || int4send(start_offset)
                    || '\\x00000004'::bytea || int4send(end_offset)
-                   || int4send(octet_length(content)) || convert_to(content, 'UTF8')
-                   || int4send(octet_length(metadata::text) + 1) || '\\x01'::bytea || convert_to(metadata::text, 'UTF8')
+                   || '\\x00000020'::bytea || sha256(convert_to(content, 'UTF8'))
+                   || int4send(octet_length(metadata::text)) || convert_to(metadata::text, 'UTF8')
                    || {vectors}
                ), 'hex'), 16))::bit(64)::bigint"""
     ).format(vectors=sql.SQL(" || ").join(vectors))
@@ -134,9 +132,9 @@ def _normed(types: VectorTypes) -> sql.Composed:
 
 
 def _vector(slot: str, each: VectorType) -> sql.Composed:
-    length = 4 + each.dimensions * (4 if each.name == "vector" else 2)
-    return sql.SQL("coalesce({length}::bytea || {send}({column}), '\\xffffffff'::bytea)").format(
-        length=sql.Literal("\\x" + length.to_bytes(4, "big").hex()),
+    """The length and the hash of a vector."""
+    return sql.SQL("coalesce('\\x00000020'::bytea || sha256({send}({column})), {null}::bytea)").format(
+        null=sql.Literal("\\xffffffff" + 32 * "00"),
         send=sql.SQL("vector_send" if each.name == "vector" else "halfvec_send"),
         column=sql.Identifier(f"embedding_{slot}"),
     )

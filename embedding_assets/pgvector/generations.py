@@ -8,19 +8,20 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-import pyarrow as pa
+import numpy as np
+import numpy.typing as npt
 from psycopg import sql
 from psycopg.copy import LibpqWriter
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import costs, fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, Block, encode, one_array
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.costs import Choice
 from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.schema import bound_types, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, VectorTypes, check_aligned, dimensions_of
+from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows, VectorTypes, check_aligned, dimensions_of
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ def load_generation(
     generations of other roots are dropped. A second loader of the same source waits and finds the work done.
 
     Shards are loaded on up to `parallel.CONNECTIONS` connections at once, and `read_shard` is called in their threads:
-    as many shards are in memory as there are connections.
+    as many shards are in memory as there are connections, and an encoded block of each.
 
     Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit.
     """
@@ -121,7 +122,7 @@ def load_generation(
         )
 
         def load_shard(own: Connection, ref: ShardRef) -> tuple[int, int]:
-            return _load_shard(own, generation, read_encoded(source, ref, read_shard, types))
+            return _load_shard(own, generation, read_digested(source, ref, read_shard, types), types)
 
         def count(written: tuple[int, int]) -> None:
             nonlocal loaded, present
@@ -219,17 +220,20 @@ def ledger_keys(conn: Connection, generation: Generation) -> dict[int, str]:
     return dict(rows.fetchall())
 
 
-class Encoded(NamedTuple):
-    """A shard's rows, ready to be sent."""
+class Digested(NamedTuple):
+    """A shard's rows, and their digests ((n,) int64)."""
 
     ref: ShardRef
-    chunk_ids: pa.FixedSizeBinaryArray
-    blocks: list[Block]
-    fingerprint: Fingerprint
+    rows: ShardRows
+    digests: npt.NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return fingerprint.of_digests(self.digests)
 
 
-def read_encoded(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Encoded:
-    """Read and encode a shard. Raises PermanentError where its rows and the bound models do not fit."""
+def read_digested(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Digested:
+    """Read a shard. Raises PermanentError where its rows and the bound models do not fit."""
     rows = read_shard(ref)
     check_aligned(rows, ref)
     found, bound = (dimensions_of(rows.v1), dimensions_of(rows.v2)), tuple(each.dimensions for each in types)
@@ -238,11 +242,10 @@ def read_encoded(source: str, ref: ShardRef, read_shard: ReadShard, types: Vecto
             f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions (v1, v2) where this "
             f"database's models have {bound}; materialize the embeddings of this source with the models as bound"
         )
-    blocks = list(encode(rows, ref.shard, types))
-    return Encoded(ref, one_array(rows.chunks.column("chunk_id")), blocks, fingerprint.of_blocks(blocks))
+    return Digested(ref, rows, digests_of(rows, types))
 
 
-def copy_into(conn: Connection, generation: int, data: Iterable[bytes | memoryview]) -> int:
+def copy_into(conn: Connection, generation: int, data: Iterable[memoryview]) -> int:
     """Copy encoded rows into a generation's table; returns the bytes sent."""
     statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(
         generation_table(generation), sql.SQL(", ").join(map(sql.Identifier, COLUMNS))
@@ -259,7 +262,7 @@ def copy_into(conn: Connection, generation: int, data: Iterable[bytes | memoryvi
     return sent
 
 
-def _load_shard(conn: Connection, generation: Generation, shard: Encoded) -> tuple[int, int]:
+def _load_shard(conn: Connection, generation: Generation, shard: Digested, types: VectorTypes) -> tuple[int, int]:
     """Write a shard's ledger row and copy its rows in one transaction; returns the rows and bytes sent.
 
     The ledger row comes first, for it is the shard's lock. A loader that lost the lock of the source with its session,
@@ -276,7 +279,7 @@ def _load_shard(conn: Connection, generation: Generation, shard: Encoded) -> tup
         if not entered.rowcount:
             return 0, 0
         failpoint("pgvector.shard.ledger")
-        sent = copy_into(conn, generation.id, (block.data for block in shard.blocks))
+        sent = copy_into(conn, generation.id, encode(shard.rows, shard.digests, shard.ref.shard, types))
         failpoint("pgvector.shard.copied")
     failpoint("pgvector.shard.committed")
     return shard.ref.rows, sent

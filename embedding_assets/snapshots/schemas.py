@@ -41,11 +41,14 @@ def vectors(dimensions: int) -> pa.Schema:
     """Vectors of one shard, row for row those of its chunks part.
 
     `embedding` is `dimensions` little-endian float32 of unit length; null where the chunk's vector is dead-lettered.
+    `vector_hash` is the SHA-256 of the vector in pgvector's binary form (`binary.binary_vectors`), so that no loader in
+    any region has to hash it again; null with it. Parts from before it was written lack the column.
     """
     return pa.schema(
         [
             pa.field("chunk_id", CHUNK_ID, nullable=False),
             pa.field("text_hash", HASH, nullable=False),
             pa.field("embedding", pa.binary(4 * dimensions), nullable=True),
+            pa.field("vector_hash", HASH, nullable=True),
         ]
     )

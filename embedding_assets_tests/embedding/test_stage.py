@@ -4,6 +4,7 @@ Runs of every kind over a whole pipeline are in `test_pipeline_properties`; here
 """
 
 import hashlib
+import struct
 import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
@@ -85,11 +86,15 @@ class Pipeline:
     def assert_holds(self, snapshot: Snapshot, *shards: Sequence[str | None]) -> None:
         """Each shard has the vectors of these texts in this order, null for None."""
         for part, texts in zip(snapshot.parts, shards, strict=True):
-            vectors = read_part(self.store, SOURCE, part).column("embedding").to_pylist()
-            assert [vector is None for vector in vectors] == [text is None for text in texts]
-            for vector, text in zip(vectors, texts, strict=True):
+            rows = read_part(self.store, SOURCE, part)
+            for name in ("embedding", "vector_hash"):
+                assert [held is None for held in rows.column(name).to_pylist()] == [text is None for text in texts]
+            for row, text in zip(rows.to_pylist(), texts, strict=True):
                 if text is not None:
-                    np.testing.assert_allclose(np.frombuffer(vector, "<f4"), unit_vector(text), atol=1e-6)
+                    vector = np.frombuffer(row["embedding"], "<f4")
+                    np.testing.assert_allclose(vector, unit_vector(text), atol=1e-6)
+                    sent = struct.pack(f">hh{len(vector)}f", len(vector), 0, *vector)
+                    assert row["vector_hash"] == hashlib.sha256(sent).digest()
 
     def sent(self) -> Counter[str]:
         """How often each text went to the provider."""

@@ -1,11 +1,11 @@
 """The binary COPY stream: byte for byte what psycopg writes, and what Postgres gives back."""
 
 import io
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from itertools import pairwise
 from uuid import UUID
 
 import numpy as np
@@ -19,11 +19,11 @@ from psycopg.copy import FileWriter
 from psycopg.types.json import Jsonb
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.copy import COLUMNS, CONTENT_START, HEADER, TRAILER, encode
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET
 from embedding_assets.pgvector.shards import ShardRows, VectorTypes, vector_type
 from embedding_assets_tests.pgvector.strategies import lists_of_rows
-from embedding_assets_tests.pgvector.toy import Row, row, shard_rows
+from embedding_assets_tests.pgvector.toy import Row, row, shard_rows, vector_hash
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def types(d1: int, d2: int, *, halfvec: bool = False) -> VectorTypes:
 
 
 def stream(parts: ShardRows, shard: int, of: VectorTypes, block_bytes: int = 1 << 20) -> bytes:
-    return HEADER + b"".join(bytes(block.data) for block in encode(parts, shard, of, block_bytes)) + TRAILER
+    return HEADER + b"".join(encode(parts, digests_of(parts, of), shard, of, block_bytes)) + TRAILER
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def by_psycopg(conn: psycopg.Connection, given_rows: list[Row], shard: int, of: 
             ]
             values = [UUID(bytes=r.chunk_id), r.document_id, r.ordinal, r.start, r.end, r.content]
             parts = shard_rows([r], *(each.dimensions for each in of))
-            digest = int(next(encode(parts, shard, of)).digests[0])
+            digest = int(digests_of(parts, of)[0])
             copy.write_row([shard, digest, *values, Jsonb(r.metadata, dumps=str), *found])
     return written.getvalue()
 
@@ -111,23 +111,39 @@ def test_rows_come_back_from_postgres_as_they_were(conn: psycopg.Connection, som
 
 @given(some=lists_of_rows(2, 1))
 @settings(max_examples=50, deadline=None)
-def test_the_digest_of_a_row_is_that_of_its_bytes_after_it(some: list[Row]) -> None:
-    for block in encode(shard_rows(some, 2, 1), 7, types(2, 1)):
-        data = bytes(block.data)
-        for digest, (start, end) in zip(block.digests.tolist(), pairwise(block.offsets.tolist()), strict=True):
-            of_content = sha256(data[start + CONTENT_START : end]).digest()[:8]
-            assert digest.to_bytes(8, "big", signed=True) == of_content
-            assert data[start + CONTENT_START - 8 : start + CONTENT_START] == of_content
+def test_the_digest_of_a_row_is_the_hash_of_its_fields_and_of_their_hashes(some: list[Row]) -> None:
+    of = types(2, 1)
+
+    found = digests_of(shard_rows(some, 2, 1), of).tolist()
+
+    for digest, r in zip(found, some, strict=True):
+        document, metadata = r.document_id.encode(), r.metadata.encode()
+        vectors = [(-1, bytes(32)) if v is None else (32, vector_hash(v)) for v in (r.v1, r.v2)]
+        message = (
+            struct.pack(">i16si", 16, r.chunk_id, len(document))
+            + document
+            + struct.pack(">iiiiii", 4, r.ordinal, 4, r.start, 4, r.end)
+            + struct.pack(">i32si", 32, sha256(r.content.encode()).digest(), len(metadata))
+            + metadata
+            + b"".join(struct.pack(">i32s", *each) for each in vectors)
+        )
+        assert digest.to_bytes(8, "big", signed=True) == sha256(message).digest()[:8]
+
+
+def test_parts_from_before_vectors_had_hashes_have_the_same_digests() -> None:
+    rows = shard_rows([row(1), row(2, v1=None), row(3)])
+    before = ShardRows(rows.chunks, rows.v1.drop_columns("vector_hash"), rows.v2.drop_columns("vector_hash"))
+    assert digests_of(before, types(8, 12)).tolist() == digests_of(rows, types(8, 12)).tolist()
 
 
 def test_a_shard_is_cut_into_blocks_of_the_size_asked_for() -> None:
     parts = shard_rows([row(n) for n in range(500)])
 
-    blocks = list(encode(parts, 0, types(8, 12), block_bytes=8_192))
+    blocks = list(encode(parts, np.zeros(500, np.int64), 0, types(8, 12), block_bytes=8_192))
 
     assert len(blocks) > 5
-    assert all(len(block.data) == block.offsets[-1] < 2 * 8_192 for block in blocks)
-    assert sum(len(block.offsets) - 1 for block in blocks) == 500
+    assert all(len(block) < 2 * 8_192 for block in blocks)
+    assert b"".join(blocks) == b"".join(encode(parts, np.zeros(500, np.int64), 0, types(8, 12)))
 
 
 def test_a_text_of_ten_megabytes_is_one_row_of_the_stream(conn: psycopg.Connection) -> None:
@@ -137,8 +153,8 @@ def test_a_text_of_ten_megabytes_is_one_row_of_the_stream(conn: psycopg.Connecti
 
 def test_a_row_beyond_what_postgres_holds_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding_assets.pgvector.copy._LARGEST_ROW", 1_000)
-    with pytest.raises(PermanentError, match=r"document 'doc-0' \(shard 4\).*smaller pieces"):
-        list(encode(shard_rows([row(1), row(2, content="x" * 2_000)]), 4, types(8, 12)))
+    with pytest.raises(PermanentError, match=r"document 'doc-0' takes.*smaller pieces"):
+        digests_of(shard_rows([row(1), row(2, content="x" * 2_000)]), types(8, 12))
 
 
 def test_encoding_costs_at_most_four_microseconds_a_row() -> None:
@@ -147,7 +163,7 @@ def test_encoding_costs_at_most_four_microseconds_a_row() -> None:
 
     def seconds() -> float:
         began = time.process_time()
-        for _ in encode(parts, 0, types(1, 384)):
+        for _ in encode(parts, digests_of(parts, types(1, 384)), 0, types(1, 384)):
             pass
         return time.process_time() - began
 

@@ -289,6 +289,7 @@ def test_a_database_from_before_digests_goes_on_serving_and_is_loaded_anew(regio
     for _ in range(2):
         with region.transaction():
             region.execute((MIGRATIONS / "0003_digests.sql").read_bytes())
+            region.execute((MIGRATIONS / "0009_digests.sql").read_bytes())
 
     assert region.execute("SELECT count(*), count(digest) FROM embedding_assets.chunks").fetchone() == (120, 0)
     assert region.execute("SELECT state, target_root FROM embedding_assets.generations").fetchall() == [

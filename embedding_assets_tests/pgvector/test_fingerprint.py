@@ -13,7 +13,7 @@ from psycopg import sql
 
 from embedding_assets.pgvector import fingerprint
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, encode
+from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.fingerprint import Fingerprint
 from embedding_assets.pgvector.shards import VectorType, VectorTypes
 from embedding_assets_tests.pgvector.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
@@ -43,8 +43,9 @@ def stored(conn: Connection, shards: dict[int, list[Row]], types: VectorTypes) -
         with conn.cursor().copy(f"COPY stored ({', '.join(COLUMNS)}) FROM STDIN (FORMAT binary)".encode()) as copy:
             copy.write(HEADER)
             for shard, rows in shards.items():
-                for block in encode(shard_rows(rows, v1.dimensions, v2.dimensions), shard, types):
-                    copy.write(block.data)
+                parts = shard_rows(rows, v1.dimensions, v2.dimensions)
+                for block in encode(parts, digests_of(parts, types), shard, types):
+                    copy.write(block)
             copy.write(TRAILER)
         yield
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -71,6 +72,11 @@ def row(seed: int, d1: int = D1, d2: int = D2, **changes: Any) -> Row:
     return made._replace(**changes)
 
 
+def vector_hash(vector: npt.NDArray[np.float32]) -> bytes:
+    """As an embeddings part has it: of the dimensions, two unused bytes and the values, big-endian."""
+    return hashlib.sha256(struct.pack(f">hh{len(vector)}f", len(vector), 0, *vector)).digest()
+
+
 def shard_rows(rows: Sequence[Row], d1: int = D1, d2: int = D2) -> ShardRows:
     """Rows as the parts of a shard."""
     hashes = pa.array([hashlib.sha256(r.content.encode()).digest() for r in rows], pa.binary(32))
@@ -90,6 +96,7 @@ def shard_rows(rows: Sequence[Row], d1: int = D1, d2: int = D2) -> ShardRows:
                 ids,
                 hashes,
                 pa.array([None if v is None else v.astype("<f4").tobytes() for v in given], pa.binary(4 * d)),
+                pa.array([None if v is None else vector_hash(v) for v in given], pa.binary(32)),
             ],
             schema=vectors(d),
         )

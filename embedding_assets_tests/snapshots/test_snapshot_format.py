@@ -73,6 +73,7 @@ def test_the_pages_code_reads_a_store(folder_store: Store, tmp_path: Path) -> No
             "embedding": pa.array(
                 [np.array([0, 1], np.float32).tobytes(), None, np.array([1, 0], np.float32).tobytes()], pa.binary(8)
             ),
+            "vector_hash": pa.array([b"d" * 32, None, b"e" * 32], schemas.HASH),
         },
         schema=schemas.vectors(2),
     )
