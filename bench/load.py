@@ -1,14 +1,15 @@
 """Loading rows: our loader beside psql, psycopg and the peers, and what a change costs, on the same rows and server.
 
 `ratio` is the speed relative to `psql \\copy … (format binary)` of a ready file into the same kind of table: without
-indexes, vectors kept in line. Ours does more in its time: it encodes the rows from Arrow, hashes each, and commits each
-shard with its ledger row, on several connections. The table without options has pgvector's and Postgres's defaults; the
-usual one has a primary key besides. The peers get their vectors made, too: 2,000 rows, into their own tables, once.
+indexes, vectors kept in line. Ours does more in its time: it encodes the rows from Arrow, digests each, and commits
+each shard with its ledger row, on several connections. The table without options has pgvector's and Postgres's
+defaults; the usual one has a primary key besides. The peers get their vectors made, too: 2,000 rows, into their own
+tables, once.
 
 Rows are 800 characters of Python's reference topics, metadata, and one random unit vector, 40 rows a document; shards
-are as many as a source of that size has. All ways
-take turns in each of seven rounds, after a checkpoint, each on a connection of its own; the clock stops when the rows
-are durable. Medians count. Server CPU is that of all processes of the server.
+are as many as a source of that size has. All ways take turns in each of seven rounds, after a checkpoint, each on a
+connection of its own; the clock stops when the rows are durable. Medians count. Server CPU is that of all processes of
+the server.
 
 "Without HNSW" and "with HNSW" are whole loads of one source (all indexes that such a generation has, and with HNSW
 recall measured and published as well) and what follows them: the same root again, the ledger lost, and one document of
@@ -18,6 +19,7 @@ worst case for a graph, to build and to insert into alike. `pgvector/costs.py` t
 """
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -104,6 +106,7 @@ def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, obje
         stream.write(TRAILER)
     tuples = [row for number, shard in enumerate(shards) for row in _tuples(number, shard)]
 
+    gc.freeze()  # a million objects of the rows' tuples, which no loader has beside it
     ways: dict[str, Callable[[], None]] = {
         "ours": lambda: _ours(dsn, shards),
         "ours, encoding and sending alone": lambda: _ours_copy(dsn, shards),
@@ -214,7 +217,7 @@ def _finish(conn: Connection, root: str, refs: list[ShardRef], *, hnsw: bool) ->
     (table,) = conn.execute("SELECT 'generation_' || max(id) FROM embedding_assets.generations").fetchone() or ("",)
     conn.execute(f"ALTER TABLE embedding_assets.{table} ADD PRIMARY KEY (chunk_id)".encode())
     conn.execute(f"CREATE INDEX ON embedding_assets.{table} (shard) INCLUDE (chunk_id, digest)".encode())
-    conn.execute(f"ANALYZE embedding_assets.{table}".encode())
+    conn.execute(f"VACUUM (ANALYZE) embedding_assets.{table}".encode())
     conn.execute("UPDATE embedding_assets.generations SET state = 'published'")
 
 
