@@ -45,8 +45,6 @@ _SETTINGS: Final = {
     "listen_addresses": "",
     "port": str(PORT),
     "unix_socket_permissions": "0700",
-    # A laptop's share: the index of some 100,000 vectors stays in memory (default 128 MB).
-    "shared_buffers": "256MB",
     # An HNSW graph that outgrows this is built several times slower (pgvector #822); the default is 64 MB.
     "maintenance_work_mem": "256MB",
     # Two cores: the leader and one worker build, the second worker takes up the slack while one waits for the disk.
@@ -66,6 +64,11 @@ _SETTINGS: Final = {
     "log_line_prefix": "%m [%p] %d ",
 }
 _SMALL_SHARED_MEMORY: Final = 1 << 30
+_LARGEST_BUFFERS: Final = 1 << 30
+"""The index of some 400,000 vectors, if the machine has the memory, which the server takes as it fills it.
+
+A row merged into an index of 200,000 × 384 takes 6.3 ms with this, and 9.7 with 256 MB, into which that does not fit.
+"""
 
 
 class _Layout(NamedTuple):
@@ -193,6 +196,7 @@ def _start(layout: _Layout) -> None:
         _initialise(layout, owner)
     settings = {
         **_SETTINGS,
+        "shared_buffers": f"{min(_LARGEST_BUFFERS, _memory() // 8) >> 20}MB",
         "unix_socket_directories": str(socket),
         "log_directory": str(layout.log),
         # Docker gives /dev/shm 64 MB, in which parallel index builds die (pgvector #453, #714).
@@ -370,6 +374,11 @@ def _works_in(pid: int, folder: Path) -> bool:
         return (process / "cwd").readlink() == folder and (process / "comm").read_text().startswith("postgres")
     except OSError:
         return False
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _shared_memory() -> int:

@@ -49,7 +49,8 @@ def peak_megabytes(texts: int) -> int:
 )
 def test_many_times_the_texts_take_no_more_memory(fewer: int, more: int) -> None:
     small, large = peak_megabytes(fewer), peak_megabytes(more)
-    assert large <= 1.3 * small
+    # A twentieth or less of the vectors that the others have; what is in flight differs by as much from run to run.
+    assert large - small <= 80
     assert large < 600
 
 
