@@ -190,7 +190,7 @@ def difference(
 
 
 def _everything(chunk_ids: pa.FixedSizeBinaryArray, stored_ids: pa.FixedSizeBinaryArray) -> Difference:
-    """Every stored row against every new one; the new ones' ids as well, which could stand in a wrong shard."""
+    """Every stored row against every new one."""
     gone = stored_ids.filter(pc.invert(pc.is_in(stored_ids, value_set=chunk_ids)))
     return Difference(np.ones(len(chunk_ids), bool), len(chunk_ids), pa.concat_arrays([chunk_ids, gone]))
 
@@ -347,11 +347,15 @@ def _merge(
             raise _taken_over(generation)
         (chunk_ids, digests), stored = _new(shard), _stored(conn, generation, ref.shard)
         found = _everything(chunk_ids, stored[0]) if wholesale else difference(chunk_ids, digests, *stored)
+        table = generation_table(generation.id)
+        if wholesale:
+            # The new rows' ids could stand in a wrong shard.
+            misplaced = sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s) AND shard IS DISTINCT FROM %s").format(table)
+            conn.execute(misplaced, [_uuids(chunk_ids), ref.shard])
         if found.rows:
-            conn.execute(
-                sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s)").format(generation_table(generation.id)),
-                [_uuids(found.stale)],
-            )
+            # Only from this shard: ids that were read a moment ago another connection may have put where they belong.
+            stale = sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s) AND shard = %s").format(table)
+            conn.execute(stale, [_uuids(found.stale), ref.shard])
             failpoint("pgvector.delta.deleted")
             chosen = ShardRows(*(table.filter(pa.array(found.written)) for table in shard.rows))
             sent = copy_into(conn, generation.id, encode(chosen, digests[found.written], ref.shard, types))

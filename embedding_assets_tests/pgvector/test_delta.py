@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -14,10 +15,17 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import costs, parallel, roles
+from embedding_assets.pgvector import costs, delta, parallel, roles
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.delta import difference, load, repair
-from embedding_assets.pgvector.generations import Loaded, LoadProgress, load_generation, published_generation
+from embedding_assets.pgvector.generations import (
+    Digested,
+    Generation,
+    Loaded,
+    LoadProgress,
+    load_generation,
+    published_generation,
+)
 from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.recall import vector_literal
@@ -290,6 +298,7 @@ def test_a_database_from_before_digests_goes_on_serving_and_is_loaded_anew(regio
         with region.transaction():
             region.execute((MIGRATIONS / "0003_digests.sql").read_bytes())
             region.execute((MIGRATIONS / "0009_digests.sql").read_bytes())
+            region.execute((MIGRATIONS / "0010_chunk_hashes.sql").read_bytes())
 
     assert region.execute("SELECT count(*), count(digest) FROM embedding_assets.chunks").fetchone() == (120, 0)
     assert region.execute("SELECT state, target_root FROM embedding_assets.generations").fetchall() == [
@@ -573,6 +582,37 @@ def test_shards_that_differ_are_replaced_whole_whatever_their_digests_say(
     assert 1 in bad
 
     repair(region, served.name, served.root, served.refs, served.read_shard, bad)
+
+    assert_serves(region, served)
+
+
+def test_rows_that_another_connection_puts_where_they_belong_stay_there(
+    region: Connection, served: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shard 9, which nobody should have, is read before shard 1 takes its rows back, and emptied after that."""
+    region.execute("UPDATE embedding_assets.generation_1 SET shard = 9 WHERE shard = 1")
+    read, taken_back = threading.Event(), threading.Event()
+    stored, merge = delta._stored, delta._merge
+
+    def stored_in_turn(conn: Connection, published: Generation, shard: int) -> Any:
+        found = stored(conn, published, shard)
+        if shard == 9:
+            read.set()
+            assert taken_back.wait(30)
+        return found
+
+    def merge_in_turn(conn: Connection, generation: Generation, shard: Digested, *rest: Any, **named: Any) -> Any:
+        assert shard.ref.shard == 9 or read.wait(30)
+        merged = merge(conn, generation, shard, *rest, **named)
+        if shard.ref.shard == 1:
+            taken_back.set()
+        return merged
+
+    monkeypatch.setattr(parallel, "CONNECTIONS", 2)
+    monkeypatch.setattr(delta, "_stored", stored_in_turn)
+    monkeypatch.setattr(delta, "_merge", merge_in_turn)
+
+    repair(region, served.name, served.root, served.refs, served.read_shard, {1, 9})
 
     assert_serves(region, served)
 
