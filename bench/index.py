@@ -29,7 +29,7 @@ import numpy.typing as npt
 import psycopg
 import pyarrow as pa
 
-from bench.load import no_vectors_part, vectors_part
+from bench.load import chunks_part, no_vectors_part, vectors_part
 from embedding_assets.embedding.providers.local import LocalProvider
 from embedding_assets.pgvector import embedded, schema
 from embedding_assets.pgvector.connection import Connection, connect
@@ -38,7 +38,6 @@ from embedding_assets.pgvector.hnsw import EF_CONSTRUCTION, M
 from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.shards import ShardRef, ShardRows
 from embedding_assets.settings import default_settings
-from embedding_assets.snapshots.schemas import CHUNKS
 
 ROWS: Final = 20_000
 DIMENSIONS: Final = 384
@@ -125,7 +124,7 @@ def _rows() -> ShardRows:
     places = [pa.array(range(ROWS), pa.int32())] * 4
     columns = [ids, pa.array(["topics.txt"] * ROWS), *places, pa.array(contents), hashes, pa.array(["{}"] * ROWS)]
     return ShardRows(
-        pa.table(columns, schema=CHUNKS),
+        chunks_part(columns),
         vectors_part(ids, hashes, _vectors(contents)),
         no_vectors_part(ids, hashes),
     )

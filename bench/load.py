@@ -27,7 +27,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -53,7 +53,7 @@ from embedding_assets.pgvector.index import build_indexes
 from embedding_assets.pgvector.publish import publish
 from embedding_assets.pgvector.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
 from embedding_assets.settings import home as settings_home
-from embedding_assets.snapshots.binary import vector_hashes
+from embedding_assets.snapshots.binary import chunk_hashes, vector_hashes
 from embedding_assets.snapshots.keys import shard_bits
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
@@ -233,9 +233,11 @@ def _edited(shard: ShardRows) -> ShardRows:
         for text, edit in zip(shard.chunks.column("text").to_pylist(), chosen.tolist(), strict=True)
     ]
     hashes = pa.array([sha256(text.encode()).digest() for text in texts], pa.binary(32))
-    chunks = shard.chunks
-    for name, column in (("text", pa.array(texts)), ("text_hash", hashes)):
-        chunks = chunks.set_column(chunks.schema.get_field_index(name), CHUNKS.field(name), column)
+    columns = dict(zip(CHUNKS.names, shard.chunks.columns, strict=True)) | {
+        "text": pa.array(texts),
+        "text_hash": hashes,
+    }
+    chunks = chunks_part(list(columns.values())[:-1])
     given = b"".join(shard.v1.column("embedding").to_pylist())
     vector = np.frombuffer(given, np.float32).reshape(len(texts), -1) * np.where(chosen, np.float32(-1), 1)[:, None]
     return ShardRows(chunks, vectors_part(chunks.column("chunk_id"), hashes, vector), shard.v2)
@@ -344,11 +346,18 @@ def _shards(rows: int, dimensions: int) -> list[ShardRows]:
             pa.array([f"docs/{number // DOCUMENT_ROWS}.md" for number in numbers]),
             *places,
         ]
-        chunks = pa.table([*columns, pa.array(contents), hashes, pa.array(metadata)], schema=CHUNKS)
+        chunks = chunks_part([*columns, pa.array(contents), hashes, pa.array(metadata)])
         vector = rng.standard_normal((len(ids), dimensions), np.float32)
         vector /= np.linalg.norm(vector, axis=1, keepdims=True)
         shards.append(ShardRows(chunks, vectors_part(columns[0], hashes, vector), no_vectors_part(columns[0], hashes)))
     return shards
+
+
+def chunks_part(columns: Sequence[pa.Array]) -> pa.Table:
+    """A part of these columns, and of their hash."""
+    chunks = pa.table(columns, schema=CHUNKS.remove(len(CHUNKS) - 1))
+    hashes = pa.array(chunk_hashes(chunks.to_pydict()), pa.binary(32))
+    return chunks.append_column(CHUNKS.field("chunk_hash"), hashes)
 
 
 def vectors_part(ids: pa.Array, text_hashes: pa.Array, vector: npt.NDArray[np.float32]) -> pa.Table:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.chunking.spans import split
+from embedding_assets.snapshots.binary import chunk_hashes
 from embedding_assets.snapshots.schemas import CHUNKS
 
 STAGE_VERSION: Final = "chunks-1"
@@ -35,6 +36,7 @@ def chunk_documents(source: str, documents: pa.Table, *, max_tokens: int, overla
         columns["text"] += texts
         columns["text_hash"] += [hashlib.sha256(chunk.encode()).digest() for chunk in texts]
         columns["metadata"] += [documents["metadata"][row].as_py()] * len(spans)
+    columns["chunk_hash"] += chunk_hashes(columns)
     return pa.table(columns, schema=CHUNKS)
 
 

@@ -4,13 +4,11 @@ A row is the join of a few columns of bytes: fixed-size headers (field counts an
 structured arrays) between the texts and the vectors. `binary_join_element_wise` interleaves them, and its value buffer
 is the stream: no Python object for a row or a field (FIELD §4).
 
-Each row carries a digest of its content. That is a hash of its small fields and of the hashes of its text and vectors,
-which its parts bring along: hashing all of a row's bytes here took as long as all else that the loader does.
+Each row carries a digest of its content, made of the hashes that its parts bring along: hashing all of a row's bytes
+here took as long as all else that the loader does, and its small fields alone a fifth of a load.
 """
 
 from collections.abc import Iterator
-from hashlib import sha256
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +18,7 @@ import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.shards import ShardRows, VectorType, VectorTypes
-from embedding_assets.snapshots.binary import binary_vectors, vector_hashes
+from embedding_assets.snapshots.binary import HASHED_COLUMNS, binary_vectors, chunk_hashes, vector_hashes
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -66,35 +64,24 @@ _MIDDLE: Final = np.dtype(
         ("content_len", ">i4"),
     ]
 )
+_HASH: Final = np.dtype((">i8", 4))  # SHA-256
 _METADATA: Final = np.dtype([("len", ">i4"), ("version", "i1")])  # jsonb's binary form opens with its version, 1
-
-
-# What a digest covers, besides document_id and metadata: each field with its length before it.
-_DIGESTED_HEAD: Final = np.dtype([("id_len", ">i4"), ("id", "V16"), ("document_len", ">i4")])
-_DIGESTED_MIDDLE: Final = np.dtype(
-    [
-        ("ordinal_len", ">i4"),
-        ("ordinal", ">i4"),
-        ("start_len", ">i4"),
-        ("start", ">i4"),
-        ("end_len", ">i4"),
-        ("end", ">i4"),
-        ("text_len", ">i4"),
-        ("text", "V32"),
-        ("metadata_len", ">i4"),
-    ]
-)
-_DIGESTED_VECTOR: Final = np.dtype([("len", ">i4"), ("hash", "u1", (32,))])
 
 
 def digests_of(rows: ShardRows, types: VectorTypes) -> npt.NDArray[np.int64]:
     """The digests of a shard's rows, as columns of these types hold them: (n,) int64.
 
-    A digest is the first eight bytes, big-endian, of the SHA-256 of the row's fields from `chunk_id` to `end_offset`,
-    the SHA-256 of its text, its metadata, and the SHA-256 of each vector in pgvector's binary form (zeros where it is
-    NULL), each with its length before it as int32 (-1 where NULL).
+    A digest is the XOR of the first eight bytes of the row's `chunk_hash`, the second eight of its v1 vector's hash
+    (SHA-256 of pgvector's binary form) and the third eight of its v2 vector's, as big-endian integers. A vector that is
+    NULL has zeros.
     """
-    return np.concatenate([np.zeros(0, np.int64), *(_digests(some, types) for some in _slices(rows, types))])
+    if not rows.chunks.num_rows:
+        return np.zeros(0, np.int64)
+    digests = _chunk_hashes(rows.chunks)[:, 0].astype(np.int64)
+    for place, (table, each) in enumerate(zip((rows.v1, rows.v2), types, strict=True), start=1):
+        given = _given(one_array(table.column("embedding")))
+        digests ^= np.where(given, _vector_hashes(table, each)[:, place], 0)
+    return digests
 
 
 def encode(
@@ -136,41 +123,20 @@ def _slices(rows: ShardRows, types: VectorTypes, block_bytes: int = BLOCK_BYTES)
             yield ShardRows(*(table.slice(start, end - start) for table in rows))
 
 
-def _digests(rows: ShardRows, types: VectorTypes) -> npt.NDArray[np.int64]:
-    chunks, n = rows.chunks, rows.chunks.num_rows
-    document, metadata = _bytes(chunks.column("document_id")), _bytes(chunks.column("metadata"))
-
-    head = np.empty(n, _DIGESTED_HEAD)
-    head["id_len"], head["id"] = 16, _fixed(one_array(chunks.column("chunk_id")), np.dtype("V16"))
-    head["document_len"] = _lengths(document)
-
-    middle = np.empty(n, _DIGESTED_MIDDLE)
-    for name in ("ordinal", "start", "end"):
-        middle[f"{name}_len"], middle[name] = 4, chunks.column(name).to_numpy()
-    middle["text_len"], middle["text"] = 32, _fixed(one_array(chunks.column("text_hash")), np.dtype("V32"))
-    middle["metadata_len"] = _lengths(metadata)
-
-    pieces = [_as_binary(head), document, _as_binary(middle), metadata]
-    for table, each in zip((rows.v1, rows.v2), types, strict=True):
-        given = _given(one_array(table.column("embedding")))
-        vector = np.empty(n, _DIGESTED_VECTOR)
-        vector["len"] = np.where(given, 32, -1)
-        vector["hash"] = _vector_hashes(table, each)
-        vector["hash"][~given] = 0
-        pieces.append(_as_binary(vector))
-    offsets, data = _joined(pieces)
-    places = offsets.tolist()
-    hashes = b"".join([sha256(data[start:end]).digest() for start, end in pairwise(places)])
-    return np.frombuffer(hashes, np.dtype([("digest", ">i8"), ("rest", "V24")]))["digest"].astype(np.int64)
+def _chunk_hashes(chunks: pa.Table) -> npt.NDArray[np.int64]:
+    """(n, 4) big-endian."""
+    if "chunk_hash" in chunks.column_names:
+        return _fixed(one_array(chunks.column("chunk_hash")), _HASH)
+    return np.frombuffer(b"".join(chunk_hashes(chunks.select(HASHED_COLUMNS).to_pydict())), _HASH)
 
 
-def _vector_hashes(table: pa.Table, each: VectorType) -> npt.NDArray[np.uint8]:
-    """(n, 32) uint8; under a NULL they are anything."""
+def _vector_hashes(table: pa.Table, each: VectorType) -> npt.NDArray[np.int64]:
+    """(n, 4) big-endian; under a NULL they are anything."""
     if each.name == "vector" and "vector_hash" in table.column_names:
-        return _fixed(one_array(table.column("vector_hash")), np.dtype(("u1", 32)))
+        return _fixed(one_array(table.column("vector_hash")), _HASH)
     # Parts have hashes of what the provider gave, and a halfvec column holds less than that.
     values = _fixed(one_array(table.column("embedding")), np.dtype(("<f4", each.dimensions)))
-    return vector_hashes(values, "f4" if each.name == "vector" else "f2")
+    return np.frombuffer(vector_hashes(values, "f4" if each.name == "vector" else "f2").data, _HASH)
 
 
 def _block(rows: ShardRows, digests: npt.NDArray[np.int64], shard: int, types: VectorTypes) -> memoryview:
@@ -194,14 +160,7 @@ def _block(rows: ShardRows, digests: npt.NDArray[np.int64], shard: int, types: V
     pieces = [_as_binary(head), document, _as_binary(middle), content, _as_binary(meta), metadata]
     for table, each in zip((rows.v1, rows.v2), types, strict=True):
         pieces += _vector_field(one_array(table.column("embedding")), each)
-    return _joined(pieces)[1]
-
-
-def _joined(pieces: list[pa.Array]) -> tuple[npt.NDArray[np.int32], memoryview]:
-    """Rows as the join of their pieces: where each begins and the last ends ((n + 1,) int32), and their bytes."""
-    joined = pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary()))
-    offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset : joined.offset + len(joined) + 1]
-    return offsets, memoryview(joined.buffers()[2])[: offsets[-1]]
+    return memoryview(pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary())).buffers()[2])
 
 
 def _vector_field(embedding: pa.FixedSizeBinaryArray, each: VectorType) -> list[pa.Array]:

@@ -1,9 +1,9 @@
 """The content fingerprint of a shard: the same number by NumPy from its rows and by SQL from a table.
 
 It is the sum, modulo 2⁶⁴, of its rows' digests (`copy.digests_of`). A sum does not depend on order, so tables need not
-be sorted; unlike XOR it notices a row that is there twice. A digest covers every field, each with its length before it,
-so that no two rows can be confused. Metadata is hashed as it stands in the part, which is the text that `jsonb` gives
-back; text and vectors by their hashes, which SQL makes from what is stored.
+be sorted; unlike XOR it notices a row that is there twice. A digest covers every field, and is made of the hashes that
+parts bring along; SQL makes these from what is stored. Metadata is hashed as it stands in the part, which is the text
+that `jsonb` gives back.
 
 Rows have their digest stored beside them. It tells cheaply what differs, and proves nothing of what a row holds now:
 that is hashed again in SQL wherever rows were written, and by `embedding-assets verify`.
@@ -104,19 +104,14 @@ def count_sound(conn: Connection, table: sql.Composable, types: VectorTypes, chu
 
 def _actual(types: VectorTypes) -> sql.Composed:
     """The digest of a row, from its content."""
-    vectors = [_vector(slot, each) for slot, each in zip(SLOTS, types, strict=True)]
-    return sql.SQL(
-        """('x' || left(encode(sha256(
-                   '\\x00000010'::bytea || uuid_send(chunk_id)
-                   || int4send(octet_length(document_id)) || convert_to(document_id, 'UTF8')
-                   || '\\x00000004'::bytea || int4send(ordinal)
-                   || '\\x00000004'::bytea || int4send(start_offset)
-                   || '\\x00000004'::bytea || int4send(end_offset)
-                   || '\\x00000020'::bytea || sha256(convert_to(content, 'UTF8'))
-                   || int4send(octet_length(metadata::text)) || convert_to(metadata::text, 'UTF8')
-                   || {vectors}
-               ), 'hex'), 16))::bit(64)::bigint"""
-    ).format(vectors=sql.SQL(" || ").join(vectors))
+    chunk = sql.SQL(
+        """sha256(uuid_send(chunk_id) || int4send(ordinal) || int4send(start_offset) || int4send(end_offset)
+                  || sha256(convert_to(content, 'UTF8'))
+                  || int4send(octet_length(document_id)) || convert_to(document_id, 'UTF8')
+                  || convert_to(metadata::text, 'UTF8'))"""
+    )
+    hashes = [chunk, *(_vector_hash(slot, each) for slot, each in zip(SLOTS, types, strict=True))]
+    return sql.SQL("({})").format(sql.SQL(" # ").join(_word(each, place) for place, each in enumerate(hashes)))
 
 
 def _normed(types: VectorTypes) -> sql.Composed:
@@ -131,10 +126,15 @@ def _normed(types: VectorTypes) -> sql.Composed:
     )
 
 
-def _vector(slot: str, each: VectorType) -> sql.Composed:
-    """The length and the hash of a vector."""
-    return sql.SQL("coalesce('\\x00000020'::bytea || sha256({send}({column})), {null}::bytea)").format(
-        null=sql.Literal("\\xffffffff" + 32 * "00"),
+def _vector_hash(slot: str, each: VectorType) -> sql.Composed:
+    return sql.SQL("sha256({send}({column}))").format(
         send=sql.SQL("vector_send" if each.name == "vector" else "halfvec_send"),
         column=sql.Identifier(f"embedding_{slot}"),
+    )
+
+
+def _word(hashed: sql.Composable, place: int) -> sql.Composed:
+    """Eight bytes of a hash as bigint; 0 for NULL."""
+    return sql.SQL("coalesce(('x' || encode(substr({hashed}, {start}, 8), 'hex'))::bit(64)::bigint, 0)").format(
+        hashed=hashed, start=8 * place + 1
     )

@@ -32,9 +32,14 @@ CHUNKS: Final = pa.schema(
         pa.field("text", pa.string(), nullable=False),
         pa.field("text_hash", HASH, nullable=False),
         pa.field("metadata", pa.string(), nullable=False),  # the document's
+        pa.field("chunk_hash", HASH, nullable=False),
     ]
 )
-"""Chunks of one shard, by (`document_id`, `ordinal`)."""
+"""Chunks of one shard, by (`document_id`, `ordinal`).
+
+`chunk_hash` covers what a region's table holds of the chunk besides its vectors (`binary.chunk_hashes`), so that no
+loader has to hash that again. Parts from before it was written lack the column.
+"""
 
 
 def vectors(dimensions: int) -> pa.Schema:

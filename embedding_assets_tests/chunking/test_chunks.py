@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -45,8 +46,17 @@ def test_the_table_has_the_schema_and_every_column_agrees_with_the_text() -> Non
         assert row["text"] == text[row["start"] : row["end"]]
         assert row["text_hash"] == hashlib.sha256(row["text"].encode()).digest()
         assert row["metadata"] == '{"team":"search"}'
+        assert row["chunk_hash"] == hashlib.sha256(covered(row)).digest()
         assert 0 < row["tokens"] <= 64
     assert table.filter(pc.field("document_id") == "b")["text"].to_pylist() == ["One line."]
+
+
+def covered(row: dict[str, Any]) -> bytes:
+    """What a chunk's hash covers."""
+    document = row["document_id"].encode()
+    numbers = b"".join(row[name].to_bytes(4, "big") for name in ("ordinal", "start", "end"))
+    fixed = row["chunk_id"] + numbers + row["text_hash"] + len(document).to_bytes(4, "big")
+    return bytes(fixed + document + row["metadata"].encode())
 
 
 def test_rows_are_in_the_order_of_document_id_by_its_bytes_and_ordinal() -> None:

@@ -72,6 +72,7 @@ class Pipeline:
                 "text": text,
                 "text_hash": hash_of(text),
                 "metadata": "{}",
+                "chunk_hash": hash_of(f"{shard} {ordinal} {text}"),
             }
             for ordinal, text in enumerate(texts)
         ]

@@ -57,6 +57,7 @@ def chunks_part(store: Store, shard: int) -> Part:
             "text": [f"{row:0800}" for row in rows],
             "text_hash": [hashlib.sha256(row.to_bytes(8)).digest() for row in rows],
             "metadata": ["{}"] * SHARD,
+            "chunk_hash": [bytes(32)] * SHARD,
         },
         CHUNKS,
     )

@@ -77,6 +77,15 @@ def vector_hash(vector: npt.NDArray[np.float32]) -> bytes:
     return hashlib.sha256(struct.pack(f">hh{len(vector)}f", len(vector), 0, *vector)).digest()
 
 
+def chunk_hash(r: Row) -> bytes:
+    """As a chunks part has it."""
+    document = r.document_id.encode()
+    numbers = struct.pack(">iii", r.ordinal, r.start, r.end)
+    text_hash = hashlib.sha256(r.content.encode()).digest()
+    told = r.chunk_id + numbers + text_hash + struct.pack(">i", len(document)) + document + r.metadata.encode()
+    return hashlib.sha256(told).digest()
+
+
 def shard_rows(rows: Sequence[Row], d1: int = D1, d2: int = D2) -> ShardRows:
     """Rows as the parts of a shard."""
     hashes = pa.array([hashlib.sha256(r.content.encode()).digest() for r in rows], pa.binary(32))
@@ -89,6 +98,7 @@ def shard_rows(rows: Sequence[Row], d1: int = D1, d2: int = D2) -> ShardRows:
         pa.array([r.content for r in rows], pa.string()),
         hashes,
         pa.array([r.metadata for r in rows], pa.string()),
+        pa.array([chunk_hash(r) for r in rows], pa.binary(32)),
     ]
     embeddings = [
         pa.table(
