@@ -9,14 +9,13 @@ from embedding_assets.pgvector.shards import VectorTypes
 
 Way = Literal["nothing", "delta", "new generation"]
 
-_ROW_BUILT: Final = (0.5e-3, 2e-6)
-_ROW_MERGED: Final = (3.6e-3, 14.6e-6)
+_ROW_BUILT: Final = (0.75e-3, 0.85e-6)
+_ROW_MERGED: Final = (3.6e-3, 3.5e-6)
 """Seconds a row and model, and for each of the model's dimensions besides: loaded anew with all its indexes, and merged
 into a live HNSW index, by as many processes as two cores allow either way.
 
-`bench/load.py` found 2.07 and 14.9 ms at 50,000 × 384, 3.96 and 29.6 ms at 10,000 × 1,536, on cores shared with others:
-7.2 and 7.5 times as much for a row merged, so that a delta pays up to some 14 % of a large table. The constants have
-these ratios, and the seconds of quieter runs.
+`bench/load.py` found 1.1 and 5.1 ms at 50,000 × 384, 2.0 and 8.5 ms at 10,000 × 1,536 (1.3 and 6.3 at 200,000 × 384):
+a row merged costs over four rows built, so that a delta pays up to some 22 % of a large table.
 """
 
 _GENERATION: Final = 1.0
