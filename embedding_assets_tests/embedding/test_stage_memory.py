@@ -40,7 +40,8 @@ def peak_megabytes(folder: Path, shards: int) -> int:
 @pytest.mark.slow
 def test_four_times_the_chunks_take_no_more_memory(tmp_path: Path) -> None:
     small, large = (peak_megabytes(tmp_path / str(shards), shards) for shards in (25, 100))
-    assert large <= 1.3 * small
+    # The others' texts and vectors are 560 MB. Either figure differs by some 50 MB from run to run: allocators' arenas.
+    assert large - small <= 120
     assert large < 600
 
 
