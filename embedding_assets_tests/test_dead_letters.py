@@ -237,6 +237,7 @@ def reconciliation(box: Sandbox, instance: dg.DagsterInstance) -> dg.ExecuteInPr
     return job.execute_in_process(instance=instance, run_config=QUIET, raise_on_error=False)
 
 
+@pytest.mark.slow
 def test_what_may_heal_is_tried_again_and_heals(box: Sandbox, standin: Standin, instance: dg.DagsterInstance) -> None:
     standin.faults({"fault": "nan", "match": "forbidden"})
     source_run(box, instance)

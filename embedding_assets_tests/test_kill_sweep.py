@@ -180,6 +180,7 @@ def test_runs_killed_at_random_moments_come_to_the_undisturbed_result(sandbox_of
         assert bought_again(sandbox) == [], f"round {rounds}"
 
 
+@pytest.mark.slow
 def test_two_processes_that_materialize_the_same_partitions_leave_one_result(sandbox_of: SandboxOf) -> None:
     expected, _ = undisturbed(sandbox_of)
     sandbox = sandbox_of("raced")
