@@ -48,9 +48,9 @@ def peak_megabytes(texts: int) -> int:
     ("fewer", "more"), [(100_000, 500_000), pytest.param(100_000, 1_000_000, marks=pytest.mark.slow)]
 )
 def test_many_times_the_texts_take_no_more_memory(fewer: int, more: int) -> None:
-    small, large = peak_megabytes(fewer), peak_megabytes(more)
-    # A twentieth or less of the vectors that the others have; what is in flight differs by as much from run to run.
-    assert large - small <= 80
+    # The largest of three: how much is in flight at once differs from run to run, least where there is little to do.
+    small, large = max(peak_megabytes(fewer) for _ in range(3)), peak_megabytes(more)
+    assert large <= 1.3 * small
     assert large < 600
 
 
