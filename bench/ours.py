@@ -8,10 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-
 from embedding_assets import operations
 from embedding_assets.deployment import Deployment
+from embedding_assets.screen import Screen
 from embedding_assets.settings import load_settings
 
 
@@ -20,7 +19,7 @@ def main(home: str, config: str) -> None:
     deployment = Deployment(load_settings(Path(config)), Path(home))
     outcomes = operations.materialize(
         deployment,
-        Console(stderr=True),
+        Screen(stderr=True),
         sources=sorted(deployment.settings.sources),
         regions=sorted(deployment.settings.regions),
     )

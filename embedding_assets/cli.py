@@ -7,17 +7,16 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
 import click
-from rich.console import Console
 
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
+from embedding_assets.screen import Screen
 from embedding_assets.settings import current_settings, home
 
 if TYPE_CHECKING:
     from embedding_assets.pgvector.dead_letters import DeadLetter
 
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out, _err = Screen(), Screen(stderr=True)
 
 
 def main() -> None:
@@ -41,7 +40,8 @@ def _chosen(given: str | None, known: Mapping[str, object], what: str) -> list[s
 
 
 def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    # Escaped where the locale's encoding lacks characters: JSON has no question marks for them.
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not _out.encoding.startswith("utf"), default=str))
 
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable fields instead of text.")
@@ -97,8 +97,9 @@ def status(source: str | None, region: str | None, as_json: bool) -> None:
     """What each region serves of each source, and how far it is behind. Exit code 1 if a region can't be asked.
 
     With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
-    current, lag_seconds, error}: snapshot to rejected as the primary has them, root and rows as the region serves
-    them, index one of valid, invalid and none, lag_seconds null where nothing was ever materialized.
+    current, degraded, lag_seconds, error}: snapshot to rejected as the primary has them, root and rows as the region
+    serves them, index one of valid, invalid and none, degraded a sentence where recall is below the target, lag_seconds
+    null where nothing was ever materialized.
     """
     from embedding_assets import terminal
     from embedding_assets.status import status as look
@@ -113,6 +114,8 @@ def status(source: str | None, region: str | None, as_json: bool) -> None:
         _print_json([row.model_dump() for row in rows])
     else:
         _out.print(terminal.status_table(rows))
+        for note in terminal.status_notes(rows):
+            _out.print(note)
     sys.exit(1 if any(row.error for row in rows) else 0)
 
 

@@ -150,10 +150,10 @@ class Reconciled(NamedTuple):
     forgotten: int
 
 
-def reconcile(deployment: Deployment, alert: Callable[[str], None]) -> Reconciled:
+def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconciled:
     """Have tried again what may heal, tell people of the rest, and clear away what concerns nobody any more.
 
-    `alert` is called once, before anything counts as told: if it raises, the next reconciliation tells again.
+    `alert` is called once: where it says that nobody could be told, the next reconciliation tells again.
     """
     with _database(deployment) as conn:
         pending = table.listed(conn, None, ["pending"])
@@ -163,11 +163,10 @@ def reconcile(deployment: Deployment, alert: Callable[[str], None]) -> Reconcile
         for_people = [letter for letter in rest if letter not in hopeful]
         table.mark(conn, _ids(orphans), "resolved")
         table.mark(conn, _ids(hopeful), "replayed")
-        if for_people:
-            alert(told(for_people))
-            table.mark(conn, _ids(for_people), "escalated")
+        escalated = for_people if for_people and alert(told(for_people)) else []
+        table.mark(conn, _ids(escalated), "escalated")
         forgotten = table.forget_resolved(conn, _HISTORY_DAYS)
-    return Reconciled(len(hopeful), len(for_people), len(orphans), forgotten)
+    return Reconciled(len(hopeful), len(escalated), len(orphans), forgotten)
 
 
 def told(letters: Sequence[DeadLetter]) -> str:

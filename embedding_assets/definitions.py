@@ -9,7 +9,7 @@ from embedding_assets.automation.schedules import daily
 from embedding_assets.automation.sensors import region_log, run_failure_alert, source_sweep
 from embedding_assets.automation.upkeep import hourly_upkeep, upkeep_job
 from embedding_assets.deployment import Deployment
-from embedding_assets.resources.progress import LoggedProgress, ProgressDisplay
+from embedding_assets.resources.progress import HarmlessProgress, LoggedProgress, ProgressDisplay
 from embedding_assets.resources.snapshots import SnapshotIOManager
 from embedding_assets.settings import current_settings, home
 
@@ -25,7 +25,7 @@ def build_defs(deployment: Deployment, progress: ProgressDisplay | None = None) 
         resources={
             "deployment": deployment,
             "snapshots": SnapshotIOManager(deployment),
-            "progress": progress or LoggedProgress(),
+            "progress": HarmlessProgress(progress or LoggedProgress()),
         },
         executor=dg.in_process_executor,
     )

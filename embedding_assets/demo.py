@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
 from rich.table import Table
 
 from embedding_assets import operations, terminal
 from embedding_assets.demo_input import write_demo_input
 from embedding_assets.deployment import Deployment
 from embedding_assets.driver import Outcome
+from embedding_assets.screen import Screen
 from embedding_assets.settings import default_settings
 from embedding_assets.status import status
 
@@ -21,7 +21,7 @@ QUESTIONS: Final = (
 )
 
 
-def run(home: Path, console: Console) -> dict[str, Any]:
+def run(home: Path, console: Screen) -> dict[str, Any]:
     """Write the input, materialize everything, ask three questions in each region; the summary, also as values."""
     start = time.monotonic()
     deployment = Deployment(default_settings(home), home)

@@ -34,6 +34,8 @@ class Check:
     severity: str
     """`ERROR`, or `WARN` where a failed check does no harm yet."""
     metadata: dict[str, Any]
+    description: str | None = None
+    """In a sentence, where figures need one."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,16 @@ def dagster_home(home: Path) -> Path:
     return folder
 
 
+def open_instance(home: Path) -> dg.DagsterInstance:
+    """The instance that `dagster_home` names, for runs in this process: their standard output is the terminal's.
+
+    Dagster would have it go to a file, and a `tail` and a watcher for each stream of each step bring it back: bars stay
+    unseen, and on Ctrl-C the watchers print their tracebacks.
+    """
+    as_it_is = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    return dg.DagsterInstance.local_temp(str(dagster_home(home)), overrides={"compute_logs": as_it_is})
+
+
 def materialize(
     deployment: Deployment,
     instance: dg.DagsterInstance,
@@ -72,8 +84,8 @@ def materialize(
 ) -> Iterator[Outcome]:
     """Bring the sources up to date in the regions, a run at a time; yields each run as it ends.
 
-    A source is always looked at. A region is run only if `is_current(region, source)` says that it has to be, and not
-    after the source's own run failed. A run that is told to stop is the last.
+    A source is always looked at. A region is run only where `is_current(region, source)` says no, and not after the
+    source's own run failed. A run that is told to stop is the last.
     """
     defs = build_defs(deployment, progress)
     for source in sources:
@@ -116,6 +128,7 @@ def _run(
                     bool(verdict.blocking),
                     verdict.severity.value,
                     {name: value.value for name, value in verdict.metadata.items()},
+                    verdict.description,
                 )
             )
         elif event.is_step_failure and event.step_failure_data.error is not None:

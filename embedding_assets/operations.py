@@ -5,9 +5,6 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-import dagster as dg
-from rich.console import Console
-
 from embedding_assets import driver, terminal
 from embedding_assets.assets.pgvector_table import ASSET as PGVECTOR_TABLE
 from embedding_assets.automation.jobs import SOURCE_ASSETS
@@ -23,6 +20,7 @@ from embedding_assets.pgvector.schema import bound_models, is_migrated
 from embedding_assets.pgvector.search import compare
 from embedding_assets.pgvector.search import search as search_region
 from embedding_assets.pgvector.search import search_hybrid as search_region_hybrid
+from embedding_assets.screen import Screen
 from embedding_assets.settings import SLOTS
 from embedding_assets.shards import read_shard, shard_refs
 from embedding_assets.snapshots import log
@@ -33,20 +31,19 @@ from embedding_assets.status import is_current
 
 def materialize(
     deployment: Deployment,
-    console: Console,
+    screen: Screen,
     *,
     sources: Sequence[str],
     regions: Sequence[str],
     allow_deletes: bool = False,
 ) -> list[Outcome]:
     """Bring everything that is stale up to date, and show each run as it ends."""
-    driver.dagster_home(deployment.home)
     for region in regions:
         # Who may read what follows the settings now, also where nothing is stale. A region that is away says so itself.
         with suppress(PipelineError), deployment.database(region):
             pass
     outcomes: list[Outcome] = []
-    with dg.DagsterInstance.get() as instance, terminal.progress_bars(console) as bars:
+    with driver.open_instance(deployment.home) as instance, terminal.progress_bars(screen) as bars:
         for outcome in driver.materialize(
             deployment,
             instance,
@@ -56,10 +53,10 @@ def materialize(
             allow_deletes=allow_deletes,
             progress=bars,
         ):
-            console.print(terminal.outcome_line(outcome))
+            bars.print(terminal.outcome_line(outcome))
             outcomes.append(outcome)
     for trouble in terminal.troubles(outcomes):
-        console.print(trouble)
+        screen.print(trouble)
     return outcomes
 
 

@@ -10,6 +10,7 @@ from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.generations import published_generation
 from embedding_assets.pgvector.index import parameters_of
+from embedding_assets.pgvector.recall import shortfall, stored_measurement
 from embedding_assets.pgvector.schema import bound_models, is_migrated
 from embedding_assets.pgvector.search import region_status
 from embedding_assets.snapshots import log
@@ -34,6 +35,8 @@ class SourceStatus(BaseModel):
     """`valid`, `none` or `invalid`."""
     current: bool
     """Whether the region serves the primary's newest snapshots, indexed as the settings say."""
+    degraded: str | None
+    """What makes its searches worse than they should be, with the cure; what is served is right."""
     lag_seconds: int | None
     """Since the primary committed what the region does not serve yet; 0 if it is current, None if nothing is there."""
     error: str | None
@@ -54,7 +57,7 @@ def _of(deployment: Deployment, source: str, region: str) -> SourceStatus:
     primary = deployment.primary
     chunks, documents = log.head(primary, "chunks", source), log.head(primary, "raw_docs", source)
     newest = [log.head(primary, asset, source) for asset in ("embeddings_v1", "embeddings_v2")]
-    served, live, error, as_set = None, None, None, False
+    served, live, error, degraded, as_set = None, None, None, None, False
     try:
         with connect(deployment.dsn(region)) as conn:
             if is_migrated(conn):
@@ -63,6 +66,9 @@ def _of(deployment: Deployment, source: str, region: str) -> SourceStatus:
             if served is not None and (generation := published_generation(conn, source)) is not None:
                 hnsw = deployment.hnsw
                 as_set = all(parameters_of(conn, generation, slot) == hnsw[slot] for slot in hnsw)
+                if live is not None and (measured := stored_measurement(conn, generation, live)) is not None:
+                    target_recall = deployment.settings.target_recall
+                    degraded = shortfall(live, measured.recall, measured.ef_search, target_recall)
     except PipelineError as problem:
         error = str(problem)
     wanted, expected = target(primary, source), deployment.settings.live_model
@@ -86,6 +92,7 @@ def _of(deployment: Deployment, source: str, region: str) -> SourceStatus:
         live_model=live,
         index=index,
         current=current,
+        degraded=degraded,
         lag_seconds=lag,
         error=error,
     )

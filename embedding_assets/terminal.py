@@ -1,23 +1,23 @@
 """What the command line shows: progress while a run is under way, and tables of what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import dagster as dg
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
 from rich.text import Text
 
 from embedding_assets.driver import Outcome
 from embedding_assets.pgvector.dead_letters import DeadLetter
+from embedding_assets.screen import Screen
 from embedding_assets.status import SourceStatus
 
 
 class BarProgress:
-    """Progress as bars on the terminal; a phase that reports again goes on with its bar."""
+    """Progress as bars on the terminal, for as long as a phase lasts; one that reports again goes on with its bar."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -25,24 +25,33 @@ class BarProgress:
 
     def show(self, context: dg.AssetExecutionContext, phase: str, done: int, total: int | None, detail: str) -> None:
         """See `ProgressDisplay`."""
+        count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         if phase not in self._tasks:
-            self._tasks[phase] = self._bars.add_task(phase, total=total)
-        self._bars.update(self._tasks[phase], completed=done, total=total, detail=detail)
+            # With its fields: it is drawn at once.
+            self._tasks[phase] = self._bars.add_task(phase, total=total, count=count, detail=detail)
+        self._bars.update(
+            self._tasks[phase], completed=done, total=total, visible=done != total, count=count, detail=detail
+        )
+
+    def print(self, line: str) -> None:
+        """A line of markup that stays, above the bars."""
+        self._bars.console.print(line)
 
 
 @contextmanager
-def progress_bars(console: Console) -> Iterator[BarProgress]:
+def progress_bars(screen: Screen) -> Iterator[BarProgress]:
     """Bars on a terminal; on anything else the log of the runs has the progress."""
+    # The last column gives way on a narrow terminal, and the names never.
     columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=30),
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[detail]}", markup=False),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=16),
+        TextColumn("{task.fields[count]}", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn(
+            "{task.fields[detail]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+        ),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=screen, transient=True, expand=True, disable=not screen.is_terminal) as bars:
         yield BarProgress(bars)
 
 
@@ -56,12 +65,11 @@ def outcome_line(outcome: Outcome) -> str:
 def _story(outcome: Outcome) -> str:
     found = outcome.metadata
     told: list[str] = []
-    if "raw_docs" in found:
-        docs = found["raw_docs"]
-        told.append(_changes("documents", docs["documents"], docs["new"], docs["changed"], docs["removed"]))
-    if "chunks" in found:
-        chunks = found["chunks"]
-        told.append(_changes("chunks", chunks["chunks"], chunks["new"], chunks["changed"], chunks["removed"]))
+    told += [
+        _changes(what, found[asset][what], found[asset])
+        for asset, what in (("raw_docs", "documents"), ("chunks", "chunks"))
+        if asset in found
+    ]
     bought = [found[asset]["new"] for asset in ("embeddings_v1", "embeddings_v2") if asset in found]
     if bought:
         told.append(f"{sum(bought):,} vectors computed")
@@ -73,8 +81,10 @@ def _story(outcome: Outcome) -> str:
     return ", ".join(told)
 
 
-def _changes(what: str, total: int, new: int, changed: int, removed: int) -> str:
-    parts = [f"{count:,} {word}" for count, word in ((new, "new"), (changed, "changed"), (removed, "removed")) if count]
+def _changes(what: str, total: int, counts: Mapping[str, Any]) -> str:
+    if "new" not in counts:  # they could not be counted
+        return f"{total:,} {what}"
+    parts = [f"{counts[word]:,} {word}" for word in ("new", "changed", "removed") if counts[word]]
     return f"{total:,} {what} ({', '.join(parts) or 'unchanged'})"
 
 
@@ -85,7 +95,7 @@ def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
         for check in outcome.checks:
             if not check.passed:
                 warns = check.severity == "WARN"
-                figures = ", ".join(f"{name} {value}" for name, value in check.metadata.items())
+                figures = check.description or ", ".join(f"{name} {value}" for name, value in check.metadata.items())
                 line = (
                     f"{outcome.partition}: check {check.asset}/{check.name} {'warns' if warns else 'failed'}: {figures}"
                 )
@@ -103,7 +113,12 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
     for name in ("live", "index", "serves"):
         table.add_column(name)
     for row in rows:
-        serves = "[green]current[/]" if row.current else f"[yellow]behind by {_ago(row.lag_seconds)}[/]"
+        if row.error:
+            serves = "[red]not to be asked[/]"
+        elif not row.current:
+            serves = f"[yellow]behind by {_ago(row.lag_seconds)}[/]"
+        else:
+            serves = "[yellow]degraded[/]" if row.degraded else "[green]current[/]"
         table.add_row(
             row.source,
             row.region,
@@ -113,9 +128,18 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
             f"{row.rejected:,}",
             row.live_model or "–",
             row.index,
-            f"[red]{plain(row.error)}[/]" if row.error else serves,
+            serves,
         )
     return table
+
+
+def status_notes(rows: Sequence[SourceStatus]) -> list[Text]:
+    """What is wrong, a sentence each, below the table of `status`: each error once, for it is the region's."""
+    errors = dict.fromkeys((row.region, row.error) for row in rows if row.error)
+    notes = [Text(f"{region}: {printable(error)}", "red") for region, error in errors]
+    return notes + [
+        Text(f"{row.region}|{row.source} is degraded: {row.degraded}", "yellow") for row in rows if row.degraded
+    ]
 
 
 def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
@@ -181,9 +205,14 @@ def _stage(letter: DeadLetter) -> str:
     return f"{letter.stage}_{letter.model_version}" if letter.model_version else letter.stage
 
 
+def printable(text: object) -> str:
+    """Text from outside, kept from being read as commands by the terminal."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text))
+
+
 def plain(text: object) -> str:
     """Text from outside, kept from being read as markup by Rich or as commands by the terminal."""
-    return escape("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(text)))
+    return escape(printable(text))
 
 
 def _ago(seconds: int | None) -> str:

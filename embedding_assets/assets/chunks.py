@@ -1,7 +1,7 @@
 """The second asset: documents cut into chunks."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 
@@ -14,6 +14,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store
 from embedding_assets.work.pool import in_process
 
 _SAMPLE: Final = 8
@@ -65,19 +66,28 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 yield from checks
                 raise
             seconds = watch.seconds
-            changes = count_changes(store, ASSET, "chunk_id", "text_hash", previous, snapshot)
-            did = changes._asdict() | {
-                "chunks_made": sum(part.rows for part in made),
-                "chunks_per_second": metadata.rate(sum(part.rows for part in made), seconds),
+            changes = metadata.changes(
+                context.log, lambda: count_changes(store, ASSET, "chunk_id", "text_hash", previous, snapshot)
+            )
+            rows_made = sum(part.rows for part in made)
+            did = changes | {
+                "chunks_made": rows_made,
+                **metadata.rate("chunks_per_second", rows_made, seconds),
             }
             found = metadata.of_snapshot(snapshot, did, seconds)
             if made:
-                rows = read_part(store, source, made[0], ["document_id", "ordinal", "tokens", "text"])
-                # From all over the shard, rather than the first document's.
-                sample = rows.take(list(range(0, len(rows), max(1, len(rows) // _SAMPLE))))
-                found["sample"] = metadata.table(sample.slice(0, _SAMPLE).to_pylist())
+                found |= metadata.optional(
+                    context.log, "A sample of the chunks", lambda: _sample(store, source, made[0])
+                )
         yield dg.MaterializeResult(
             value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
         )
 
     return chunks
+
+
+def _sample(store: Store, source: str, part: Part) -> dict[str, Any]:
+    rows = read_part(store, source, part, ["document_id", "ordinal", "tokens", "text"])
+    # From all over the shard, rather than the first document's.
+    sample = rows.take(list(range(0, len(rows), max(1, len(rows) // _SAMPLE))))
+    return {"sample": metadata.table(sample.slice(0, _SAMPLE).to_pylist())}

@@ -1,7 +1,7 @@
 """The embeddings assets: one factory, one asset a model version."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import dagster as dg
@@ -15,6 +15,7 @@ from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.embedding.engine import Budget
 from embedding_assets.embedding.figures import Progress
+from embedding_assets.embedding.models import Binding
 from embedding_assets.embedding.stage import STAGE, Bought, asset_of, snapshot_embeddings
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.settings import Slot
@@ -28,6 +29,7 @@ _MAP_SOURCES: Final = 8
 _MAP_VECTORS: Final = 1_200
 
 _LEAST_POINTS: Final = 5  # seconds of a run, about: a shorter one has no course to draw
+_LEAST_VECTORS: Final = 3  # fewer have no two principal directions
 
 
 def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -119,15 +121,19 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 "new": bought.new,
                 "reused": bought.reused,
                 **_used(bought),
+                **metadata.optional(context.log, "The sums to date", lambda: metadata.to_date(context, _spent(bought))),
             }
             found = metadata.of_snapshot(snapshot, did, seconds)
+
+            def draw(what: str, picture: Callable[[], Any]) -> None:
+                found.update(metadata.optional(context.log, f"The picture `{what}`", lambda: {what: picture()}))
+
             if len(pace) > _LEAST_POINTS:
-                found["throughput"] = metadata.throughput(pace)
+                draw("throughput", lambda: metadata.throughput(pace))
             if len(lengths):
-                found["norms"] = metadata.norm_histogram(lengths)
-                found["map"] = metadata.embedding_map(
-                    binding.name, _samples(deployment, asset, source, binding.dimensions)
-                )
+                draw("norms", lambda: metadata.norm_histogram(lengths))
+            if len(lengths) >= _LEAST_VECTORS:
+                draw("map", lambda: _map(deployment, asset, source, binding))
         yield dg.MaterializeResult(
             value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
         )
@@ -136,12 +142,18 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
 
 
 def _used(bought: Bought) -> dict[str, Any]:
-    """What the vectors took. Zeros where nothing had to be sent: they are plotted over time."""
+    """What the vectors took; nothing where nothing was sent, so that the last figures of what was stay in sight."""
     used = dataclasses.asdict(bought.usage)
+    if not bought.usage.requests:
+        return {}
     seconds, share = used.pop("seconds"), used.pop("quota_share")
     latencies = {f"{name}_seconds": round(used.pop(name), 4) for name in ("latency_p50", "latency_p95", "latency_p99")}
     quota = {} if share is None else {"quota_share": round(share, 4)}
-    return used | quota | latencies | {"vectors_per_second": metadata.rate(bought.new, seconds)}
+    return used | quota | latencies | metadata.rate("vectors_per_second", bought.new, seconds)
+
+
+def _spent(bought: Bought) -> dict[str, float]:
+    return {"requests": bought.usage.requests, "tokens": bought.usage.tokens, "cost_usd": bought.usage.cost_usd}
 
 
 def _rates(now: Progress) -> str:
@@ -153,8 +165,8 @@ def _rates(now: Progress) -> str:
     return f"{now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{cost}{waits}{breaker}"
 
 
-def _samples(deployment: Deployment, asset: str, this: str, dimensions: int) -> dict[str, NDArray[np.float32]]:
-    """Some vectors of the first shard of this source and of a few others, for the map."""
+def _map(deployment: Deployment, asset: str, this: str, binding: Binding) -> dg.MarkdownMetadataValue:
+    """Some vectors of the first shard of this source and of a few others."""
     samples: dict[str, NDArray[np.float32]] = {}
     others = [source for source in sorted(deployment.settings.sources) if source != this]
     shown = sorted([this, *others[: _MAP_SOURCES - 1]])
@@ -163,7 +175,7 @@ def _samples(deployment: Deployment, asset: str, this: str, dimensions: int) -> 
         if snapshot is None or not snapshot.parts:
             continue
         column = read_part(deployment.primary, source, snapshot.parts[0], ["embedding"]).column("embedding")
-        vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), "<f4").reshape(-1, dimensions)
+        vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), "<f4").reshape(-1, binding.dimensions)
         some = np.linspace(0, len(vectors) - 1, min(len(vectors), _MAP_VECTORS // len(shown)), dtype=int)
         samples[source] = vectors[some]
-    return samples
+    return metadata.embedding_map(binding.name, samples)

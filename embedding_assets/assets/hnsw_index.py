@@ -9,9 +9,11 @@ from embedding_assets.assets.edge import PATIENT, Stopwatch, domain_errors
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.partitions import region_and_source
-from embedding_assets.pgvector.generations import published_generation
+from embedding_assets.pgvector.hnsw import Built
 from embedding_assets.pgvector.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.publish import publish
+from embedding_assets.pgvector.recall import shortfall
+from embedding_assets.resources.alerts import alert
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.shards import shard_refs
 from embedding_assets.snapshots import replication
@@ -36,6 +38,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 "recall_at_10",
                 "The index finds what an exact search finds, at the stored ef_search.",
                 partitions,
+                blocking=False,
             ),
         ],
     )
@@ -60,12 +63,13 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
             reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, show)
-            recall = inline.recall_at_10(reports, target)
-            # Below the target readers stay with the old generation: the failed check says so and stops the run.
-            if recall.passed:
-                publish(conn, source, replica.root, refs)
-            serving = published_generation(conn, source)
-            invalid = invalid_indexes(conn, serving) if serving else ["no generation is published"]
+            live = deployment.settings.live_model
+            recall = inline.recall_at_10(reports, live, target)
+            serving = publish(conn, source, replica.root, refs)
+            invalid = invalid_indexes(conn, serving)
+            degraded = shortfall(live, reports[live].recall, reports[live].ef_search, target)
+            if degraded and reports[live].measured_now:
+                alert(context.log, f"{region}|{source} is served, and degraded: {degraded}")
         found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
         for slot, report in reports.items():
             found |= {
@@ -74,21 +78,18 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 f"{slot}_vectors": report.vectors,
                 f"{slot}_m": report.hnsw.m,
                 f"{slot}_ef_construction": report.hnsw.ef_construction,
-                f"{slot}_build_seconds": round(report.build_seconds, 3),
-                f"{slot}_vectors_per_second": metadata.rate(report.vectors, report.build_seconds),
                 f"{slot}_index_bytes": report.size_bytes,
-                f"{slot}_memory_estimated_bytes": report.estimated_memory_bytes,
-                f"{slot}_memory_granted_bytes": report.granted_memory_bytes,
-                f"{slot}_workers": report.workers,
+                **(_built(slot, report.built) if report.built else {}),
             }
         found |= {
-            "serving_generation": serving.id if serving else 0,
-            "serving_root": serving.target_root if serving else "none",
+            "serving_generation": serving.id,
             "root": replica.root,
         }
         curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
         if any(curves.values()):
-            found["recall_curve"] = metadata.recall_curve(curves, target)
+            found |= metadata.optional(
+                context.log, "The recall curve", lambda: {"recall_curve": metadata.recall_curve(curves, target)}
+            )
             found["recall_table"] = metadata.table(
                 {"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve
             )
@@ -99,3 +100,14 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         )
 
     return hnsw_index
+
+
+def _built(slot: str, built: Built) -> dict[str, Any]:
+    """How the index was built, where this run did it."""
+    return {
+        f"{slot}_build_seconds": round(built.seconds, 3),
+        **metadata.rate(f"{slot}_vectors_per_second", built.vectors, built.seconds),
+        f"{slot}_memory_estimated_bytes": built.estimate,
+        f"{slot}_memory_granted_bytes": built.granted,
+        f"{slot}_workers": built.workers,
+    }

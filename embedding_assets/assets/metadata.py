@@ -2,8 +2,9 @@
 
 import base64
 import io
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import dagster as dg
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_assets.settings import home
+from embedding_assets.snapshots.changes import Changes
 from embedding_assets.snapshots.snapshot import Snapshot
 
 _TABLE_ROWS: Final = 20
@@ -37,9 +39,37 @@ def of_snapshot(snapshot: Snapshot, did: Mapping[str, Any], seconds: float) -> d
     }
 
 
-def rate(amount: float, seconds: float) -> float:
-    """How many a second."""
-    return round(amount / max(seconds, 1e-9), 1)
+def optional(log: logging.Logger, what: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """What is only to be looked at, such as a picture: where it can't be made the log says so, and the run goes on."""
+    try:
+        return dict(make())
+    except Exception as error:
+        log.warning(f"{what} can't be shown, the run goes on without: {type(error).__name__}: {error}")
+        return {}
+
+
+def changes(log: logging.Logger, count: Callable[[], Changes]) -> dict[str, Any]:
+    """What a commit changed. Counting reads the snapshot before, of which a part may be lost."""
+    return optional(log, "What was changed", lambda: count()._asdict())
+
+
+def rate(name: str, amount: float, seconds: float) -> dict[str, float]:
+    """How many a second, by its name; nothing where nothing was done, which has no rate."""
+    return {name: round(amount / seconds, 1)} if amount and seconds else {}
+
+
+def to_date(context: dg.AssetExecutionContext, figures: Mapping[str, float]) -> dict[str, float]:
+    """The sums of these figures over all materializations of the partition, this one's added, as `…_to_date`."""
+    last = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(context.asset_key, asset_partitions=[context.partition_key]), limit=1
+    ).records
+    before = last[0].asset_materialization.metadata if last and last[0].asset_materialization else {}
+
+    def known(name: str) -> float:
+        value = before.get(f"{name}_to_date")
+        return value.value or 0 if isinstance(value, dg.IntMetadataValue | dg.FloatMetadataValue) else 0
+
+    return {f"{name}_to_date": known(name) + figure for name, figure in figures.items()}
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue | str:

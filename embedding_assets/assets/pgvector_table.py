@@ -65,7 +65,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 "dagster/row_count": loaded.rows,
                 "rows_loaded": loaded.rows_written,
                 **_told(loaded),
-                "rows_per_second": metadata.rate(loaded.rows_written, seconds),
+                **metadata.rate("rows_per_second", loaded.rows_written, seconds),
                 "bytes_sent": loaded.bytes_written,
                 "seconds": round(seconds, 3),
                 "shards": loaded.shards,

@@ -67,11 +67,13 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             )
             desk.settle(snapshot)
             seconds = watch.seconds
-            changes = count_changes(store, ASSET, "document_id", "content_hash", previous, snapshot)
-        did = changes._asdict() | {
+            changes = metadata.changes(
+                context.log, lambda: count_changes(store, ASSET, "document_id", "content_hash", previous, snapshot)
+            )
+        did = changes | {
             "items_listed": looked.items,
             "items_read": looked.read,
-            "items_per_second": metadata.rate(looked.items, seconds),
+            **metadata.rate("items_per_second", looked.items, seconds),
             "parts_written": looked.parts_written,
         }
         return dg.MaterializeResult(

@@ -46,7 +46,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         did = {
             "parts_copied": parts,
             "bytes_copied": copied,
-            "megabytes_per_second": metadata.rate(copied / 1e6, seconds),
+            **metadata.rate("megabytes_per_second", copied / 1e6, seconds),
         }
         return dg.MaterializeResult(
             value=snapshot,

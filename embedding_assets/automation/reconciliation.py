@@ -5,9 +5,9 @@ from typing import Final
 
 import dagster as dg
 
-from embedding_assets.automation.alerts import ALERT_WEBHOOK, alert
 from embedding_assets.dead_letters import reconcile
 from embedding_assets.deployment import Deployment
+from embedding_assets.resources.alerts import ALERT_WEBHOOK, alert
 
 RECONCILIATION_JOB: Final = "reconcile_dead_letters"
 

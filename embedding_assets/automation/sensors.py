@@ -8,11 +8,11 @@ from typing import Final
 
 import dagster as dg
 
-from embedding_assets.automation.alerts import ALERT_WEBHOOK, alert
 from embedding_assets.automation.failures import reason
 from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
+from embedding_assets.resources.alerts import ALERT_WEBHOOK, alert
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.replication import target
 from embedding_assets.sources.reader import Reader

@@ -6,7 +6,7 @@ What a published generation lacks is built while readers go on, and never takes 
 
 import logging
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -32,25 +32,20 @@ from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)
 
-_NOT_BUILT: Final = Built(0, 0.0, 0, 0, 0)
-
 
 class IndexReport(NamedTuple):
-    """An HNSW index: how it was built (zeros where it was there already), and what was measured on it.
+    """An HNSW index: how it was built (None where it was there already), and what was measured on it, now or before.
 
-    `workers` were asked for besides the process that builds. `curve` is empty where fewer than two vectors leave
-    nothing to measure.
+    `curve` is empty where fewer than two vectors leave nothing to measure.
     """
 
     slot: str
     name: str
     hnsw: Hnsw
     vectors: int
-    build_seconds: float
+    built: Built | None
+    measured_now: bool
     size_bytes: int
-    estimated_memory_bytes: int
-    granted_memory_bytes: int
-    workers: int
     ef_search: int
     recall: float | None
     curve: tuple[Measured, ...]
@@ -124,7 +119,7 @@ def ensure_index(
     conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, progress: Progress | None = None
 ) -> IndexReport:
     """Have a slot's index, valid and built with these parameters, and measured; for whoever holds the source's lock."""
-    built = _NOT_BUILT
+    built = None
     if parameters_of(conn, generation, slot) != hnsw:
         create = _create_beside if generation.state == "published" else _create
         built = create(conn, generation, slot, hnsw, progress)
@@ -221,31 +216,29 @@ def _create_statement(
 
 
 def _report(
-    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, built: Built
+    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, built: Built | None
 ) -> IndexReport:
     name = f"generation_{generation.id}_{slot}"
     size = index_bytes(conn, generation, slot)
-    if built.seconds:
+    if built is not None:
         _log.info(
             "%s: %d vectors in %.1f s with up to %d workers; memory estimated %d MB, granted %d MB; index %d MB",
             name, built.vectors, built.seconds, built.workers, built.estimate >> 20, built.granted >> 20, size >> 20,
         )  # fmt: skip
-    stored = stored_measurement(conn, generation, slot)
-    if stored is None:
+    known = stored_measurement(conn, generation, slot)
+    if known is None:
         stored = measure(conn, generation, slot, target)
         failpoint(f"pgvector.recall.{slot}")
     else:
-        stored = settle_ef_search(conn, generation, slot, stored, target)
+        stored = settle_ef_search(conn, generation, slot, known, target)
     return IndexReport(
         slot=slot,
         name=name,
         hnsw=hnsw,
         vectors=stored.vectors,
-        build_seconds=built.seconds,
+        built=built,
+        measured_now=known is None,
         size_bytes=size,
-        estimated_memory_bytes=built.estimate,
-        granted_memory_bytes=built.granted,
-        workers=built.workers,
         ef_search=stored.ef_search,
         recall=stored.recall,
         curve=stored.curve,

@@ -120,6 +120,16 @@ def smallest_ef_search(curve: Sequence[Measured], target: float) -> int:
     return reached[0] if reached else curve[-1].ef_search if curve else EF_SEARCH[0]
 
 
+def shortfall(slot: str, recall: float | None, ef_search: int, target: float) -> str | None:
+    """What is wrong with a slot's index that finds less than it should, and the cure; None where it finds enough."""
+    if recall is None or recall >= target:
+        return None
+    return (
+        f"index {slot} has recall@10 {recall:.3f} at ef_search {ef_search}, the target is {target}. Cure: raise the "
+        "model's hnsw.m or hnsw.ef_construction (the index is built again), or lower target_recall"
+    )
+
+
 def settle_ef_search(
     conn: Connection, generation: Generation, slot: str, measurement: Measurement, target: float
 ) -> Measurement:

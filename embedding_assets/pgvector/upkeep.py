@@ -14,7 +14,14 @@ from embedding_assets.pgvector.connection import LOCK_TIMEOUT, Connection, pipel
 from embedding_assets.pgvector.generations import Generation, published_generation
 from embedding_assets.pgvector.hnsw import Hnsw, Progress, drop_leftovers, leftovers
 from embedding_assets.pgvector.index import IndexReport, ensure_index, parameters_of, reindex
-from embedding_assets.pgvector.recall import Measurement, index_bytes, measure, put_to_use, stored_measurement
+from embedding_assets.pgvector.recall import (
+    Measurement,
+    index_bytes,
+    measure,
+    put_to_use,
+    shortfall,
+    stored_measurement,
+)
 from embedding_assets.pgvector.schema import bound_models, generation_table
 from embedding_assets.pgvector.shards import SLOTS
 
@@ -193,12 +200,11 @@ def _of_index(state: State, index: IndexState, hnsw: Hnsw, target: float) -> Fin
     if index.hnsw != hnsw:
         built, wanted = (f"m {of.m} and ef_construction {of.ef_construction}" for of in (index.hnsw, hnsw))
         return Finding(f"{name} was built with {built}, the settings have {wanted}", "build", index.slot)
-    if now.recall is not None and now.recall < target:
-        below = f"{name} has recall@10 {now.recall:.3f} at ef_search {now.ef_search}, the target is {target}"
+    if below := shortfall(index.slot, now.recall, now.ef_search, target):
         if state.generation.rows_changed - now.changes_at_build > CHANGED_SHARE * state.live_rows:
             return Finding(below, "reindex", index.slot)
         # Hardly anything has changed since it was built: the same build would come to the same.
-        return Finding(f"{below}: raise the model's hnsw.m or hnsw.ef_construction", None, index.slot)
+        return Finding(below, None, index.slot)
     if (bloat := _bloat(state, index, now)) > BLOAT and index.size_bytes > SMALL_INDEX:
         return Finding(f"{name} has {bloat:.1f} × the bytes a vector that it was built with", "reindex", index.slot)
     if now.ef_search > state.ef_search[index.slot]:

@@ -35,6 +35,22 @@ class LoggedProgress:
         )
 
 
+class HarmlessProgress:
+    """Another display, which fails no step: when it raises the log says so, and the run goes on without it."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        self._display: ProgressDisplay | None = display
+
+    def show(self, context: dg.AssetExecutionContext, phase: str, done: int, total: int | None, detail: str) -> None:
+        if self._display is None:
+            return
+        try:
+            self._display.show(context, phase, done, total, detail)
+        except Exception as error:
+            self._display = None
+            context.log.warning(f"No more progress is shown, the run goes on: {type(error).__name__}: {error}")
+
+
 def _minutes(seconds: float) -> str:
     minutes = round(seconds / 60)
     return (

@@ -56,7 +56,8 @@ def test_a_loaded_generation_gets_a_key_and_a_measured_index_for_each_model(regi
     assert set(reports) == {"v1", "v2"}
     for report in reports.values():
         assert report.vectors == 900
-        assert report.build_seconds > 0
+        assert report.built is not None
+        assert report.built.seconds > 0
         assert [point.ef_search for point in report.curve] == [10, 20, 40, 80, 120, 200, 400]
         assert all(0 < point.p50_ms <= point.p95_ms for point in report.curve)
         assert report.recall is not None
@@ -105,7 +106,7 @@ def test_building_again_builds_and_measures_nothing(region: Connection) -> None:
 
     again = build_indexes(region, toy.name, toy.root)
 
-    assert [report.build_seconds for report in again.values()] == [0, 0]
+    assert [report.built for report in again.values()] == [None, None]
     assert [report.curve for report in again.values()] == [report.curve for report in first.values()]
 
 
@@ -119,7 +120,7 @@ def test_an_invalid_index_is_dropped_and_built_anew(region: Connection) -> None:
 
     reports = build_indexes(region, toy.name, toy.root)
 
-    assert (reports["v1"].build_seconds, reports["v2"].build_seconds > 0) == (0, True)
+    assert (reports["v1"].built is None, reports["v2"].built is None) == (True, False)
     publish(region, toy.name, toy.root, toy.refs)
     assert all(found.valid for status in region_status(region) for found in status.indexes)
 
@@ -181,7 +182,8 @@ def test_a_build_gets_memory_for_its_graph_and_says_so(
 
     report = build_indexes(region, toy.name, toy.root)["v1"]
 
-    assert report.granted_memory_bytes == report.estimated_memory_bytes == hnsw.graph_bytes(1_500, 8)
+    assert report.built is not None
+    assert report.built.granted == report.built.estimate == hnsw.graph_bytes(1_500, 8)
     assert [notice for notice in notices if "no longer fits" in notice] == []
     assert "generation_1_v1: 1500 vectors in" in caplog.text
 
@@ -194,7 +196,9 @@ def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
     toy = Toy(rows=1_500, shards=1)
     load(region, toy)
 
-    assert build_indexes(region, toy.name, toy.root)["v1"].granted_memory_bytes == 1 << 20
+    built = build_indexes(region, toy.name, toy.root)["v1"].built
+    assert built is not None
+    assert built.granted == 1 << 20
     assert "Split the source" in caplog.text
 
 
@@ -247,7 +251,7 @@ def test_other_parameters_rebuild_a_served_index_while_readers_go_on(region: Con
     assert trouble == []
     assert next(searches) > 20
     assert index.parameters_of(region, generation, "v1") == OTHERS["v1"]
-    assert (reports["v1"].build_seconds > 0, reports["v2"].build_seconds) == (True, 0)
+    assert (reports["v1"].built is None, reports["v2"].built is None) == (False, True)
     assert names(region) == INDEXES
 
 
@@ -325,7 +329,8 @@ def test_a_server_with_little_shared_memory_builds_in_one_process(
 
     assert "could not resize shared memory segment" in caplog.text
     assert "building it in one process" in caplog.text
-    assert report.workers == 0
+    assert report.built is not None
+    assert report.built.workers == 0
     toy.publish_to(region)
     assert names(region) == INDEXES
 
@@ -335,7 +340,9 @@ def test_little_shared_memory_leaves_no_invalid_index_beside_a_served_one(region
     toy.publish_to(region)
     limit_files(region, 40 << 20)
 
-    assert build_indexes(region, toy.name, toy.root, OTHERS)["v1"].workers == 0
+    built = build_indexes(region, toy.name, toy.root, OTHERS)["v1"].built
+    assert built is not None
+    assert built.workers == 0
 
     assert names(region) == INDEXES
 

@@ -16,13 +16,13 @@ import psycopg
 import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
-from rich.console import Console
 
 from embedding_assets import operations
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import embedded, inverted, roles, schema
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.search import search, search_hybrid
+from embedding_assets.screen import Screen
 from embedding_assets.settings import SettingsError, load_settings
 from embedding_assets_tests.harness import REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.pgvector.test_search import literal, query, scans
@@ -502,7 +502,7 @@ def test_the_settings_decide_it_in_every_region_also_where_nothing_is_stale(
 
     for readers in (None, {reader.role: [SOURCE]}):
         box = replace(sandbox, more={"row_level_security": readers, "hybrid": {"language": "english"}})
-        operations.materialize(box.deployment, Console(quiet=True), sources=[SOURCE], regions=REGIONS)
+        operations.materialize(box.deployment, Screen(stderr=True), sources=[SOURCE], regions=REGIONS)
 
     for name, dsn in sandbox.dsns.items():
         for role, expected in ((reader.role, {(SOURCE,)}), (other.role, set())):

@@ -1,0 +1,37 @@
+"""The consoles that the command line prints on."""
+
+import io
+import os
+import sys
+from typing import Any
+
+from rich.console import Console
+
+
+class Screen(Console):
+    """A console that fails nothing: once a terminal is gone, a disk full or a pipe closed, it shows nothing more."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, emoji=False)
+        # A terminal wraps within words; a file keeps its lines whole.
+        self.soft_wrap = not self.is_terminal
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                # Where the locale knows no check marks: a question mark in their place.
+                stream.reconfigure(errors="replace")
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:
+            self._give_up()
+
+    def on_broken_pipe(self) -> None:
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self.quiet = True
+        # What Python still has in its buffer would otherwise be an error at the exit.
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.file.fileno())
+        os.close(null)

@@ -1,0 +1,146 @@
+"""What is only to be looked at (bars, pictures, counts) fails no step, and figures of nothing done are left out."""
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from embedding_assets.assets import metadata
+from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.definitions import build_defs
+from embedding_assets.snapshots import log
+from embedding_assets_tests.harness import QUIET, SOURCE, Sandbox
+
+RATES = {
+    "chunks": ["chunks_per_second"],
+    "embeddings_v1": ["tokens", "cost_usd", "requests", "texts", "vectors_per_second", "latency_p50_seconds"],
+    "s3_replica": ["megabytes_per_second"],
+    "pgvector_table": ["rows_per_second"],
+    "hnsw_index": ["v1_build_seconds", "v1_vectors_per_second", "v2_vectors_per_second", "v1_workers"],
+}
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        yield ephemeral
+
+
+@pytest.fixture
+def box(sandbox: Sandbox) -> Sandbox:
+    sandbox.write(**{f"page{number}": f"# Page {number}\n\nAbout item {number}." for number in range(6)})
+    return sandbox
+
+
+def run(
+    box: Sandbox, instance: dg.DagsterInstance, progress: Any = None
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """One run of each job, without a failed step: what was told of each asset, and the warnings by step."""
+    figures: dict[str, dict[str, Any]] = {}
+    warnings: dict[str, str] = {}
+    for job, partition in ((SOURCE_JOB, SOURCE), (REGION_JOB, f"eu-west-1|{SOURCE}")):
+        result = (
+            build_defs(box.deployment, progress)
+            .resolve_job_def(job)
+            .execute_in_process(instance=instance, partition_key=partition, run_config=QUIET, raise_on_error=False)
+        )
+        assert result.success
+        kinds = {event.event_type for event in result.all_events}
+        assert dg.DagsterEventType.STEP_UP_FOR_RETRY not in kinds, "a step failed and was tried again"
+        for event in result.get_asset_materialization_events():
+            told = event.step_materialization_data.materialization
+            figures[told.asset_key.to_user_string()] = {name: value.value for name, value in told.metadata.items()}
+        for entry in instance.all_logs(result.run_id):
+            if entry.level == logging.WARNING:
+                warnings[entry.step_key or ""] = warnings.get(entry.step_key or "", "") + entry.user_message
+    return figures, warnings
+
+
+class BrokenDisplay:
+    """A terminal that went away."""
+
+    def show(self, *_: Any) -> None:
+        raise OSError("Input/output error")
+
+
+def test_a_display_that_fails_is_told_of_once_a_run_and_fails_no_step(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    _, warnings = run(box, instance, BrokenDisplay())
+
+    assert [text.count("No more progress is shown") for text in warnings.values()] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("picture", "asset", "name"),
+    [
+        ("norm_histogram", "embeddings_v1", "norms"),
+        ("embedding_map", "embeddings_v1", "map"),
+        ("recall_curve", "hnsw_index", "recall_curve"),
+        ("to_date", "embeddings_v1", "tokens_to_date"),
+    ],
+)
+def test_a_picture_that_can_not_be_drawn_is_left_out(
+    box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, picture: str, asset: str, name: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("not enough values to unpack")
+
+    monkeypatch.setattr(metadata, picture, fail)
+
+    figures, warnings = run(box, instance)
+
+    assert name not in figures[asset]
+    assert "can't be shown, the run goes on without: ValueError" in warnings[asset]
+
+
+def test_a_first_source_of_one_chunk_has_its_figures_and_no_map(sandbox: Sandbox, instance: dg.DagsterInstance) -> None:
+    sandbox.write(only="One short document.")
+
+    figures, warnings = run(sandbox, instance)
+
+    for asset in ("embeddings_v1", "embeddings_v2"):
+        assert (figures[asset]["new"], figures[asset]["texts"], figures[asset]["requests"]) == (1, 1, 1)
+        assert "norms" in figures[asset]
+        assert "map" not in figures[asset]
+    assert warnings == {}
+
+
+def test_a_lost_part_of_the_snapshot_before_costs_the_counts_of_changes_alone(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    run(box, instance)
+    store = box.deployment.primary
+    before = log.head(store, "chunks", SOURCE)
+    assert before is not None
+    store.delete([before.parts[0].path(SOURCE)])
+    box.write(page0="# Page 0\n\nChanged.")
+
+    figures, warnings = run(box, instance)
+
+    assert figures["chunks"]["chunks"] == 6
+    assert "new" not in figures["chunks"]
+    assert "What was changed can't be shown" in warnings["chunks"]
+    assert figures["embeddings_v1"]["new"] == 1
+
+
+def test_figures_of_nothing_done_are_left_out_and_sums_go_on(box: Sandbox, instance: dg.DagsterInstance) -> None:
+    def rates(figures: dict[str, dict[str, Any]]) -> dict[str, list[str]]:
+        return {asset: [name for name in names if name in figures[asset]] for asset, names in RATES.items()}
+
+    first, _ = run(box, instance)
+    unchanged, _ = run(box, instance)
+    box.write(page0="# Page 0\n\nChanged.")
+    changed, _ = run(box, instance)
+
+    assert rates(first) == RATES
+    assert rates(unchanged) == {asset: [] for asset in RATES}
+    # A small change is made in the index that is there: it was not built, and has no rate of building.
+    assert rates(changed) == {**RATES, "hnsw_index": []}
+    spent = [seen["embeddings_v1"].get("tokens", 0) for seen in (first, unchanged, changed)]
+    assert spent[0] > spent[2] > 0
+    assert [seen["embeddings_v1"]["tokens_to_date"] for seen in (first, unchanged, changed)] == [
+        spent[0], spent[0], spent[0] + spent[2],
+    ]  # fmt: skip
