@@ -39,6 +39,8 @@ class Patience:
 
 PATIENCE: Final = Patience()
 
+_NEVER: Final = float("-inf")
+
 
 class Ticket(NamedTuple):
     """A request that has left: how many requests and tokens had left with it, and when."""
@@ -79,9 +81,14 @@ class Gate:
         self._storm_since: float | None = None
         self._failures = 0  # in a row
         self.broken = False
-        self.succeeded_at = float("-inf")
+        self.got_through = _NEVER  # when the latest request that got a sound answer had left
         self.stopped: PipelineError | None = None
         self._stopping = asyncio.Event()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the provider has given a sound answer."""
+        return self.got_through > _NEVER
 
     def stop(self, error: PipelineError) -> None:
         """Nothing leaves any more: who waits at the gate, and who comes to it, is met by the error."""
@@ -158,7 +165,7 @@ class Gate:
     def succeeded(self, ticket: Ticket, tokens: int) -> None:
         """A sound answer that cost `tokens` by the provider's own count (0: it does not say)."""
         now = time.monotonic()
-        self.succeeded_at = now
+        self.got_through = max(self.got_through, ticket.at)
         self._failures = 0
         self._storm_since = None
         if ticket.number > self._paused_at:
@@ -169,7 +176,7 @@ class Gate:
         self.window = min(float(self._max_in_flight), grown)
 
     def refused(self) -> None:
-        """The provider answered, if only to refuse a text: it is there."""
+        """The provider answered, if only to turn a request away: it is there."""
         self._failures = 0
 
     def throttled(self, ticket: Ticket, told: float | None) -> None:

@@ -26,7 +26,7 @@ from embedding_assets.embedding.vectors import normalise
 from embedding_assets.errors import PermanentError, PipelineError
 
 _CANARY: Final = Text(b"", "ok", 1)
-"""A text that any provider accepts: whether it gets through tells a fault of the provider from one of a text."""
+"""A text that any provider accepts, for as long as none of the run's own is known to be accepted."""
 
 # What passes between the threads goes in parcels: a wake-up for each small request would cost as much as the request.
 _PARCEL_SECONDS: Final = 0.002
@@ -58,6 +58,8 @@ class Requests:
         self._outbox: SimpleQueue[list[Arrival] | BaseException] = SimpleQueue()
         self._parcel: list[Arrival] = []  # the outbox's next
         self._posting = False
+        # Whether it gets through tells a fault of the provider from one of a text.
+        self._canary = _CANARY
         self._canary_turn = asyncio.Lock()
         self._started = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="embedding-requests", daemon=True)
@@ -162,7 +164,7 @@ class Requests:
                     case Kind.THROTTLED:
                         continue  # the gate waits
                     case Kind.POISON:
-                        if self.gate.succeeded_at == float("-inf"):  # it may refuse everything: a wrong setting
+                        if not self.gate.trusted:  # it may refuse everything: a wrong setting
                             await self._prove(sent)
                         return await self._split(texts, error, sent, tries + 1)
                     case Kind.DOWN if sent - began > patience.storm_seconds:
@@ -209,12 +211,12 @@ class Requests:
             await self.gate.sleep(self._patience.backoff(tries))
 
     async def _answers(self, since: float) -> bool:
-        """Whether a request has got through since then, or else the canary does now."""
+        """Whether a request that left since then has got through, or else the canary does now."""
         async with self._canary_turn:  # one canary answers all that ask
-            if self.gate.succeeded_at > since:
+            if self.gate.got_through > since:
                 return True
             try:
-                await self._request([_CANARY])
+                await self._request([self._canary])
             except RequestError as error:
                 if error.row.kind is Kind.POISON:
                     raise PermanentError(
@@ -223,7 +225,7 @@ class Requests:
                     ) from error
                 return False
             except PipelineError:  # the run stops; what got through while the canary waited its turn still counts
-                if self.gate.succeeded_at > since:
+                if self.gate.got_through > since:
                     return True
                 raise
             return True
@@ -236,7 +238,7 @@ class Requests:
             wait = min(patience.longest_backoff_seconds, patience.breaker_seconds * 2.0**probe)
             await gate.sleep(max(wait, gate.pause()))
             try:
-                await self._request([_CANARY], gate.probe())
+                await self._request([self._canary], gate.probe())
             except RequestError as error:
                 failure = error
                 if error.row.kind in (Kind.TRANSIENT, Kind.DOWN):
@@ -290,6 +292,10 @@ class Requests:
             raise
         finally:
             gate.returned(ticket, quota)
+        if not gate.trusted:
+            self._canary = min(
+                (text for text, ok in zip(texts, sound, strict=True) if ok), key=lambda text: text.tokens
+            )
         gate.succeeded(ticket, answer.tokens)
         counts.latencies.add(time.monotonic() - ticket.at)
         counts.tokens += answer.tokens or ours

@@ -140,6 +140,14 @@ def test_a_batch_of_nothing_but_poison_is_buried_whole(standin: Standin, deliver
     delivered.assert_right(texts, dead=8)
 
 
+def test_the_canary_is_a_text_that_was_accepted_before(standin: Standin, delivered: Delivered) -> None:
+    """Not every provider takes any text of ours: this one would refuse an "ok"."""
+    texts = poisoned(16, {8, 9, 10, 11, 12, 13, 14, 15})
+    standin.faults({"fault": "poison", "match": "virus|^ok$"})
+    run(standin, delivered, texts)
+    delivered.assert_right(texts, dead=8)
+
+
 def test_a_dead_letter_says_what_the_provider_said_and_the_cure(standin: Standin, delivered: Delivered) -> None:
     texts = poisoned(8, {3})
     standin.faults({"fault": "poison", "match": "virus"})
