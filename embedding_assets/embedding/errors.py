@@ -12,11 +12,19 @@
 |           |                                             | the breaker opens, probes, and hands the wait over     |
 | poison    | something in this request is refused        | bisects until the text stands alone: a dead letter,    |
 |           |                                             | once the provider is seen to accept another text       |
+| verdict   | the endpoint is not ours: another model,    | before the first sound answer of the run, as fatal;    |
+|           | another dimension, an unknown key or path   | then again, once the provider is seen to accept        |
+|           |                                             | another text; when it goes on, as poison               |
 | fatal     | no request can succeed until somebody acts  | stops now (`PermanentError`); what is paid for is kept |
 
-A vector that is no vector (NaN, Inf, zero, null) is met by text: the rest of the answer is delivered, the text is
-sent again, and is a dead letter (`bad-vector`) after the last attempt. A text over `max_tokens_per_item` is a dead
-letter (`too-long`) that costs no request.
+"The provider is seen to accept another text" when a request that left later got through, or else the canary does: a
+text that was accepted before in this run, sent alone. Turned away for the same (a class of error of poison or verdict)
+it proves that the endpoint is at fault, and the run stops as by a fatal error. There is one canary at a time, and
+whoever needs the same proof waits for it.
+
+A vector that is no vector (NaN, Inf, zero, null, of another length than the rest of its answer) is met by text: the
+rest of the answer is delivered, the text is sent again, and is a dead letter (`bad-vector`, or what it meets alone)
+after the last attempt. A text over `max_tokens_per_item` is a dead letter (`too-long`) that costs no request.
 """
 
 from enum import StrEnum
@@ -31,6 +39,7 @@ class Kind(StrEnum):
     TRANSIENT = "transient"
     DOWN = "down"
     POISON = "poison"
+    VERDICT = "verdict"
     FATAL = "fatal"
 
 
@@ -39,14 +48,22 @@ class Row(NamedTuple):
     kind: Kind
     cure: str  # what a person does about it, where it is for a person
 
+    def cure_of_text(self) -> str:
+        """What a person does about a text that alone meets it."""
+        return _ONE_TEXT if self.kind is Kind.VERDICT else self.cure
 
-CREDENTIALS: Final = Row("credentials", Kind.FATAL, "check the key in the variable named by api_key_env")
+
+_ONE_TEXT: Final = "other texts are answered well: ask who runs the endpoint why not this one, or leave it out"
+
+# One request may meet a node, a gateway or a filter that knows nothing of the key: a verdict. An account without money
+# refuses what costs much and may still pay for a canary, which would prove nothing: fatal.
+CREDENTIALS: Final = Row("credentials", Kind.VERDICT, "check the key in the variable named by api_key_env")
 NO_CREDIT: Final = Row("no-credit", Kind.FATAL, "top up the account, or raise its limit")
 REFUSED: Final = Row("refused", Kind.POISON, "mend the text at its source, or leave it out")
 REFUSED_BY_GATEWAY: Final = Row("refused-by-gateway", Kind.POISON, "let the gateway's firewall pass this text")
 THROTTLED: Final = Row("throttled", Kind.THROTTLED, "set requests_per_minute and tokens_per_minute to the quota")
 UNAVAILABLE: Final = Row("unavailable", Kind.DOWN, "wait for the provider")
-UNEXPECTED: Final = Row("unexpected-status", Kind.FATAL, "check base_url, and what stands before the server")
+UNEXPECTED: Final = Row("unexpected-status", Kind.VERDICT, "check base_url, and what stands before the server")
 
 # A 400 for a wrong setting (an unknown model, dimensions the model cannot give) looks like one for a poisonous text,
 # and a message that echoes the text can look like anything: so its words are not read. Bisecting ends it: an endpoint
@@ -56,7 +73,7 @@ _BY_STATUS: Final = {
     401: CREDENTIALS,
     402: NO_CREDIT,
     403: CREDENTIALS,
-    404: Row("not-found", Kind.FATAL, "check name, and base_url (it ends before /embeddings)"),
+    404: Row("not-found", Kind.VERDICT, "check name, and base_url (it ends before /embeddings)"),
     408: Row("timeout", Kind.TRANSIENT, "raise timeout_seconds, or lower max_items"),
     409: Row("conflict", Kind.TRANSIENT, ""),
     413: Row("too-large", Kind.POISON, "lower max_tokens of the source's chunking"),
@@ -69,7 +86,7 @@ _BY_STATUS: Final = {
 
 
 def by_status(status: int, body: str) -> Row:
-    """The row of an answer that is not 200. Other 5xx are `unavailable`; what is left is fatal."""
+    """The row of an answer that is not 200. Other 5xx are `unavailable`; what is left is `unexpected-status`."""
     if status == 403 and body.lstrip().startswith("<"):
         return REFUSED_BY_GATEWAY  # an API refuses a key with JSON; a page comes from a firewall, and is about a text
     if status == 429 and "insufficient_quota" in body:
@@ -81,12 +98,13 @@ def by_status(status: int, body: str) -> Row:
 TIMEOUT: Final = _BY_STATUS[408]
 BROKEN_OFF: Final = Row("connection-broken", Kind.TRANSIENT, "")
 UNREACHABLE: Final = Row("unreachable", Kind.DOWN, "check base_url and the network")
+# Fatal: seen before a text is sent, so about none; and connections that were open before would let a canary through.
 CERTIFICATE: Final = Row("certificate", Kind.FATAL, "install the certificate authority of base_url")
 NOT_JSON: Final = Row("not-json", Kind.TRANSIENT, "")  # truncated, or a gateway's page
 BAD_INDEX: Final = Row("bad-index", Kind.TRANSIENT, "")  # items missing, doubled or extra: none of it is believed
 TOO_BIG: Final = Row("answer-too-big", Kind.TRANSIENT, "")
-OTHER_MODEL: Final = Row("other-model", Kind.FATAL, "set name to the model the endpoint serves")
-DIMENSION: Final = Row("wrong-dimension", Kind.FATAL, "set dimensions to what the model gives; use the other slot")
+OTHER_MODEL: Final = Row("other-model", Kind.VERDICT, "set name to the model the endpoint serves")
+DIMENSION: Final = Row("wrong-dimension", Kind.VERDICT, "set dimensions to what the model gives; use the other slot")
 
 # Met by text, not by request.
 BAD_VECTOR: Final = Row("bad-vector", Kind.TRANSIENT, "mend the text at its source, or leave it out")
@@ -95,7 +113,8 @@ TOO_LONG: Final = Row("too-long", Kind.POISON, "lower max_tokens of the source's
 
 def may_heal(error_class: str) -> bool:
     """Whether a text that died of this may live when it is sent again as it is: the provider was at fault."""
-    rows = (*_BY_STATUS.values(), TIMEOUT, BROKEN_OFF, NOT_JSON, BAD_INDEX, TOO_BIG, BAD_VECTOR)
+    below = (BROKEN_OFF, NOT_JSON, BAD_INDEX, TOO_BIG, BAD_VECTOR, OTHER_MODEL, DIMENSION)
+    rows = (*_BY_STATUS.values(), UNEXPECTED, *below)
     return error_class in {row.error_class for row in rows if row.kind is not Kind.POISON}
 
 

@@ -139,7 +139,7 @@ class Requests:
         self._post_soon()  # the caller's thread may send the next
         dead = await self._settle(batch, ticket=ticket)
         if dead is not None:
-            await self._prove(ticket.at)
+            await self._prove(ticket.at, dead.error_class)
             self._bury(dead)
         self._put(Settled(batch))
 
@@ -148,7 +148,9 @@ class Requests:
 
         A single text that is refused is returned instead: it is the caller's to bury, once the provider is seen to
         accept others. At most `2·K·log2(N) + 4` requests for K poisonous texts of N, canaries included: both halves
-        of a refused batch are sent, and a pair asks the canary only when both of it are refused.
+        of a refused batch are sent, and a pair asks the canary only when both of it are refused. One text of N that
+        always meets a verdict costs `2·attempts + 5·log2(N) + 2` at most: each half that holds it has two tries, and
+        the canary goes with each try while nobody else gets through.
         """
         patience = self._patience
         began = time.monotonic()
@@ -165,14 +167,17 @@ class Requests:
                         continue  # the gate waits
                     case Kind.POISON:
                         if not self.gate.trusted:  # it may refuse everything: a wrong setting
-                            await self._prove(sent)
+                            await self._prove(sent, error.row.error_class)
                         return await self._split(texts, error, sent, tries + 1)
+                    case Kind.VERDICT:
+                        await self._prove(sent, error.row.error_class)
                     case Kind.DOWN if sent - began > patience.storm_seconds:
                         raise ProviderDown(_told(error, texts), patience.hand_over_seconds) from error
                 tries += 1
                 # The texts are at fault when, after all attempts, this happens twice: they fail, others get through.
                 # Twice, for the first of them may have met the end of an outage.
-                if error.row.kind is Kind.TRANSIENT and tries >= patience.attempts and await self._answers(sent):
+                settles = error.row.kind in (Kind.TRANSIENT, Kind.VERDICT) and tries >= patience.attempts
+                if settles and await self._answers(sent, error.row.error_class):
                     blamed += 1
                     if blamed == 2:
                         return await self._split(texts, error, sent, tries)
@@ -190,44 +195,55 @@ class Requests:
     async def _split(self, texts: list[Text], error: RequestError, sent: float, tries: int) -> Dead | None:
         """Halves a batch whose texts are at fault; the text that stands alone is returned as dead."""
         if len(texts) == 1:
-            message = f"{error.message}; {error.row.cure}" if error.row.cure else error.message
+            cure = error.row.cure_of_text()
+            message = f"{error.message}; {cure}" if cure else error.message
             return Dead(texts[0].text_hash, error.row.error_class, message, tries)
         # What failed after all its attempts has had them: its halves are only told apart.
-        tries = self._patience.attempts - 1 if error.row.kind is Kind.TRANSIENT else 0
+        tries = 0 if error.row.kind is Kind.POISON else self._patience.attempts - 1
         middle = (len(texts) + 1) // 2
         dead = [await self._settle(half, tries) for half in (texts[:middle], texts[middle:])]
         if any(dead):
-            await self._prove(sent)
+            await self._prove(sent, error.row.error_class)
         for letter in dead:
             if letter is not None:
                 self._bury(letter)
         return None
 
-    async def _prove(self, since: float) -> None:
-        """Returns when the provider has accepted a text since then; raises where it refuses any, or is down."""
+    async def _prove(self, since: float, error_class: str) -> None:
+        """Returns when the provider has accepted a text that left since then; raises where it has not, or is down.
+
+        `error_class`: why it turned another away.
+        """
         tries = 0
-        while not await self._answers(since):
+        while not await self._answers(since, error_class):
             tries += 1
             await self.gate.sleep(self._patience.backoff(tries))
 
-    async def _answers(self, since: float) -> bool:
-        """Whether a request that left since then has got through, or else the canary does now."""
+    async def _answers(self, since: float, error_class: str) -> bool:
+        """Whether a request that left since then has got through, or else the canary does now.
+
+        Raises `PermanentError` where the canary is turned away for the same error, and so the endpoint is at fault. If
+        it is turned away for another, that one is to be proved: the canary is sent again.
+        """
+        gate, attempts = self.gate, self._patience.attempts
         async with self._canary_turn:  # one canary answers all that ask
-            if self.gate.got_through > since:
-                return True
-            try:
-                await self._request([self._canary])
-            except RequestError as error:
-                if error.row.kind is Kind.POISON:
-                    raise PermanentError(
-                        f"{self._where()} refuses every text, so one of its settings must be wrong (name, dimensions, "
-                        f"base_url?): {error.message}"
-                    ) from error
-                return False
-            except PipelineError:  # the run stops; what got through while the canary waited its turn still counts
-                if self.gate.got_through > since:
-                    return True
-                raise
+            for tries in range(1, attempts + 1):
+                if gate.got_through > since:
+                    break
+                try:
+                    await self._request([self._canary])
+                except (RequestError, PipelineError) as error:
+                    # What got through while the canary was on its way, or waited in vain for its turn, counts as well.
+                    if gate.got_through > since:
+                        break
+                    if isinstance(error, PipelineError):
+                        raise
+                    if error.row.kind not in (Kind.POISON, Kind.VERDICT):
+                        return False
+                    if error.row.error_class == error_class or not gate.trusted or tries == attempts:
+                        raise self._fatal(error, [self._canary]) from error
+                    error_class = error.row.error_class
+                    await gate.sleep(self._patience.backoff(tries))
             return True
 
     async def _probe(self) -> None:
@@ -280,11 +296,13 @@ class Requests:
             quota = error.quota or quota
             match error.row.kind:
                 case Kind.FATAL:
-                    raise PermanentError(f"{_told(error, texts)} ({self._where()}); {error.row.cure}") from error
+                    raise self._fatal(error, texts) from error
+                case Kind.VERDICT if not gate.trusted:  # nothing speaks for the endpoint
+                    raise self._fatal(error, texts) from error
                 case Kind.THROTTLED:
                     counts.throttled += 1
                     gate.throttled(ticket, error.told_wait)
-                case Kind.POISON:
+                case Kind.POISON | Kind.VERDICT:
                     gate.refused()
                 case _:
                     if gate.failed(ticket, error.told_wait):
@@ -324,6 +342,15 @@ class Requests:
         self._posting = False
         parcel, self._parcel = self._parcel, []
         self._outbox.put(parcel)
+
+    def _fatal(self, error: RequestError, texts: list[Text]) -> PermanentError:
+        if error.row.kind is Kind.POISON:
+            return PermanentError(
+                f"{self._where()} refuses every text, so one of its settings must be wrong (name, dimensions, "
+                f"base_url?): {error.message}"
+            )
+        before = ", which accepted the same text before" if texts == [self._canary] and self.gate.trusted else ""
+        return PermanentError(f"{_told(error, texts)} ({self._where()}{before}); {error.row.cure}")
 
     def _where(self) -> str:
         binding = self._binding

@@ -2,7 +2,8 @@
 
 import pytest
 
-from embedding_assets.embedding.errors import Kind, by_status
+from embedding_assets.embedding import errors
+from embedding_assets.embedding.errors import Kind, by_status, may_heal
 
 PAGE = "<html><h1>Forbidden</h1></html>"
 NO_MONEY = '{"error": {"code": "insufficient_quota"}}'
@@ -27,27 +28,38 @@ NO_MONEY = '{"error": {"code": "insufficient_quota"}}'
         (413, "", Kind.POISON),
         (422, "{}", Kind.POISON),
         (403, PAGE, Kind.POISON),
-        (403, "{}", Kind.FATAL),
-        (401, "{}", Kind.FATAL),
+        (403, "{}", Kind.VERDICT),
+        (401, "{}", Kind.VERDICT),
         (402, "{}", Kind.FATAL),
-        (404, "{}", Kind.FATAL),
-        (405, "{}", Kind.FATAL),
-        (418, "{}", Kind.FATAL),
-        (301, "", Kind.FATAL),
-        (204, "", Kind.FATAL),
+        (404, "{}", Kind.VERDICT),
+        (405, "{}", Kind.VERDICT),
+        (418, "{}", Kind.VERDICT),
+        (301, "", Kind.VERDICT),
+        (204, "", Kind.VERDICT),
     ],
 )
 def test_what_a_status_means(status: int, body: str, kind: Kind) -> None:
     assert by_status(status, body).kind is kind
 
 
+def test_the_table_of_the_docstring_has_every_kind() -> None:
+    described = {line.split("|")[1].strip() for line in str(errors.__doc__).splitlines() if line.startswith("| ")}
+    assert described - {"kind", ""} == set(Kind)
+
+
 def test_every_status_has_a_row_and_every_fatal_row_a_cure() -> None:
     for status in range(100, 600):
         row = by_status(status, "")
         assert row.error_class
-        assert row.cure or row.kind is not Kind.FATAL
+        assert row.cure or row.kind not in (Kind.VERDICT, Kind.FATAL)
 
 
 @pytest.mark.parametrize("words", ["model not found", "dimensions", "insufficient_quota", "encoding_format"])
 def test_a_refusal_that_echoes_the_text_is_not_taken_for_a_wrong_setting(words: str) -> None:
     assert by_status(400, f"cannot embed: {words}").kind is Kind.POISON
+
+
+@pytest.mark.parametrize("row", [errors.DIMENSION, errors.OTHER_MODEL, errors.CREDENTIALS, errors.UNEXPECTED])
+def test_a_text_that_died_of_a_verdict_is_tried_again_later_and_its_cure_is_not_the_settings(row: errors.Row) -> None:
+    assert may_heal(row.error_class)
+    assert row.cure_of_text() != row.cure

@@ -215,8 +215,8 @@ def test_a_fatal_fault_stops_at_once_and_keeps_what_was_delivered(
 
 def test_the_requests_in_flight_at_a_fatal_fault_are_paid_for_and_kept(standin: Standin, delivered: Delivered) -> None:
     standin.reset(latency_seconds=0.3)
-    standin.faults({"fault": "revoked", "times": 1, "skip": 3})
-    with pytest.raises(PermanentError, match="credentials"):
+    standin.faults({"fault": "status", "status": 402, "times": 1, "skip": 3})
+    with pytest.raises(PermanentError, match="no-credit"):
         run(standin, delivered)
     assert delivered.count == sum(entry["items"] for entry in standin.log() if entry["status"] == 200) >= 24
 

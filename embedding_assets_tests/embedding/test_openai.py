@@ -38,13 +38,15 @@ def test_vectors_arrive_as_the_provider_gave_them(standin: Standin, fault: dict[
     assert answer.tokens == 2
 
 
-def test_the_key_is_sent_and_a_wrong_one_is_fatal(standin: Standin, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_sent_and_a_wrong_one_speaks_against_the_endpoint(
+    standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
     standin.reset(keys=[KEY])
     ask(standin.binding())
     monkeypatch.setenv("WRONG_KEY", "another")
     with pytest.raises(RequestError) as caught:
         ask(standin.binding(api_key_env="WRONG_KEY"))
-    assert caught.value.row.kind is Kind.FATAL
+    assert caught.value.row.kind is Kind.VERDICT
     assert "another" not in str(caught.value)
 
 

@@ -140,7 +140,7 @@ class OpenAIProvider:
             beginning = self._quote(content[:60].decode(errors="replace"))
             raise RequestError(errors.NOT_JSON, f"{error}: {beginning!r}", quota=left) from None
         if body.model and not _same_model(self._name, body.model):
-            raise RequestError(errors.OTHER_MODEL, f"asked for {self._name}, got {self._quote(body.model)}")
+            raise RequestError(errors.OTHER_MODEL, f"asked for {self._name}, got {self._quote(body.model)}", quota=left)
         vectors = self._placed(body.data, len(texts))
         if self._base64 is None:
             self._base64 = not any(isinstance(item.embedding, list) for item in body.data)
