@@ -23,6 +23,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/deptry .
 
 ui: .venv/installed ## the Dagster UI on http://127.0.0.1:3000, with what the demo materialized
 	$(BIN)/embedding-assets dagster-home

@@ -577,7 +577,7 @@ def test_a_live_index_below_the_target_is_served_and_said_to_be_degraded_until_a
     assert "v1_build_seconds" not in figures(instance, "hnsw_index", f"{PRIMARY}|{SOURCE}")
 
     monkeypatch.setattr(costs, "_GENERATION", 0)
-    box.write(tables="# Tables\n\nTables have rows.")
+    box.write(tables="# Tables\n\nTables have rows.", trees="# Trees\n\nTrees have leaves.")
     assert source_run(box, instance).success
     assert region_run(box, instance).success
     assert status(box.deployment, [SOURCE], [PRIMARY])[0].degraded is None

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from embedding_assets.pgvector import embedded
+from embedding_assets_tests.pseudo_terminal import Ended, in_terminal
 
 PROJECT: Final = Path(__file__).parents[1]
 README: Final = (PROJECT / "README.md").read_text()
@@ -29,17 +30,33 @@ ELSEWHERE: Final = {DEMO, "make test"}
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # one demo for all of them
 
 
-def shell(command: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """Run a line as a user types it in the project, with its own home."""
+def environment_of(home: Path) -> dict[str, str]:
+    """A user's environment, with this home."""
     path = f"{embedded.binaries()}:{os.environ['PATH']}"
     unset = ("DAGSTER_HOME", "EMBEDDING_ASSETS_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     user = home.parent / "user"
     user.mkdir(exist_ok=True)
-    environment |= {"EMBEDDING_ASSETS_HOME": str(home), "HOME": str(user), "PATH": path, "COLUMNS": "120"}
+    return environment | {"EMBEDDING_ASSETS_HOME": str(home), "HOME": str(user), "PATH": path}
+
+
+def shell(command: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run a line in the project as a script does: piped."""
     return subprocess.run(
-        ["bash", "-c", command], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=600, check=False
+        ["bash", "-c", command],
+        cwd=PROJECT,
+        env=environment_of(home) | {"COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
+
+
+def typed(command: str, home: Path, columns: int, **variables: str) -> Ended:
+    """Run a line in the project as a user does: in a terminal."""
+    environment = environment_of(home) | variables
+    return in_terminal(["bash", "-c", command], columns=columns, environment=environment, folder=PROJECT)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +64,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home, in a path with a space, that the demo has run in."""
     home = tmp_path_factory.mktemp("the readme") / "home"
     try:
-        ran = shell(DEMO, home)
-        assert ran.returncode == 0, ran.stdout + ran.stderr
-        (home / "first run").write_text(ran.stdout)
+        ran = typed(DEMO, home, columns=80)
+        assert ran.code == 0, ran.shown
+        (home / "first run").write_text(ran.shown)
         yield home
     finally:
         embedded.stop(home)
@@ -70,9 +87,11 @@ def written(home: Path) -> dict[str, tuple[int, int]]:
 def test_the_demo_makes_two_sources_searchable_in_two_regions(home: Path) -> None:
     shown = (home / "first run").read_text()
 
+    assert "Traceback" not in shown
+    assert re.search(r"embeddings_v2 of reference .* \d+/\d+", shown), "no bar while vectors are computed"
     assert len(re.findall(r"✓", shown)) == 6
     assert re.search(r"checks +38 of 38 passed", shown)
-    assert len(re.findall(r"v1 +valid +current", shown)) == 4
+    assert len(re.findall(r"v1 +valid +\x1b\[32mcurrent", shown)) == 4
     assert len(re.findall(r"reference/\S+", shown)) > 6
 
 
@@ -95,6 +114,21 @@ def test_a_command_of_the_readme_works_as_written(command: str, home: Path) -> N
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "Traceback" not in ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("command", [line for line in SHELL_LINES if line not in ELSEWHERE])
+def test_a_command_of_the_readme_works_in_a_terminal(command: str, home: Path) -> None:
+    ran = typed(command, home, columns=200, NO_COLOR="1", PAGER="cat")
+
+    assert ran.code == 0, ran.shown
+    assert "Traceback" not in ran.shown
+
+
+def test_a_second_demo_in_a_terminal_says_that_nothing_changed(home: Path) -> None:
+    ran = typed(DEMO, home, columns=80)
+
+    assert ran.code == 0, ran.shown
+    assert "Nothing changed:" in ran.shown
 
 
 def test_the_settings_of_the_readme_are_valid(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import uvloop
 from numpy.typing import NDArray
 
 from embedding_assets.embedding import errors
@@ -95,7 +96,7 @@ class Requests:
 
     def _serve(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=_new_loop) as runner:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 runner.run(self._run())
         except BaseExceptionGroup as raised:
             self._outbox.put(raised.exceptions[0])
@@ -359,12 +360,3 @@ class Requests:
 
 def _told(error: RequestError, texts: list[Text]) -> str:
     return f"a request with {len(texts)} texts failed: {error.row.error_class}: {error.message}"
-
-
-def _new_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    loop: Any = uvloop.new_event_loop()
-    return loop  # type: ignore[no-any-return]
