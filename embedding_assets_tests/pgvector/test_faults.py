@@ -22,7 +22,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import TransientError
-from embedding_assets.pgvector import delta, embedded, generations, publish, schema
+from embedding_assets.pgvector import delta, embedded, generations, postmaster, publish, schema
 from embedding_assets.pgvector.connection import connect
 from embedding_assets_tests.pgvector.readers import Library, assert_published
 
@@ -141,10 +141,10 @@ def stop_and_start(home: Path) -> Strike:
 
     def strike() -> None:
         pid_file = home / "postgres" / "data" / "postmaster.pid"
-        postmaster = int(pid_file.read_text().splitlines()[0])
-        os.kill(postmaster, signal.SIGQUIT)
+        pid = int(pid_file.read_text().splitlines()[0])
+        os.kill(pid, signal.SIGQUIT)
         deadline = time.monotonic() + SECONDS
-        while pid_file.exists() and embedded._postmaster(embedded._Layout.of(home)) == postmaster:
+        while postmaster.running(pid_file.parent) == pid:
             assert time.monotonic() < deadline, "the server does not stop"
         embedded.ensure_running(home)
 
