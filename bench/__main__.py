@@ -26,6 +26,7 @@ RESULTS: Final = ROOT / "bench" / "RESULTS.md"
 TITLES: Final = {
     "load": "Loading a table",
     "index": "Building an index",
+    "search": "Searching",
     "readers": "Readers meanwhile",
     "chunking": "Chunking",
     "end_to_end": "End to end",
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run what was asked for; 1 if any of it failed."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TITLES)}; all if none is given")
-    parser.add_argument("--quick", action="store_true", help="end_to_end with fewer documents, once")
+    parser.add_argument(
+        "--quick", action="store_true", help="end_to_end with fewer documents, once; search of 10,000 rows"
+    )
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(TITLES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
@@ -69,7 +72,7 @@ def rows_of(name: str, *, quick: bool) -> list[dict[str, object]]:
     # The splitters are compared in one process: the peers' environment has what our chunking needs, too.
     python = environment.interpreter(home()) if name == "chunking" else Path(sys.executable)
     command = [str(python), "-m", f"bench.{name}", "--json"]
-    if quick and name == "end_to_end":
+    if quick and name in ("end_to_end", "search"):
         command.append("--quick")
     print(f"bench.{name} runs …", file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench.__main__ as runner
+from bench import search
 from bench.end_to_end import Figures, documents, edited, rows_of
 from bench.peers import environment, terms
 from embedding_assets.pgvector import hnsw
+from embedding_assets.pgvector.connection import connect
 
 cells = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
 
@@ -48,7 +50,10 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys: pytest.Cap
     with pytest.raises(SystemExit) as refused:
         runner.main(["speed"])
     assert refused.value.code == 2
-    assert "there is no speed; there are load, index, readers, chunking, end_to_end, engine" in capsys.readouterr().err
+    assert (
+        "there is no speed; there are load, index, search, readers, chunking, end_to_end, engine"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_bench_that_fails_is_reported_and_the_others_go_on(
@@ -121,3 +126,44 @@ def test_times_ours_is_the_median_of_the_ratios_within_a_round() -> None:
     assert [row["in-process × ours"] for row in rows[:2]] == [1, 3]
     assert rows[1]["in-process s"] == 6
     assert rows[1]["run"] == "first run, 300 documents"
+
+
+@pytest.mark.parametrize(("name", "passed_on"), [("search", True), ("end_to_end", True), ("engine", False)])
+def test_quick_is_passed_on_to_those_that_have_it(name: str, passed_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"rows": 1}')
+
+    monkeypatch.setattr(subprocess, "run", run)
+
+    assert runner.rows_of(name, quick=True) == [{"rows": 1}]
+    assert runner.rows_of(name, quick=False) == [{"rows": 1}]
+    assert ["--quick" in command for command in commands] == [passed_on, False]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> int:
+    """The rows of a search bench of seconds."""
+    for name, value in {"SHARD_ROWS": 200, "QUESTIONS": 20, "CLIENTS": 2, "ROUNDS": 2, "ROUND_SECONDS": 0.05}.items():
+        monkeypatch.setattr(search, name, value)
+    return 400
+
+
+def test_searching_is_measured_every_way_beside_the_query_by_hand(database: str, small: int) -> None:
+    rows = search._measure_size(database, small)
+
+    assert [(row["rows"], row["way"]) for row in rows] == [(400, way) for way in search.WAYS]
+    by_hand = next(row for row in rows if row["way"] == search.BY_HAND)
+    assert (by_hand["p50_to_hand"], by_hand["throughput_to_hand"]) == (1, 1)
+
+
+def test_every_way_of_searching_finds_the_same(database: str, small: int) -> None:
+    with connect(database) as conn:
+        search._publish(conn, small)
+        conn.execute("UPDATE embedding_assets.models SET ef_search = %s", [small])
+    with search._client(database, small) as client:
+        for question in search._questions(small):
+            answers = [search._ask(client, way, question) for way in search.WAYS]
+            assert all([hit[1:] for hit in found] == [hit[1:] for hit in answers[0]] for found in answers)

@@ -1,12 +1,12 @@
 -- search() asks the index first, and plans the exact search only where that gave too few. In one statement both were
 -- planned, and from some 50,000 rows the exact one with parallel workers, which were started before it was known that
--- they had nothing to do. That cost more than the search: at 100,000 rows of 384 dimensions p50 sank from 18 to 4.9 ms,
--- 16 clients went from 271 to 567 queries/s (2 cores, medians, the ways in turn), with the same answers.
+-- they had nothing to do. Query by query p50 is .29 of what it was at 100,000 rows of 384 dimensions and .40 at 400,000;
+-- 16 clients went from 235 to 466 and from 124 to 240 queries/s (two busy cores, all ways in turn, the same answers).
 --
--- max_parallel_workers_per_gather = 0 for the function does as much for these: 4.6 ms, 562 queries/s. But an exact
--- search that is needed goes without workers then: with a k of 20,000, of which the index finds too few, 480 ms, where
--- this takes 274. search_hybrid() started no other workers than search(): Postgres gives none to a statement that calls
--- a function which is not safe for them.
+-- max_parallel_workers_per_gather = 0 for the function does as much for these: .30 and .38, 450 and 240 queries/s. But
+-- it takes the workers from an exact search that is needed: with a k of 20,001, more than the index looks at, 662 and
+-- 305 ms, where this takes 577 and 255. search_hybrid() started no other workers than search(), for Postgres gives none
+-- to a statement that calls a function which is not safe for them: .75 to .84 of the time, unchanged itself.
 
 -- Loads pgvector's library, so that a role without privileges may name its settings below.
 DO $$ BEGIN PERFORM '[1]'::vector; END $$;
