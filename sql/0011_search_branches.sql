@@ -1,6 +1,6 @@
 -- search() asks the index first, and plans the exact search only where that gave too few. In one statement both were
 -- planned, and from some 50,000 rows the exact one with parallel workers, which were started before it was known that
--- they had nothing to do. Query by query p50 is .29 of what it was at 100,000 rows of 384 dimensions and .40 at 400,000;
+-- they had nothing to do. Query by query p50 is .29 of what it was at 100,000 rows of 384 dimensions, .40 at 400,000;
 -- 16 clients went from 235 to 466 and from 124 to 240 queries/s (two busy cores, all ways in turn, the same answers).
 --
 -- max_parallel_workers_per_gather = 0 for the function does as much for these: .30 and .38, 450 and 240 queries/s. But
