@@ -66,7 +66,7 @@ class Sandbox:
         """What the settings file says."""
         return {
             "primary_region": PRIMARY,
-            "regions": {region: {"store": self._store(region), "database": self.dsns[region]} for region in REGIONS},
+            "regions": {region: {"store": self._store(region), "database": self.dsns[region]} for region in self.dsns},
             "models": self.models,
             "live_model": "v1",
             "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}, **self.sources},

@@ -61,7 +61,10 @@ grants what `net.core.wmem_max` allows."""
 # Beginnings of SQLSTATE that an operator must set right. Every other OperationalError may pass: network, restart, disk
 # full, lock, limit.
 _PERMANENT_STATES: Final = ("28", "3D", "42", "55000")
-_PERMANENT_TEXTS: Final = ("authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry")
+_PERMANENT_TEXTS: Final = (
+    "authentication failed", "no password supplied", "does not exist", "no pg_hba.conf entry",
+    "permission denied for database",
+)  # fmt: skip
 
 
 class SourceBusy(TransientError):

@@ -5,16 +5,20 @@
     embedding_surface  owns live_chunks alone, which reads the tables with its rights: bound by row-level security, as
                        the owner of the tables is not
 
-Roles belong to the cluster, everything else to one database. Where the login role may not make them, its own rights
-carry the pipeline, and a warning says what an administrator can run; the next run finds it done.
+Roles belong to the cluster, everything else to one database. Where the login role may not make them, an administrator
+runs `sql/roles.sql`; until then its own rights carry the pipeline as far as they go. That a role is there says nothing:
+what counts is what the login role, and the role itself, may do.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, schema_lock, short_transaction
@@ -24,6 +28,7 @@ _log = logging.getLogger(__name__)
 INGEST: Final = "embedding_ingest"
 SEARCH: Final = "embedding_search"
 SURFACE: Final = "embedding_surface"
+_ROLES: Final = (INGEST, SEARCH, SURFACE)
 
 # The functions of the surface are known by what they return: public is not ours alone.
 _HITS: Final = ["embedding_assets.hit", "embedding_assets.hybrid_hit"]
@@ -32,10 +37,39 @@ Readers = Mapping[str, Sequence[str]]
 """The sources that a database role, and whoever is a member of it, may read."""
 
 
+# SET is an option of a membership from PostgreSQL 16 on; before, whoever is a member may.
+_MAY_SET: Final = "CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END"
+
+# What a role needs, beside what it owns: the right, and what on. Rows of what is not there yet are left out.
+_NEEDED: Final = """
+SELECT to_regrole(role), 'SCHEMA', pg_namespace.oid, quote_ident(nspname), privilege
+FROM pg_namespace, (VALUES
+    ('embedding_ingest', 'public', 'USAGE'), ('embedding_ingest', 'public', 'CREATE'),
+    ('embedding_ingest', 'extension', 'USAGE'), ('embedding_surface', 'public', 'CREATE'),
+    ('embedding_surface', 'embedding_assets', 'USAGE'),
+    ('embedding_search', 'public', 'USAGE'), ('embedding_search', 'extension', 'USAGE')
+) AS needed (role, name, privilege)
+WHERE CASE name
+    WHEN 'extension' THEN pg_namespace.oid = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')
+    ELSE nspname = name
+END
+UNION ALL
+SELECT to_regrole('embedding_surface'), 'TABLE', oid, oid::regclass::text, 'SELECT'
+FROM pg_class WHERE relname = 'chunks' AND relnamespace = to_regnamespace('embedding_assets')
+UNION ALL
+SELECT to_regrole('embedding_search'), 'TABLE', oid, oid::regclass::text, 'SELECT'
+FROM pg_class WHERE relname = 'live_chunks' AND relnamespace = 'public'::regnamespace
+UNION ALL
+SELECT to_regrole('embedding_search'), 'FUNCTION', oid, oid::regprocedure::text, 'EXECUTE'
+FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype = ANY (%(hits)s::text[]::regtype[])
+"""
+
+
 def ensure_roles(conn: Connection) -> None:
     """Have the roles, what belongs to them and what they are granted; writes nothing where it is so already.
 
     Logs a warning with the way out where this login role may not do it: loading and its own searches work regardless.
+    Raises PermanentError where the tables are somebody's whose rights it does not have.
     """
     if _in_place(conn):
         return
@@ -43,39 +77,64 @@ def ensure_roles(conn: Connection) -> None:
         _make_roles(conn)
         short_transaction(conn, "setting up the database's roles", lambda: _hand_over(conn))
     except psycopg.errors.InsufficientPrivilege as error:
-        (login,) = conn.execute("SELECT quote_ident(current_user)").fetchone() or ("",)
+        why = str(error).partition("\n")[0]
+        if owners := _foreign_owners(conn):
+            raise PermanentError(
+                f"the tables of database {conn.info.dbname!r} belong to {', '.join(owners)}, and {conn.info.user} has "
+                f"not the rights of that role ({why}). {way_out(conn)}"
+            ) from error
         _log.warning(
-            "the database works without its roles, as %s: %s. An administrator can run, once: %s; GRANT %s TO %s; "
-            "GRANT %s TO %s. The next run then gives the tables to %s and the searches to %s",
-            login, error.diag.message_primary, "; ".join(f"CREATE ROLE {role}" for role in (INGEST, SEARCH, SURFACE)),
-            SURFACE, INGEST, INGEST, login, INGEST, SEARCH,
+            "database %r works without its roles, as %s: %s. The run after the cure gives the tables to %s and the "
+            "searches to %s. %s",
+            conn.info.dbname, conn.info.user, why, INGEST, SEARCH, way_out(conn),
         )  # fmt: skip
-        short_transaction(conn, "granting the searches", lambda: _grant_search(conn))
+        short_transaction(conn, "granting the searches", lambda: _open_searches(conn))
+
+
+def way_out(conn: Connection) -> str:
+    """The cure for what the login role may not do: the line that an administrator runs, as whoever they are."""
+    database = make_conninfo(host=conn.info.host or None, port=conn.info.port, dbname=conn.info.dbname)
+    line = shlex.join(["psql", "-v", f"pipeline={conn.info.user}", "-f", "sql/roles.sql", database])
+    return f"Cure: an administrator of the database runs, once, in the project's folder: {line}"
+
+
+@contextmanager
+def with_way_out(conn: Connection, doing: str) -> Iterator[None]:
+    """Raise what the login role may not do as PermanentError with the cure, and other errors as `pipeline_errors`."""
+    with pipeline_errors(doing):
+        try:
+            yield
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise PermanentError(f"{doing}: {error.diag.message_primary or error}. {way_out(conn)}") from error
 
 
 def act_as_ingest(conn: Connection) -> None:
     """Go on as `embedding_ingest` where the tables are its own, so that whatever is made from here on is so too.
 
-    Else one login role could not replace a generation that another one has loaded.
+    Else one login role could not replace a generation that another one has loaded. Where that role lacks a right, the
+    login role, which has all of its rights, may have that one too.
     """
     with pipeline_errors(f"acting as {INGEST}"):
-        conn.execute(
-            """
-            SELECT set_config('role', rolname, false)
-            FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
-            WHERE pg_class.oid = 'embedding_assets.chunks'::regclass AND rolname = %s
-            AND pg_has_role(relowner, 'USAGE')
-            """,
-            [INGEST],
-        )
+        if _may_be(conn, INGEST) and not _lacking(conn, INGEST):
+            conn.execute(
+                """
+                SELECT set_config('role', rolname, false) FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
+                WHERE pg_class.oid = 'embedding_assets.chunks'::regclass AND rolname = %s
+                """,
+                [INGEST],
+            )
 
 
 def open_view(conn: Connection) -> None:
-    """Give live_chunks its owner, and its readers the right to read it, as far as the roles are there."""
-    if conn.execute("SELECT pg_has_role(to_regrole(%s), 'USAGE')", [SURFACE]).fetchone() == (True,):
-        conn.execute(sql.SQL("ALTER VIEW public.live_chunks OWNER TO {}").format(sql.Identifier(SURFACE)))
-    if _exists(conn, SEARCH):
-        conn.execute(sql.SQL("GRANT SELECT ON public.live_chunks TO {}").format(sql.Identifier(SEARCH)))
+    """Give live_chunks its owner, and `embedding_search` what it reads and calls, as far as we may."""
+    ours = conn.execute(
+        "SELECT FROM pg_class WHERE oid = to_regclass('public.live_chunks') AND pg_has_role(relowner, 'USAGE')"
+    )
+    if ours.rowcount and _may_be(conn, SURFACE) and not _lacking(conn, SURFACE):
+        _give_view(conn)
+    for statement, may in _lacking(conn, SEARCH):
+        if may:
+            conn.execute(statement.encode())
 
 
 def ensure_readers(conn: Connection, readers: Readers | None) -> None:
@@ -85,7 +144,7 @@ def ensure_readers(conn: Connection, readers: Readers | None) -> None:
     goes on reading all. Needs the view, of `ensure_models`. Raises PermanentError where the view belongs to a role that
     Postgres exempts from policies.
     """
-    with pipeline_errors("setting row-level security in the region's database"):
+    with with_way_out(conn, "setting row-level security in the region's database"):
         wanted = None if readers is None else {(role, source) for role in readers for source in readers[role]}
         if _is_set(conn, on=wanted is not None) and _readers(conn) == (wanted or set()):
             return
@@ -98,39 +157,84 @@ def _in_place(conn: Connection) -> bool:
     row = conn.execute(
         """
         SELECT coalesce(
-            pg_has_role(ingest, 'USAGE') AND pg_has_role(ingest, surface, 'USAGE')
-            AND nspowner = ingest
+            pg_has_role(ingest, surface, 'USAGE') AND nspowner = ingest
             AND NOT EXISTS (
                 SELECT FROM pg_class
                 WHERE relnamespace = pg_namespace.oid AND relkind IN ('r', 'p', 'c') AND relowner <> ingest
             )
             AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = pg_namespace.oid AND proowner <> ingest)
-            AND (
-                SELECT bool_and(proowner = ingest AND has_function_privilege(search, oid, 'EXECUTE'))
-                FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype = ANY (%s::regtype[])
+            AND NOT EXISTS (
+                SELECT FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+                AND prorettype = ANY (%s::regtype[]) AND proowner <> ingest
             )
             AND NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('public.live_chunks') AND relowner <> surface),
             false
         )
-        FROM pg_namespace, to_regrole(%s) AS ingest, to_regrole(%s) AS surface, to_regrole(%s) AS search
+        FROM pg_namespace, to_regrole(%s) AS ingest, to_regrole(%s) AS surface
         WHERE nspname = 'embedding_assets'
         """,
-        [_HITS, INGEST, SURFACE, SEARCH],
+        [_HITS, INGEST, SURFACE],
+    ).fetchone()
+    return row == (True,) and _may_be(conn, INGEST) and _exists(conn, SEARCH) and not _lacking(conn, *_ROLES)
+
+
+def _may_be(conn: Connection, role: str) -> bool:
+    """Whether we have the role's rights, and may give things to it; by SET ROLE, or in our own name."""
+    row = conn.execute(
+        f"SELECT pg_has_role(role, 'USAGE') AND pg_has_role(role, {_MAY_SET}) FROM to_regrole(%s) AS role",  # noqa: S608
+        [role],
     ).fetchone()
     return row == (True,)
 
 
+def _lacking(conn: Connection, *names: str) -> list[tuple[str, bool]]:
+    """What those of the roles that are there still lack: the statement that grants it, and whether we may."""
+    return conn.execute(
+        f"""
+        SELECT format('GRANT %%s ON %%s %%s TO %%s', privilege, kind, name, role),
+               CASE kind
+                   WHEN 'SCHEMA' THEN has_schema_privilege(oid, privilege || ' WITH GRANT OPTION')
+                   WHEN 'TABLE' THEN has_table_privilege(oid, privilege || ' WITH GRANT OPTION')
+                   ELSE has_function_privilege(oid, privilege || ' WITH GRANT OPTION')
+               END
+        FROM ({_NEEDED}) AS needed (role, kind, oid, name, privilege)
+        WHERE role = ANY (SELECT to_regrole(name) FROM unnest(%(roles)s::text[]) AS name) AND NOT CASE kind
+            WHEN 'SCHEMA' THEN has_schema_privilege(role, oid, privilege)
+            WHEN 'TABLE' THEN has_table_privilege(role, oid, privilege)
+            ELSE has_function_privilege(role, oid, privilege)
+        END
+        """,  # noqa: S608 — both are ours
+        {"hits": _HITS, "roles": list(names)},
+    ).fetchall()
+
+
+def _foreign_owners(conn: Connection) -> list[str]:
+    """Who owns tables of ours that is not us, nor anybody whose rights we have."""
+    rows = conn.execute(
+        """
+        SELECT DISTINCT relowner::regrole::text FROM pg_class
+        WHERE relnamespace = 'embedding_assets'::regnamespace AND relkind IN ('r', 'p')
+        AND NOT pg_has_role(relowner, 'USAGE')
+        """
+    )
+    return [owner for (owner,) in rows]
+
+
 def _make_roles(conn: Connection) -> None:
     """Each by itself: they belong to the cluster, and another database of it may be doing the same."""
-    for role in (INGEST, SEARCH, SURFACE):
+    for role in _ROLES:
         if not _exists(conn, role):
             _cluster_wide(conn, sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(role)))
-    for role, member in ((SURFACE, sql.Identifier(INGEST)), (INGEST, sql.SQL("CURRENT_USER"))):
-        granted = sql.SQL("SELECT pg_has_role({}, {}, 'USAGE')").format(
-            sql.Literal(INGEST) if role == SURFACE else member, sql.Literal(role)
+    if conn.execute("SELECT pg_has_role(%s, %s, 'USAGE')", [INGEST, SURFACE]).fetchone() != (True,):
+        _cluster_wide(conn, sql.SQL("GRANT {} TO {}").format(sql.Identifier(SURFACE), sql.Identifier(INGEST)))
+    if not _may_be(conn, INGEST):
+        _cluster_wide(
+            conn,
+            sql.SQL("GRANT {} TO CURRENT_USER {}").format(
+                sql.Identifier(INGEST),
+                sql.SQL("WITH INHERIT TRUE, SET TRUE" if conn.info.server_version >= 160000 else ""),
+            ),
         )
-        if conn.execute(granted).fetchone() != (True,):
-            _cluster_wide(conn, sql.SQL("GRANT {} TO {}").format(sql.Identifier(role), member))
 
 
 def _cluster_wide(conn: Connection, statement: sql.Composed) -> None:
@@ -143,12 +247,12 @@ def _cluster_wide(conn: Connection, statement: sql.Composed) -> None:
 
 def _hand_over(conn: Connection) -> None:
     schema_lock(conn)
-    ingest, surface = sql.Identifier(INGEST), sql.Identifier(SURFACE)
-    # A new owner must be allowed to create where the object is, and the view is made anew there.
-    conn.execute(sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {}, {}").format(ingest, surface))
-    conn.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO {}").format(_extension_schema(conn), ingest))
-    database = sql.Identifier(conn.info.dbname)
-    conn.execute(sql.SQL("GRANT TEMPORARY ON DATABASE {} TO {}").format(database, ingest))
+    ingest = sql.Identifier(INGEST)
+    # First, for a new owner must be allowed to create where the object is.
+    for statement, may in _lacking(conn, *_ROLES):
+        if not may:  # Postgres itself says so only where we have no right at all on the object
+            raise psycopg.errors.InsufficientPrivilege(f"not allowed to {statement}")
+        conn.execute(statement.encode())
     conn.execute(sql.SQL("ALTER SCHEMA embedding_assets OWNER TO {}").format(ingest))
     owned = conn.execute(
         """
@@ -165,22 +269,18 @@ def _hand_over(conn: Connection) -> None:
         conn.execute(sql.SQL("ALTER {} {} OWNER TO {}").format(sql.SQL(kind), sql.SQL(name), ingest))
     for function in _functions(conn):
         conn.execute(sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, ingest))
-    conn.execute(sql.SQL("GRANT USAGE ON SCHEMA embedding_assets TO {}").format(surface))
-    conn.execute(sql.SQL("GRANT SELECT ON embedding_assets.chunks TO {}").format(surface))
-    _grant_search(conn)
-
-
-def _grant_search(conn: Connection) -> None:
-    """Open the functions, and the view if it is there, to `embedding_search` if that is there."""
-    schema_lock(conn)
-    if not _exists(conn, SEARCH):
-        return
-    search = sql.Identifier(SEARCH)
-    for function in _functions(conn):
-        conn.execute(sql.SQL("GRANT EXECUTE ON FUNCTION {} TO {}").format(function, search))
-    conn.execute(sql.SQL("GRANT USAGE ON SCHEMA public, {} TO {}").format(_extension_schema(conn), search))
     if conn.execute("SELECT to_regclass('public.live_chunks') IS NOT NULL").fetchone() == (True,):
-        open_view(conn)
+        _give_view(conn)
+    open_view(conn)
+
+
+def _open_searches(conn: Connection) -> None:
+    schema_lock(conn)
+    open_view(conn)
+
+
+def _give_view(conn: Connection) -> None:
+    conn.execute(sql.SQL("ALTER VIEW public.live_chunks OWNER TO {}").format(sql.Identifier(SURFACE)))
 
 
 def _functions(conn: Connection) -> list[sql.SQL]:
@@ -190,11 +290,6 @@ def _functions(conn: Connection) -> list[sql.SQL]:
         [_HITS],
     )
     return [sql.SQL(signature) for (signature,) in rows]
-
-
-def _extension_schema(conn: Connection) -> sql.SQL:
-    row = conn.execute("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'").fetchone()
-    return sql.SQL(row[0] if row else "public")
 
 
 def _exists(conn: Connection, role: str) -> bool:

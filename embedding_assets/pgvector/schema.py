@@ -12,7 +12,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import roles
-from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors, schema_lock, short_transaction
+from embedding_assets.pgvector.connection import Connection, connect, schema_lock, short_transaction
 from embedding_assets.pgvector.shards import SLOTS, VectorType, VectorTypes, vector_type
 from embedding_assets.snapshots.failpoints import failpoint
 
@@ -52,15 +52,15 @@ def migrate(dsn: str) -> None:
 
     Raises PermanentError where pgvector is missing or older than 0.8.4, or the database is newer than this program.
     """
-    with connect(dsn) as conn, pipeline_errors("migrating the region's database"):
+    with connect(dsn) as conn, roles.with_way_out(conn, "migrating the region's database"):
         _require_pgvector(conn)
-        if _pending(conn):
+        if _missing(conn):
             # Held in a transaction of this connection, while yoyo works on connections of its own.
             with conn.transaction():
                 conn.execute("SET LOCAL lock_timeout = '2min'")
                 schema_lock(conn)
                 with connect(dsn) as worker:
-                    if _pending(worker):
+                    if _missing(worker):
                         _prepare(worker)
                         _apply(dsn, _search_path(worker))
         roles.ensure_roles(conn)
@@ -79,17 +79,33 @@ def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> N
         raise PermanentError(f"models must bind exactly the slots {', '.join(SLOTS)}, and live_model one of them")
     for model in models.values():
         vector_type(model.dimensions)
-    with pipeline_errors("binding the models in the region's database"):
+    with roles.with_way_out(conn, "binding the models in the region's database"):
         if _is_bound(conn, models, live):
             return
         short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
         failpoint("pgvector.models")
 
 
+def has_tables(conn: Connection) -> bool:
+    """Whether a region's tables are in this database, of whatever version."""
+    with roles.with_way_out(conn, "looking for the region's tables"):
+        return conn.execute("SELECT to_regclass('embedding_assets.chunks') IS NOT NULL").fetchone() == (True,)
+
+
 def is_migrated(conn: Connection) -> bool:
-    """Whether the tables of a region are in this database; asks only, for those who may not write."""
-    row = conn.execute("SELECT to_regclass('embedding_assets.recall') IS NOT NULL").fetchone()
-    return bool(row and row[0])
+    """Whether a region's tables are in this database; asks only, for those who may not write.
+
+    Raises PermanentError, with the cure, where they are not of this program's version.
+    """
+    if not has_tables(conn):
+        return False
+    with roles.with_way_out(conn, "asking the region's database for its migrations"):
+        if missing := _missing(conn):
+            raise PermanentError(
+                f"database {conn.info.dbname!r} needs migrating: it lacks {', '.join(sorted(missing))}. "
+                "Cure: embedding-assets materialize"
+            )
+        return True
 
 
 def bound_models(conn: Connection) -> dict[str, BoundModel]:
@@ -131,27 +147,32 @@ def refuse_old_pgvector(version: str) -> None:
         )
 
 
-def _pending(conn: Connection) -> bool:
-    files = {path.stem for path in MIGRATIONS.glob("*.sql")}
-    if not files:
-        raise PermanentError(f"no migrations in {MIGRATIONS}: install the project as editable (pip install -e .)")
-    exists = conn.execute("SELECT to_regclass('embedding_assets._yoyo_migration') IS NOT NULL").fetchone()
-    if exists != (True,):
-        return True
-    applied = {row[0] for row in conn.execute("SELECT migration_id FROM embedding_assets._yoyo_migration")}
-    if unknown := applied - files:
+def _migrations() -> set[str]:
+    """The numbered files; what else is beside them is for people."""
+    found = {path.stem for path in MIGRATIONS.glob("[0-9]*_*.sql")}
+    if not found:
+        raise PermanentError(f"no migrations in {MIGRATIONS}. Cure: install the project as editable (pip install -e .)")
+    return found
+
+
+def _missing(conn: Connection) -> set[str]:
+    """The migrations that this database is not known to have. Raises PermanentError where it has others than ours."""
+    wanted, applied = _migrations(), set[str]()
+    if conn.execute("SELECT to_regclass('embedding_assets._yoyo_migration') IS NOT NULL").fetchone() == (True,):
+        applied = {row[0] for row in conn.execute("SELECT migration_id FROM embedding_assets._yoyo_migration")}
+    if unknown := applied - wanted:
         raise PermanentError(
-            f"a newer version of this project has migrated this database ({', '.join(sorted(unknown))}): update it here"
+            f"a newer version of this project has migrated database {conn.info.dbname!r} "
+            f"({', '.join(sorted(unknown))}). Cure: update this installation to that version"
         )
-    return files != applied
+    return wanted - applied
 
 
 def _prepare(conn: Connection) -> None:
-    try:
-        conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise PermanentError("only a privileged role may run CREATE EXTENSION vector: have it run once") from error
-    conn.execute("CREATE SCHEMA IF NOT EXISTS embedding_assets")
+    conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    # Looked for first: with IF NOT EXISTS, too, Postgres asks for the right to create a schema.
+    if conn.execute("SELECT to_regnamespace('embedding_assets') IS NULL").fetchone() == (True,):
+        conn.execute("CREATE SCHEMA embedding_assets")
 
 
 def _ensure_iterative_scans(conn: Connection) -> None:
@@ -171,26 +192,33 @@ def _ensure_iterative_scans(conn: Connection) -> None:
     ).fetchone()
     if row == (True,):
         return
-    statement = sql.SQL("ALTER DATABASE {} SET hnsw.iterative_scan = 'strict_order'").format(
-        sql.Identifier(conn.info.dbname)
-    )
     try:
-        conn.execute(statement)
+        # Before its library is loaded in the session pgvector's settings are nobody's: superusers alone may name them.
+        conn.execute(sql.SQL("SELECT '[1]'::{}.vector").format(sql.Identifier(_extension_schema(conn))))
+        conn.execute(
+            sql.SQL("ALTER DATABASE {} SET hnsw.iterative_scan = 'strict_order'").format(
+                sql.Identifier(conn.info.dbname)
+            )
+        )
     except psycopg.errors.InsufficientPrivilege as error:
         _log.warning(
-            "live_chunks may give too few rows after many changes: %s. The owner of the database can run: %s",
-            error.diag.message_primary, statement.as_string(conn),
+            "live_chunks may give too few rows after many changes: %s. %s",
+            error.diag.message_primary, roles.way_out(conn),
         )  # fmt: skip
     except psycopg.errors.InternalError_ as error:  # "tuple concurrently updated"
         _log.info("another process was quicker: %s", error.diag.message_primary)
 
 
-def _search_path(conn: Connection) -> str:
-    """Where migrations create and look: our schema first, and wherever the extension was installed."""
+def _extension_schema(conn: Connection) -> str:
     row = conn.execute(
         "SELECT nspname FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'vector'"
     ).fetchone()
-    schemas = ["embedding_assets", "public", *(row or ())]
+    return str(row[0]) if row else "public"
+
+
+def _search_path(conn: Connection) -> str:
+    """Where migrations create and look: our schema first, and wherever the extension was installed."""
+    schemas = ["embedding_assets", "public", _extension_schema(conn)]
     return sql.SQL(", ").join(sql.Identifier(name) for name in dict.fromkeys(schemas)).as_string(conn)
 
 
@@ -206,7 +234,10 @@ def _apply(dsn: str, search_path: str) -> None:
     with PostgresqlPsycopgBackend(uri, "_yoyo_migration") as backend:
         backend.init_database()
         backend.break_lock()  # yoyo's lock is a row, which a killed process leaves behind; ours is held already
-        backend.apply_migrations(backend.to_apply(read_migrations(str(MIGRATIONS))))
+        ours = _migrations()
+        backend.apply_migrations(
+            backend.to_apply(read_migrations(str(MIGRATIONS)).filter(lambda migration: migration.id in ours))
+        )
 
 
 def _is_bound(conn: Connection, models: Mapping[str, Model], live: str) -> bool:

@@ -1,8 +1,11 @@
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from embedding_assets.pgvector import embedded, recall
 from embedding_assets.pgvector.connection import Connection, connect
@@ -40,3 +43,42 @@ def search_database(postgres: Path) -> Iterator[str]:
         admin.execute("CREATE DATABASE search TEMPLATE template")
         yield embedded.dsn(postgres, "search")
         admin.execute("DROP DATABASE search WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """The home of a running Postgres of the module's own."""
+    home = Path(tempfile.mkdtemp(prefix="embedding-assets-test-"))
+    try:
+        with psycopg.connect(embedded.dsn(home, "postgres"), autocommit=True) as admin:
+            admin.execute("ALTER SYSTEM SET fsync = off")
+            admin.execute("SELECT pg_reload_conf()")
+        yield home
+    finally:
+        embedded.stop(home)
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def new_cluster(cluster: Path) -> Iterator[Callable[..., str]]:
+    """A Postgres without our roles: makes databases, with pgvector or without, and returns the superuser's DSN.
+
+    Databases and roles go after the test.
+    """
+    made: list[str] = []
+
+    def make(database: str, pgvector: bool = True) -> str:
+        dsn = embedded.dsn(cluster, database)
+        made.append(database)
+        if pgvector:
+            with psycopg.connect(dsn, autocommit=True) as admin:
+                admin.execute("CREATE EXTENSION vector")
+        return dsn
+
+    yield make
+    with psycopg.connect(embedded.dsn(cluster, "postgres"), autocommit=True) as admin:
+        for database in made:
+            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(database)))
+        roles = admin.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND NOT rolsuper").fetchall()
+        if roles:
+            admin.execute(sql.SQL("DROP ROLE {}").format(sql.SQL(", ").join(sql.Identifier(role) for (role,) in roles)))

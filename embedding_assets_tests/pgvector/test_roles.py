@@ -2,12 +2,8 @@
 
 import itertools
 import json
-import logging
-import re
-import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -49,24 +45,6 @@ def login(dsn: str, *member_of: str, options: str = "") -> Login:
         for group in member_of:
             admin.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(group), sql.Identifier(role)))
     return Login(role, make_conninfo(dsn, user=role))
-
-
-@pytest.fixture
-def new_cluster() -> Iterator[Callable[[str], str]]:
-    """A Postgres of its own, without our roles: makes databases with pgvector, and returns the administrator's DSN."""
-    home = Path(tempfile.mkdtemp(prefix="embedding-assets-test-"))
-
-    def make(database: str) -> str:
-        dsn = embedded.dsn(home, database)
-        with psycopg.connect(dsn, autocommit=True) as admin:
-            admin.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        return dsn
-
-    try:
-        yield make
-    finally:
-        embedded.stop(home)
-        shutil.rmtree(home)
 
 
 @pytest.fixture
@@ -279,34 +257,6 @@ def test_the_owner_of_a_database_who_may_create_roles_sets_up_all(new_cluster: C
         assert sources_seen(conn) == [{"tickets"}] * 4
     with connect(owner.dsn) as conn:
         HANDBOOK.edited().publish_to(conn)
-        assert sources_seen(conn) == [{"handbook", "tickets"}] * 4
-
-
-def test_who_may_not_create_roles_loads_and_searches_and_is_told_the_way_out(
-    new_cluster: Callable[[str], str], caplog: pytest.LogCaptureFixture
-) -> None:
-    admin = new_cluster("managed")
-    owner = owned(admin, "NOCREATEROLE")
-
-    with caplog.at_level(logging.WARNING):
-        schema.migrate(owner.dsn)
-    with connect(owner.dsn) as conn:
-        serve(conn)
-        assert sources_seen(conn) == [{"handbook", "tickets"}] * 4
-    (warning,) = (record.getMessage() for record in caplog.records if record.name == roles.__name__)
-    assert f"works without its roles, as {owner.role}: permission denied to create role" in warning
-
-    way_out = re.search(r"run, once: (.*?)\. The next run", warning)
-    assert way_out is not None
-    with psycopg.connect(admin, autocommit=True) as conn:
-        conn.execute(way_out[1].encode())
-    schema.migrate(owner.dsn)
-    with connect(owner.dsn) as conn:
-        roles.act_as_ingest(conn)
-        HANDBOOK.edited().publish_to(conn)
-        bind(conn, live="v2")
-        bind(conn, live="v1")
-    with connect(login(admin, roles.SEARCH).dsn) as conn:
         assert sources_seen(conn) == [{"handbook", "tickets"}] * 4
 
 
