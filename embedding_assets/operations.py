@@ -13,7 +13,7 @@ from embedding_assets.driver import Outcome
 from embedding_assets.embedding.query import embed_query
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.pgvector import delta
-from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.generations import published_generation
 from embedding_assets.pgvector.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.schema import bound_models, is_migrated
@@ -84,7 +84,7 @@ def search(
     hybrid: bool = False,
 ) -> list[dict[str, Any]]:
     """The nearest chunks by the region's live model, nearest first; by the text's words as well if `hybrid`."""
-    with connect(deployment.dsn(region)) as conn:
+    with connect(deployment.dsn(region)) as conn, pipeline_errors(f"searching in region {region}"):
         models = bound_models(conn) if is_migrated(conn) else {}
         live = next((slot for slot in SLOTS if slot in models and models[slot].live), None)
         if live is None:
@@ -176,7 +176,9 @@ def _verify_region(deployment: Deployment, region: str, source: str) -> list[str
         return [f"the replica could not be compared: {error}"]
     try:
         read = read_shard(store, replica)
-        with connect(deployment.dsn(region)) as conn:
+        with connect(deployment.dsn(region)) as conn, pipeline_errors("reading the table"):
+            if not is_migrated(conn):
+                return [*found, "nothing was loaded yet. Cure: embedding-assets materialize"]
             differences = compare(conn, source, shard_refs(replica), read)
             serving = published_generation(conn, source)
             if serving is not None and serving.target_root != replica.root:

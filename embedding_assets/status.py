@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
-from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.generations import published_generation
 from embedding_assets.pgvector.index import parameters_of
 from embedding_assets.pgvector.recall import shortfall, stored_measurement
@@ -59,7 +59,7 @@ def _of(deployment: Deployment, source: str, region: str) -> SourceStatus:
     newest = [log.head(primary, asset, source) for asset in ("embeddings_v1", "embeddings_v2")]
     served, live, error, degraded, as_set = None, None, None, None, False
     try:
-        with connect(deployment.dsn(region)) as conn:
+        with connect(deployment.dsn(region)) as conn, pipeline_errors("asking for the region's state"):
             if is_migrated(conn):
                 served = next((found for found in region_status(conn) if found.source == source), None)
                 live = next((slot for slot, model in bound_models(conn).items() if model.live), None)

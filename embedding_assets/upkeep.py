@@ -7,7 +7,7 @@ from typing import NamedTuple
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import Connection, SourceBusy, connect
-from embedding_assets.pgvector.schema import is_migrated, migrate
+from embedding_assets.pgvector.schema import has_tables, migrate
 from embedding_assets.pgvector.upkeep import act, examine, findings, published_sources
 
 
@@ -47,7 +47,7 @@ def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[
 def _keep_up_region(deployment: Deployment, region: str, may_go_on: Callable[[], bool]) -> Iterator[Upkept]:
     dsn = deployment.dsn(region)
     with connect(dsn) as conn:
-        if not is_migrated(conn):
+        if not has_tables(conn):
             yield Upkept(region, "", "serves nothing yet", "nothing", failed=False)
             return
         migrate(dsn)
