@@ -72,7 +72,7 @@ def materialize(source: str | None, region: str | None, allow_deletes: bool, as_
     Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
 
     With --json a list of runs {partition, run_id, succeeded, seconds, metadata, checks, errors}: metadata by asset, and
-    each check {asset, name, passed, blocking, severity, metadata}.
+    each check {asset, name, passed, blocking, severity, metadata, description}.
     """
     from embedding_assets import operations
 

@@ -169,9 +169,8 @@ def test_materialize_does_what_is_left_and_tells_of_each_run(first: Sequence[Ran
         assert run.keys() == {"partition", "run_id", "succeeded", "seconds", "metadata", "checks", "errors"}
         assert (run["succeeded"], run["errors"]) == (True, [])
         assert all(check["passed"] for check in run["checks"])
-        assert all(
-            check.keys() == {"asset", "name", "passed", "blocking", "severity", "metadata"} for check in run["checks"]
-        )
+        fields = {"asset", "name", "passed", "blocking", "severity", "metadata", "description"}
+        assert all(check.keys() == fields for check in run["checks"])
     assert runs[SOURCE]["metadata"].keys() == set(SOURCE_ASSETS)
     assert runs[f"{PRIMARY}|{SOURCE}"]["metadata"].keys() == set(REGION_ASSETS)
     assert runs[SOURCE]["metadata"]["embeddings_v2"]["new"] == 0
@@ -196,6 +195,7 @@ def test_status_tells_what_each_region_serves(first: Sequence[Ran], terminal: Te
             "live_model": "v1",
             "index": "valid",
             "current": True,
+            "degraded": None,
             "lag_seconds": 0,
             "error": None,
         }

@@ -107,6 +107,7 @@ def test_a_refused_document_is_a_letter_with_its_place_and_its_cure(box: Sandbox
     assert "fill it, or remove the document from the source" in listed["message"]
 
 
+@pytest.mark.slow
 def test_a_document_fixed_at_its_source_clears_its_letters(
     box: Sandbox, standin: Standin, instance: dg.DagsterInstance
 ) -> None:

@@ -48,6 +48,7 @@ def test_s3_and_folders_hold_the_same_snapshots(in_s3: Sandbox, sandbox: Sandbox
     assert in_s3.roots() == sandbox.roots()
 
 
+@pytest.mark.slow
 def test_credentials_that_are_missing_are_named_with_the_cure(in_s3: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")

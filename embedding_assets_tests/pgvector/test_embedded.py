@@ -387,6 +387,7 @@ def last_start(home: Path) -> str:
     return log.read_text().rpartition("starting PostgreSQL")[2]
 
 
+@pytest.mark.slow
 def test_a_hung_server_is_ended_and_started_again(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "SILENCE_SECONDS", 2)
     commit(home)
@@ -401,6 +402,7 @@ def test_a_hung_server_is_ended_and_started_again(home: Path, monkeypatch: pytes
     assert not any(lives(process) for process in old)
 
 
+@pytest.mark.slow
 def test_a_server_in_recovery_is_waited_for_and_never_taken_for_hung(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
