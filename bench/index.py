@@ -31,12 +31,14 @@ import pyarrow as pa
 
 from bench.load import chunks_part, no_vectors_part, vectors_part
 from embedding_assets.embedding.providers.local import LocalProvider
-from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.hnsw import EF_CONSTRUCTION, M
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.indexes.hnsw import EF_CONSTRUCTION, M
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings import default_settings
 
 ROWS: Final = 20_000
@@ -52,7 +54,7 @@ def measure() -> list[dict[str, object]]:
     home = Path(tempfile.mkdtemp(prefix="embedding-assets-bench-"))
     try:
         dsn = embedded.dsn(home, "index")
-        schema.migrate(dsn)
+        migrations.migrate(dsn)
         with connect(dsn) as conn:
             return _measure(conn)
     finally:
@@ -62,10 +64,10 @@ def measure() -> list[dict[str, object]]:
 
 def _measure(conn: Connection) -> list[dict[str, object]]:
     models = {
-        "v1": schema.Model("bench", DIMENSIONS, "none"),
-        "v2": schema.Model("no vectors in these rows", 1, "none"),
+        "v1": Model("bench", DIMENSIONS, "none"),
+        "v2": Model("no vectors in these rows", 1, "none"),
     }
-    schema.ensure_models(conn, models, "v1")
+    ensure_models(conn, models, "v1")
     rows, ref = _rows(), ShardRef(0, "bench", ROWS)
     table = f"embedding_assets.generation_{load_generation(conn, 'bench', 'root', [ref], lambda _: rows).generation.id}"
     build_indexes(conn, "bench", "root")  # primary key and all that is no part of this

@@ -45,13 +45,16 @@ from pgvector.psycopg import register_vector
 from psycopg.types.json import Jsonb
 
 from bench.peers import environment
-from embedding_assets.pgvector import delta, embedded, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
-from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET, load_generation
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.loading import load
+from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET, load_generation
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings import home as settings_home
 from embedding_assets.snapshots.binary import chunk_hashes, vector_hashes
 from embedding_assets.snapshots.keys import shard_bits
@@ -181,7 +184,7 @@ def _measure_changes(home: Path, rows: int, dimensions: int, *, rounds: int, hns
             def timed(way: str, root: str, given: list[ShardRows], conn: Connection = conn) -> None:
                 refs = _refs(given, root)
                 began = time.perf_counter()
-                loaded = delta.load(conn, "bench", root, refs, lambda ref: given[ref.shard])
+                loaded = load.load(conn, "bench", root, refs, lambda ref: given[ref.shard])
                 if loaded.choice.way == "new generation":
                     _finish(conn, root, refs, hnsw=hnsw)
                 taken.setdefault(way, []).append(time.perf_counter() - began)
@@ -245,13 +248,13 @@ def _edited(shard: ShardRows) -> ShardRows:
 
 def _database(home: Path, name: str, dimensions: int) -> str:
     dsn = embedded.dsn(home, name)
-    schema.migrate(dsn)
+    migrations.migrate(dsn)
     with connect(dsn) as conn:
         models = {
-            "v1": schema.Model("bench", dimensions, "none"),
-            "v2": schema.Model("no vectors in these rows", 1, "none"),
+            "v1": Model("bench", dimensions, "none"),
+            "v2": Model("no vectors in these rows", 1, "none"),
         }
-        schema.ensure_models(conn, models, "v1")
+        ensure_models(conn, models, "v1")
     return dsn
 
 

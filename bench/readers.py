@@ -15,8 +15,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.models import ensure_models
 from embedding_assets_tests.pgvector.readers import CLIENTS, Library, clients, operations
 
 LIBRARY: Final = Library(shards=4, documents=250, dimensions=128)
@@ -30,7 +32,7 @@ def measure() -> list[dict[str, object]]:
     home = Path(tempfile.mkdtemp(prefix="embedding-assets-bench-"))
     try:
         dsn = embedded.dsn(home, "readers")
-        schema.migrate(dsn)
+        migrations.migrate(dsn)
         return _measure(dsn)
     finally:
         embedded.stop(home)
@@ -39,7 +41,7 @@ def measure() -> list[dict[str, object]]:
 
 def _measure(dsn: str) -> list[dict[str, object]]:
     with connect(dsn) as conn:
-        schema.ensure_models(conn, LIBRARY.models, "v1")
+        ensure_models(conn, LIBRARY.models, "v1")
         LIBRARY.reload(conn)
         took: dict[str, float] = {}
         with clients(dsn, LIBRARY) as met:

@@ -33,13 +33,15 @@ import psycopg
 import pyarrow as pa
 
 from bench.load import chunks_part, no_vectors_part, vectors_part
-from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.recall import vector_literal
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.recall import vector_literal
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 
 SIZES: Final = (10_000, 100_000, 400_000)
 QUICK: Final = SIZES[:1]
@@ -74,7 +76,7 @@ def measure(sizes: Sequence[int] = SIZES) -> Iterator[dict[str, object]]:
     try:
         for rows in sizes:
             dsn = embedded.dsn(home, f"search_{rows}")
-            schema.migrate(dsn)
+            migrations.migrate(dsn)
             yield from _measure_size(dsn, rows)
     finally:
         embedded.stop(home)
@@ -172,10 +174,10 @@ def _ask(client: psycopg.Connection, way: str, question: str) -> list[tuple[Any,
 
 def _publish(conn: Connection, rows: int) -> None:
     models = {
-        "v1": schema.Model("bench", DIMENSIONS, "none"),
-        "v2": schema.Model("no vectors in these rows", 1, "none"),
+        "v1": Model("bench", DIMENSIONS, "none"),
+        "v2": Model("no vectors in these rows", 1, "none"),
     }
-    schema.ensure_models(conn, models, "v1")
+    ensure_models(conn, models, "v1")
     refs = [ShardRef(number, f"bench {number}", SHARD_ROWS) for number in range(rows // SHARD_ROWS)]
     load_generation(conn, "bench", "root", refs, lambda ref: _rows(rows, ref.shard))
     build_indexes(conn, "bench", "root")

@@ -18,7 +18,7 @@ from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.pgvector import dead_letters as table
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.dead_letters import DeadLetter, Letter, State
-from embedding_assets.pgvector.schema import migrate
+from embedding_assets.pgvector.schema.migrations import migrate
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Snapshot

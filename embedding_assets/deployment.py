@@ -9,9 +9,12 @@ from pathlib import Path
 from filelock import FileLock
 
 from embedding_assets.embedding.models import Binding
-from embedding_assets.pgvector import embedded, inverted, roles, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.hnsw import Hnsw
+from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.schema import migrations, roles
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings import SLOTS, Settings, Slot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.reader import Reader, open_reader
@@ -42,14 +45,14 @@ class Deployment:
     def database(self, region: str) -> Iterator[Connection]:
         """A connection to the region's database, brought to the newest migration and to what the settings say."""
         dsn = self.dsn(region)
-        schema.migrate(dsn)
+        migrations.migrate(dsn)
         with connect(dsn) as conn:
             roles.act_as_ingest(conn)
-            models: dict[str, schema.Model] = {
-                slot: schema.Model(binding.name, binding.dimensions, binding.provider, binding.halfvec)
+            models: dict[str, Model] = {
+                slot: Model(binding.name, binding.dimensions, binding.provider, binding.halfvec)
                 for slot, binding in ((slot, self.binding(slot)) for slot in SLOTS)
             }
-            schema.ensure_models(conn, models, self.settings.live_model)
+            ensure_models(conn, models, self.settings.live_model)
             roles.ensure_readers(conn, self.settings.row_level_security)
             inverted.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
             yield conn

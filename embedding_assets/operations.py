@@ -12,14 +12,15 @@ from embedding_assets.deployment import Deployment
 from embedding_assets.driver import Outcome
 from embedding_assets.embedding.query import embed_query
 from embedding_assets.errors import PermanentError, PipelineError
-from embedding_assets.pgvector import delta
 from embedding_assets.pgvector.connection import connect, pipeline_errors
-from embedding_assets.pgvector.generations import published_generation
-from embedding_assets.pgvector.index import build_indexes, invalid_indexes
-from embedding_assets.pgvector.schema import bound_models, is_migrated
-from embedding_assets.pgvector.search import compare
-from embedding_assets.pgvector.search import search as search_region
-from embedding_assets.pgvector.search import search_hybrid as search_region_hybrid
+from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
+from embedding_assets.pgvector.loading import delta
+from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.reading.search import search as search_region
+from embedding_assets.pgvector.reading.search import search_hybrid as search_region_hybrid
+from embedding_assets.pgvector.schema.migrations import is_migrated
+from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.screen import Screen
 from embedding_assets.settings import SLOTS
 from embedding_assets.shards import read_shard, shard_refs

@@ -29,7 +29,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from embedding_assets.embedding.models import Binding, Hnsw
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.quiet_hours import QuietHours
+from embedding_assets.pgvector.options import QuietHours
 from embedding_assets.sources.reader import Reader, open_reader
 
 Slot = Literal["v1", "v2"]

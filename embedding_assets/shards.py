@@ -1,6 +1,6 @@
 """A replica's shards as the loader takes them: chunks and both models' vectors of the same documents, together."""
 
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows
+from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef, ShardRows
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot

@@ -8,11 +8,12 @@ from pydantic import BaseModel
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import connect, pipeline_errors
-from embedding_assets.pgvector.generations import published_generation
-from embedding_assets.pgvector.index import parameters_of
-from embedding_assets.pgvector.recall import shortfall, stored_measurement
-from embedding_assets.pgvector.schema import bound_models, is_migrated
-from embedding_assets.pgvector.search import region_status
+from embedding_assets.pgvector.indexes.index import parameters_of
+from embedding_assets.pgvector.indexes.recall import shortfall, stored_measurement
+from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.schema.migrations import is_migrated
+from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.replication import target
 

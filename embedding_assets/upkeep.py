@@ -7,8 +7,8 @@ from typing import NamedTuple
 from embedding_assets.deployment import Deployment
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import Connection, SourceBusy, connect
-from embedding_assets.pgvector.schema import has_tables, migrate
-from embedding_assets.pgvector.upkeep import act, examine, findings, published_sources
+from embedding_assets.pgvector.indexes.upkeep import act, examine, findings, published_sources
+from embedding_assets.pgvector.schema.migrations import has_tables, migrate
 
 
 class Upkept(NamedTuple):

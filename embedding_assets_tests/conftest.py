@@ -11,7 +11,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector.schema import migrations
 from embedding_assets_tests.embedding.conftest import running, standin  # noqa: F401
 from embedding_assets_tests.harness import REGIONS, Sandbox
 from embedding_assets_tests.snapshots.conftest import bucket, s3_environment, s3_server  # noqa: F401
@@ -29,7 +30,7 @@ def postgres() -> Iterator[Path]:
     # Not under pytest's own folder, which the next pytest closes to the server's user while this one still runs.
     home = Path(tempfile.mkdtemp(prefix="embedding-assets-test-"))
     try:
-        schema.migrate(embedded.dsn(home, "template"))
+        migrations.migrate(embedded.dsn(home, "template"))
         # Tests kill processes, never the machine: what the kernel holds is safe, and a database a test costs 10 × less.
         with psycopg.connect(embedded.dsn(home, "postgres"), autocommit=True) as conn:
             conn.execute("ALTER SYSTEM SET fsync = off")

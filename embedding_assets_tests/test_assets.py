@@ -35,11 +35,12 @@ from embedding_assets.embedding.gate import Patience
 from embedding_assets.embedding.vectors import normalise
 from embedding_assets.errors import TransientError
 from embedding_assets.operations import verify
-from embedding_assets.pgvector import costs, recall
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.delta import load
-from embedding_assets.pgvector.generations import Generation
-from embedding_assets.pgvector.schema import generation_table
+from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.loading import costs
+from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.resources.alerts import ALERT_WEBHOOK
 from embedding_assets.snapshots import log
 from embedding_assets.status import status

@@ -12,8 +12,8 @@ import bench.__main__ as runner
 from bench import search
 from bench.end_to_end import Figures, documents, edited, rows_of
 from bench.peers import environment, terms
-from embedding_assets.pgvector import hnsw
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.indexes import hnsw
 
 cells = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
 

@@ -20,7 +20,7 @@ from embedding_assets.automation.jobs import REGION_ASSETS, SOURCE_ASSETS, SOURC
 from embedding_assets.cli import cli
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.dead_letters import DeadLetter
-from embedding_assets.pgvector.search import Hit
+from embedding_assets.pgvector.reading.search import Hit
 from embedding_assets.settings import CONFIG
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import Collected

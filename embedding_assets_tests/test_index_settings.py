@@ -9,7 +9,7 @@ import pytest
 
 from embedding_assets.automation.jobs import REGION_JOB
 from embedding_assets.driver import Outcome
-from embedding_assets.pgvector import hnsw
+from embedding_assets.pgvector.indexes import hnsw
 from embedding_assets.status import is_current
 from embedding_assets_tests.harness import MODELS, PRIMARY, REGIONS, SOURCE, Sandbox
 

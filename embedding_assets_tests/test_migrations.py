@@ -12,16 +12,18 @@ from psycopg import sql
 
 from embedding_assets import dead_letters, operations
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import embedded, roles, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
-from embedding_assets.pgvector.search import compare, search
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.status import SourceStatus, status
 from embedding_assets.upkeep import Upkept, keep_up
 from embedding_assets_tests.harness import PRIMARY, SOURCE, Sandbox
 from embedding_assets_tests.pgvector.toy import Toy, bind
 
 EU: Final = "eu-west-1"
-FILES: Final = sorted(schema.MIGRATIONS.glob("[0-9]*_*.sql"))
+FILES: Final = sorted(migrations.MIGRATIONS.glob("[0-9]*_*.sql"))
 BROUGHT_TO: Final = pytest.mark.parametrize("files", range(len(FILES) + 1), ids=["nothing", *(f.stem for f in FILES)])
 CURE: Final = "Cure: embedding-assets materialize"
 QUESTION: Final = "how do refunds work"
@@ -61,9 +63,9 @@ def brought_to(postgres: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             for file in FILES[:files]:
                 shutil.copy(file, older)
             with monkeypatch.context() as patch, connect(dsn) as conn:
-                patch.setattr(schema, "MIGRATIONS", older)
-                schema._prepare(conn)
-                schema._apply(dsn, schema._search_path(conn))
+                patch.setattr(migrations, "MIGRATIONS", older)
+                migrations._prepare(conn)
+                migrations._apply(dsn, migrations._search_path(conn))
         return dsn
 
     yield make
@@ -135,7 +137,7 @@ def test_the_next_load_migrates_and_is_searched(brought_to: Callable[[int], str]
     dsn, toy = brought_to(files), Toy(shards=1)
     list(states(dsn, files))  # to the last, of which nothing is on record
 
-    schema.migrate(dsn)
+    migrations.migrate(dsn)
 
     with connect(dsn) as conn:
         roles.act_as_ingest(conn)
@@ -177,11 +179,11 @@ def test_every_command_names_a_newer_version_and_that_version_goes_on(
     dsn, newer = brought_to(len(FILES)), tmp_path / "newer"
     box = replace(served, dsns={**served.dsns, EU: dsn})
     primary = replace(served, dsns={**served.dsns, PRIMARY: dsn}).deployment
-    shutil.copytree(schema.MIGRATIONS, newer)
+    shutil.copytree(migrations.MIGRATIONS, newer)
     (newer / "9999_future.sql").write_text("SELECT 1;")
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "MIGRATIONS", newer)
-        schema.migrate(dsn)
+        patch.setattr(migrations, "MIGRATIONS", newer)
+        migrations.migrate(dsn)
 
     words = (
         "a newer version of this project has migrated database 'older' (9999_future). Cure: update this installation"
@@ -193,6 +195,6 @@ def test_every_command_names_a_newer_version_and_that_version_goes_on(
     with pytest.raises(PermanentError, match="newer version"):
         dead_letters.listed(primary, None, dead_letters.OPEN)
 
-    monkeypatch.setattr(schema, "MIGRATIONS", newer)  # the cure
+    monkeypatch.setattr(migrations, "MIGRATIONS", newer)  # the cure
     assert told(box).error is None
     assert dead_letters.listed(primary, None, dead_letters.OPEN) == []

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_assets.deployment import Deployment
-from embedding_assets.pgvector.hnsw import USUAL, Hnsw
-from embedding_assets.pgvector.recall import TARGET_RECALL
+from embedding_assets.pgvector.indexes.hnsw import USUAL, Hnsw
+from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
 from embedding_assets.settings import (
     CONFIG,
     HOME,

@@ -9,10 +9,10 @@ from embedding_assets.assets.edge import PATIENT, Stopwatch, domain_errors
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.partitions import region_and_source
-from embedding_assets.pgvector.hnsw import Built
-from embedding_assets.pgvector.index import build_indexes, invalid_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.recall import shortfall
+from embedding_assets.pgvector.indexes.hnsw import Built
+from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
+from embedding_assets.pgvector.indexes.recall import shortfall
+from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.resources.alerts import alert
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.shards import shard_refs

@@ -9,9 +9,9 @@ from embedding_assets.assets.edge import PATIENT, Stopwatch, domain_errors
 from embedding_assets.checks import inline
 from embedding_assets.deployment import Deployment
 from embedding_assets.partitions import region_and_source
-from embedding_assets.pgvector.delta import load
-from embedding_assets.pgvector.generations import Loaded
-from embedding_assets.pgvector.publish import content_differences
+from embedding_assets.pgvector.loading.generations import Loaded
+from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.publishing.publish import content_differences
 from embedding_assets.resources.progress import ProgressDisplay
 from embedding_assets.shards import read_shard, shard_refs
 from embedding_assets.snapshots.snapshot import Snapshot

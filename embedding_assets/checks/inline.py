@@ -16,9 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.index import IndexReport
-from embedding_assets.pgvector.publish import Difference
-from embedding_assets.pgvector.recall import shortfall
+from embedding_assets.pgvector.indexes.index import IndexReport
+from embedding_assets.pgvector.indexes.recall import shortfall
+from embedding_assets.pgvector.publishing.publish import Difference
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store

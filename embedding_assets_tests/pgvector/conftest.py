@@ -7,8 +7,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from embedding_assets.pgvector import embedded, recall
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.indexes import recall
 from embedding_assets_tests.pgvector.toy import bind
 
 

@@ -16,17 +16,18 @@ from typing import Any, Final
 import numpy as np
 import psycopg
 
-from embedding_assets.pgvector import recall, schema
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.delta import load
-from embedding_assets.pgvector.generations import load_generation, published_generation
-from embedding_assets.pgvector.hnsw import USUAL
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.recall import TARGET_RECALL, vector_literal
-from embedding_assets.pgvector.search import compare
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
-from embedding_assets.pgvector.upkeep import Cure, Finding, act
+from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.indexes.hnsw import USUAL
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.recall import TARGET_RECALL, vector_literal
+from embedding_assets.pgvector.indexes.upkeep import Cure, Finding, act
+from embedding_assets.pgvector.loading.generations import load_generation, published_generation
+from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets_tests.pgvector.toy import Row, row, shard_rows, unit
 
@@ -61,8 +62,8 @@ class Library:
         return _hash([ref.key for ref in self.refs])
 
     @property
-    def models(self) -> dict[str, schema.Model]:
-        return {slot: schema.Model(f"toy-{slot}", self.dimensions, "test") for slot in ("v1", "v2")}
+    def models(self) -> dict[str, Model]:
+        return {slot: Model(f"toy-{slot}", self.dimensions, "test") for slot in ("v1", "v2")}
 
     def edition_of(self, document: int) -> int:
         return self.edition + (document in self.newer)
@@ -212,7 +213,7 @@ def operations(dsn: str, conn: Connection, library: Library) -> list[tuple[str, 
 
     def switch() -> Library:
         for live in ("v2", "v1"):
-            schema.ensure_models(conn, library.models, live)
+            ensure_models(conn, library.models, live)
         return third
 
     return [

@@ -14,10 +14,11 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import embedded, roles
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
-from embedding_assets.pgvector.schema import bound_models
-from embedding_assets.pgvector.search import search
+from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.schema import roles
+from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets_tests.harness import PRIMARY, PROJECT, Sandbox
 from embedding_assets_tests.pgvector.test_roles import NOT_ALLOWED, Login, login, owned
 from embedding_assets_tests.pgvector.toy import D1, D2, Source, assert_serves, edited, source

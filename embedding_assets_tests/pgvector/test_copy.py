@@ -17,9 +17,9 @@ from psycopg.copy import FileWriter
 from psycopg.types.json import Jsonb
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
-from embedding_assets.pgvector.generations import TOAST_TUPLE_TARGET
-from embedding_assets.pgvector.shards import ShardRows, VectorTypes, vector_type
+from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET
+from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
+from embedding_assets.pgvector.rows.shards import ShardRows, VectorTypes, vector_type
 from embedding_assets_tests.pgvector.strategies import lists_of_rows
 from embedding_assets_tests.pgvector.toy import Row, chunk_hash, row, shard_rows, vector_hash
 
@@ -144,7 +144,7 @@ def test_a_text_of_ten_megabytes_is_one_row_of_the_stream(conn: psycopg.Connecti
 
 
 def test_a_row_beyond_what_postgres_holds_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embedding_assets.pgvector.copy._LARGEST_ROW", 1_000)
+    monkeypatch.setattr("embedding_assets.pgvector.rows.copy._LARGEST_ROW", 1_000)
     with pytest.raises(PermanentError, match=r"document 'doc-0' takes.*smaller pieces"):
         stream(shard_rows([row(1), row(2, content="x" * 2_000)]), 0, types(8, 12))
 

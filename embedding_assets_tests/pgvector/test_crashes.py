@@ -11,10 +11,10 @@ from multiprocessing.context import ForkServerProcess
 import psycopg
 import pytest
 
-from embedding_assets.pgvector import recall
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.search import compare
+from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets_tests.pgvector.toy import Source, Toy, assert_serves, bind, edited, row, source
 

@@ -15,10 +15,13 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import costs, delta, parallel, roles
+from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.delta import difference, load, repair
-from embedding_assets.pgvector.generations import (
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.recall import vector_literal
+from embedding_assets.pgvector.loading import costs, delta
+from embedding_assets.pgvector.loading.delta import difference, repair
+from embedding_assets.pgvector.loading.generations import (
     Digested,
     Generation,
     Loaded,
@@ -26,12 +29,12 @@ from embedding_assets.pgvector.generations import (
     load_generation,
     published_generation,
 )
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.recall import vector_literal
-from embedding_assets.pgvector.schema import MIGRATIONS
-from embedding_assets.pgvector.search import region_status
-from embedding_assets.pgvector.shards import ShardRef, ShardRows, vector_type
+from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, vector_type
+from embedding_assets.pgvector.schema import roles
+from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.pgvector.toy import (
     D1,
     D2,
@@ -592,7 +595,7 @@ def test_rows_that_another_connection_puts_where_they_belong_stay_there(
     """Shard 9, which nobody should have, is read before shard 1 takes its rows back, and emptied after that."""
     region.execute("UPDATE embedding_assets.generation_1 SET shard = 9 WHERE shard = 1")
     read, taken_back = threading.Event(), threading.Event()
-    stored, merge = delta._stored, delta._merge
+    stored, merge = delta.stored_rows, delta._merge
 
     def stored_in_turn(conn: Connection, published: Generation, shard: int) -> Any:
         found = stored(conn, published, shard)
@@ -609,7 +612,7 @@ def test_rows_that_another_connection_puts_where_they_belong_stay_there(
         return merged
 
     monkeypatch.setattr(parallel, "CONNECTIONS", 2)
-    monkeypatch.setattr(delta, "_stored", stored_in_turn)
+    monkeypatch.setattr(delta, "stored_rows", stored_in_turn)
     monkeypatch.setattr(delta, "_merge", merge_in_turn)
 
     repair(region, served.name, served.root, served.refs, served.read_shard, {1, 9})

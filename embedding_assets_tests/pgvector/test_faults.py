@@ -22,8 +22,12 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import TransientError
-from embedding_assets.pgvector import delta, embedded, generations, postmaster, publish, schema
+from embedding_assets.pgvector import embedded, postmaster
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.loading import delta, generations
+from embedding_assets.pgvector.publishing import publish
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.models import ensure_models
 from embedding_assets_tests.pgvector.readers import Library, assert_published
 
 SECONDS = 60  # that anything here may take, at the very most
@@ -59,7 +63,7 @@ def serving(postgres: Path, old_edition: str) -> Iterator[str]:
 
 def serve(dsn: str) -> str:
     with connect(dsn) as conn:
-        schema.ensure_models(conn, OLD.models, "v1")
+        ensure_models(conn, OLD.models, "v1")
         OLD.reload(conn)
     return dsn
 
@@ -79,7 +83,7 @@ def home() -> Iterator[Path]:
 def own(home: Path) -> Iterator[str]:
     """A database, on the server that may be stopped, that serves the old edition."""
     dsn = embedded.dsn(home, "faults")
-    schema.migrate(dsn)
+    migrations.migrate(dsn)
     yield serve(dsn)
     with psycopg.connect(embedded.dsn(home, "postgres"), autocommit=True) as admin:
         admin.execute("DROP DATABASE faults WITH (FORCE)")

@@ -17,13 +17,14 @@ import psycopg
 import pytest
 
 from embedding_assets.embedding.providers.local import LocalProvider
-from embedding_assets.pgvector import embedded, inverted
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.search import search
-from embedding_assets.pgvector.shards import ShardRef
+from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.settings import default_settings
 from embedding_assets_tests.pgvector.toy import Row, bind, shard_rows
 

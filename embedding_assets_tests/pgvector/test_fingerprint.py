@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from embedding_assets.pgvector import fingerprint
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
-from embedding_assets.pgvector.fingerprint import Fingerprint
-from embedding_assets.pgvector.shards import VectorType, VectorTypes
+from embedding_assets.pgvector.rows import fingerprint
+from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
+from embedding_assets.pgvector.rows.fingerprint import Fingerprint
+from embedding_assets.pgvector.rows.shards import VectorType, VectorTypes
 from embedding_assets_tests.pgvector.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
 from embedding_assets_tests.pgvector.toy import Row, row, shard_rows
 

@@ -10,11 +10,12 @@ import pytest
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import LoadProgress, find_generation, load_generation
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.search import compare, region_status
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.loading.generations import LoadProgress, find_generation, load_generation
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets_tests.pgvector.toy import Toy, bind, row, shard_rows
 
 

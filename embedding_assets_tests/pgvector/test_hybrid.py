@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import inverted
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import Generation, load_generation
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.search import HybridHit, search, search_hybrid
-from embedding_assets.pgvector.shards import ShardRef
+from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.loading.generations import Generation, load_generation
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.reading.search import HybridHit, search, search_hybrid
+from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets_tests.pgvector.test_search import literal, query
 from embedding_assets_tests.pgvector.toy import Row, Toy, bind, row, shard_rows
 

@@ -10,15 +10,16 @@ import pytest
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError, PipelineError, TransientError
-from embedding_assets.pgvector import hnsw, index, recall
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of, pipeline_errors
-from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.hnsw import Hnsw
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.schema import bound_models
-from embedding_assets.pgvector.search import region_status, search
-from embedding_assets.pgvector.shards import ShardRef
+from embedding_assets.pgvector.indexes import hnsw, index, recall
+from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.rows.shards import ShardRef
+from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets_tests.pgvector.toy import Toy, bind, row, shard_rows
 
 INDEXES = [f"generation_1_{name}" for name in ("metadata", "pkey", "shard", "v1", "v2")]

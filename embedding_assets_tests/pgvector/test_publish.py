@@ -9,11 +9,11 @@ import pytest
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import connection
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import load_generation, published_generation
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.recall import vector_literal
-from embedding_assets.pgvector.search import compare
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.recall import vector_literal
+from embedding_assets.pgvector.loading.generations import load_generation, published_generation
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets_tests.pgvector.toy import Toy, row
 
 READERS = 8

@@ -2,8 +2,8 @@
 
 import pytest
 
-from embedding_assets.pgvector import schema
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.schema.models import ensure_models
 from embedding_assets_tests.pgvector.readers import CLIENTS, Library, assert_published, clients, operations, wrong
 
 
@@ -15,7 +15,7 @@ from embedding_assets_tests.pgvector.readers import CLIENTS, Library, assert_pub
 def test_no_client_meets_an_error_a_short_answer_or_half_a_document(database: str, library: Library) -> None:
     """Their connections stay open through all of it, with the statements that they prepared."""
     with connect(database) as conn:
-        schema.ensure_models(conn, library.models, "v1")
+        ensure_models(conn, library.models, "v1")
         library.reload(conn)
 
         with clients(database, library) as met:

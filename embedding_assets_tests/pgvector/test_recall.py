@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_assets.pgvector import recall
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.generations import load_generation, published_generation
-from embedding_assets.pgvector.hnsw import Hnsw
-from embedding_assets.pgvector.index import build_indexes
-from embedding_assets.pgvector.recall import Measured, smallest_ef_search
+from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.recall import Measured, smallest_ef_search
+from embedding_assets.pgvector.loading.generations import load_generation, published_generation
 from embedding_assets_tests.pgvector.toy import Toy, bind, row
 
 curves = st.lists(st.floats(0, 1), min_size=1, max_size=7).map(

@@ -15,9 +15,12 @@ from psycopg.conninfo import make_conninfo
 
 from embedding_assets import operations
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import embedded, inverted, roles, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.search import search, search_hybrid
+from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.reading.search import search, search_hybrid
+from embedding_assets.pgvector.schema import migrations, names, roles
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.screen import Screen
 from embedding_assets.settings import SettingsError, load_settings
 from embedding_assets_tests.harness import REGIONS, SOURCE, Sandbox
@@ -154,7 +157,7 @@ def test_pgvector_may_live_in_a_schema_of_its_own(postgres: Path) -> None:
     dsn = embedded.dsn(postgres, "own schema")
     with psycopg.connect(dsn, autocommit=True) as admin:
         admin.execute('CREATE SCHEMA "Own Types"; CREATE EXTENSION vector SCHEMA "Own Types"')
-    schema.migrate(dsn)
+    migrations.migrate(dsn)
     reader = login(dsn, roles.SEARCH).dsn
     path = '-c search_path=public,"Own\\ Types"'
     with connect(make_conninfo(dsn, options=path)) as conn:
@@ -182,7 +185,7 @@ def test_everything_belongs_to_the_ingest_role_whoever_logged_in(served: str) ->
 def test_a_member_of_the_ingest_role_goes_on_where_another_has_loaded(served: str) -> None:
     """A new edition of a source, then the other model: tables and view of the one who was there before."""
     loader = login(served, roles.INGEST).dsn
-    schema.migrate(loader)
+    migrations.migrate(loader)
     with connect(loader) as conn:
         roles.act_as_ingest(conn)
         HANDBOOK.edited().publish_to(conn)
@@ -198,7 +201,7 @@ def test_migrating_twice_changes_nothing(served: str) -> None:
             "SELECT (SELECT max(xmin::text::bigint) FROM pg_class), (SELECT max(xmin::text::bigint) FROM pg_proc)"
         )
         before = conn.execute(catalogs).fetchone()
-        schema.migrate(served)
+        migrations.migrate(served)
         assert conn.execute(catalogs).fetchone() == before
 
 
@@ -208,7 +211,7 @@ def test_databases_of_one_cluster_that_are_migrated_at_once_share_the_roles(new_
 
     def migrate(dsn: str) -> None:
         try:
-            schema.migrate(dsn)
+            migrations.migrate(dsn)
         except BaseException as error:
             failures.append(error)
 
@@ -245,7 +248,7 @@ def test_the_owner_of_a_database_who_may_create_roles_sets_up_all(new_cluster: C
     admin = new_cluster("managed")
     owner = owned(admin, "CREATEROLE")
 
-    schema.migrate(owner.dsn)
+    migrations.migrate(owner.dsn)
     with connect(owner.dsn) as conn:
         serve(conn)
 
@@ -263,7 +266,7 @@ def test_the_owner_of_a_database_who_may_create_roles_sets_up_all(new_cluster: C
 def test_row_level_security_binds_even_where_no_role_could_be_made(new_cluster: Callable[[str], str]) -> None:
     admin = new_cluster("managed")
     owner = owned(admin, "NOCREATEROLE")
-    schema.migrate(owner.dsn)
+    migrations.migrate(owner.dsn)
     reader = login(admin)
     with connect(owner.dsn) as conn:
         serve(conn)
@@ -378,10 +381,10 @@ def test_a_model_made_anew_leaves_it_on(served: str, support: Login) -> None:
         for generation in (1, 2):
             conn.execute(
                 sql.SQL("ALTER TABLE embedding_assets.chunks DETACH PARTITION {}").format(
-                    schema.generation_table(generation)
+                    names.generation_table(generation)
                 )
             )
-        schema.ensure_models(conn, {**MODELS, "v1": schema.Model("other-8", 8, "test")}, "v1")
+        ensure_models(conn, {**MODELS, "v1": Model("other-8", 8, "test")}, "v1")
         for toy in (HANDBOOK, TICKETS):
             toy.publish_to(conn)
 

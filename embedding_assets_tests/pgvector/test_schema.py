@@ -9,10 +9,13 @@ import psycopg
 import pytest
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import embedded, schema
+from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import load_generation
-from embedding_assets.pgvector.search import compare, search
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models
 from embedding_assets_tests.pgvector.toy import D2, MODELS, Toy, bind, row
 
 TABLES = ["chunks", "dead_letters", "generations", "ledger", "models", "readers", "recall", "surface"]
@@ -33,7 +36,7 @@ def test_migrating_a_migrated_database_writes_nothing_and_takes_milliseconds(dat
         seconds = []
         for _ in range(3):
             began = time.perf_counter()
-            schema.migrate(database)
+            migrations.migrate(database)
             seconds.append(time.perf_counter() - began)
         assert conn.execute("SELECT max(xmin::text::bigint) FROM pg_class").fetchone() == before
     assert min(seconds) < 0.05
@@ -45,7 +48,7 @@ def test_many_that_migrate_a_new_database_at_once_migrate_it_once(postgres: Path
 
     def migrate() -> None:
         try:
-            schema.migrate(dsn)
+            migrations.migrate(dsn)
         except BaseException as error:
             failures.append(error)
 
@@ -65,7 +68,7 @@ def test_a_process_killed_before_a_migration_was_recorded_does_no_harm(database:
             conn.execute(f"DROP TABLE embedding_assets._yoyo_{table}".encode())
         conn.execute("INSERT INTO embedding_assets.yoyo_lock (pid) VALUES (1)")
 
-    schema.migrate(database)
+    migrations.migrate(database)
 
     assert tables(database) == TABLES
 
@@ -77,25 +80,25 @@ def test_a_database_migrated_by_a_newer_program_is_refused(database: str) -> Non
         )
 
     with pytest.raises(PermanentError, match=r"newer version of this project .*9999_future"):
-        schema.migrate(database)
+        migrations.migrate(database)
 
 
 @pytest.mark.parametrize("version", ["0.5.1", "0.8.3", "0.8"])
 def test_pgvector_below_0_8_4_is_refused_with_the_reason(version: str) -> None:
     with pytest.raises(PermanentError, match="CVE-2026-3172"):
-        schema.refuse_old_pgvector(version)
+        migrations.refuse_old_pgvector(version)
 
 
 @pytest.mark.parametrize("version", ["0.8.4", "0.8.5", "0.10.0", "1.0"])
 def test_pgvector_from_0_8_4_on_is_taken(version: str) -> None:
-    schema.refuse_old_pgvector(version)
+    migrations.refuse_old_pgvector(version)
 
 
 def test_too_many_dimensions_are_refused_before_anything_is_changed(database: str) -> None:
     with connect(database) as conn:
         with pytest.raises(PermanentError, match="4096 dimensions cannot be indexed"):
-            schema.ensure_models(conn, {**MODELS, "v2": schema.Model("large", 4096, "test")}, "v1")
-        assert schema.bound_models(conn) == {}
+            ensure_models(conn, {**MODELS, "v2": Model("large", 4096, "test")}, "v1")
+        assert bound_models(conn) == {}
 
 
 def test_columns_have_the_type_that_their_dimensions_ask_for(database: str) -> None:
@@ -111,7 +114,7 @@ def test_columns_have_the_type_that_their_dimensions_ask_for(database: str) -> N
 def test_halfvec_is_to_be_had_below_too(database: str) -> None:
     with connect(database) as conn:
         bind(conn, 8, 2000, halfvec=["v2"])
-        assert schema.bound_types(conn) == (("vector", 8), ("halfvec", 2000))
+        assert bound_types(conn) == (("vector", 8), ("halfvec", 2000))
         assert conn.execute(
             "SELECT format_type(atttypid, atttypmod) FROM pg_attribute "
             "WHERE attrelid = 'embedding_assets.chunks'::regclass AND attname = 'embedding_v2'"
@@ -158,7 +161,7 @@ def test_the_live_slot_cannot_be_bound_to_another_model(region: Connection) -> N
     with pytest.raises(PermanentError, match=r"slot v1 is live with model toy-8.*Bind the new model to v2"):
         bind(region, d1=16)
 
-    assert schema.bound_types(region) == (("vector", 8), ("vector", 12))
+    assert bound_types(region) == (("vector", 8), ("vector", 12))
 
 
 def test_where_nothing_is_published_any_slot_may_be_bound_anew(region: Connection) -> None:
@@ -219,7 +222,7 @@ def test_switching_the_live_model_is_seen_by_search_and_by_prepared_statements(
 
 def test_models_must_fill_both_slots(region: Connection) -> None:
     with pytest.raises(PermanentError, match="exactly the slots v1, v2"):
-        schema.ensure_models(region, {"v1": MODELS["v1"]}, "v1")
+        ensure_models(region, {"v1": MODELS["v1"]}, "v1")
 
 
 def test_a_database_that_is_not_there_is_no_reason_to_retry(

@@ -11,12 +11,14 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import schema
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import published_generation
-from embedding_assets.pgvector.recall import vector_literal
-from embedding_assets.pgvector.schema import generation_table
-from embedding_assets.pgvector.search import Hit, compare, region_status, search
+from embedding_assets.pgvector.indexes.recall import vector_literal
+from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.reading.search import Hit, search
+from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.schema import migrations
+from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets_tests.pgvector.toy import Row, Toy, bind, nearest, row
 
 FIRST, SECOND = Toy("first", shards=2, rows=800), Toy("second", shards=1, rows=800, edition=1)
@@ -305,7 +307,7 @@ def test_a_reader_in_a_read_only_transaction_may_search(served: Connection, sear
 
 
 def test_the_view_gives_k_rows_where_all_the_nearest_entries_of_the_index_are_dead(database: str) -> None:
-    schema.migrate(database)
+    migrations.migrate(database)
     toy = Toy(shards=1, rows=1_500)
     with connect(database) as conn:
         bind(conn)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import psycopg
 import pytest
 
-from embedding_assets.pgvector import inverted
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.generations import published_generation
-from embedding_assets.pgvector.schema import MIGRATIONS
+from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.pgvector.test_search import literal, query
 from embedding_assets_tests.pgvector.toy import Toy, bind
 

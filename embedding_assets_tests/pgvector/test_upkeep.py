@@ -12,17 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_assets.errors import PipelineError
-from embedding_assets.pgvector import upkeep
 from embedding_assets.pgvector.connection import Connection, SourceBusy, connect, dsn_of, source_lock
-from embedding_assets.pgvector.generations import Generation, load_generation
-from embedding_assets.pgvector.hnsw import USUAL, Hnsw
-from embedding_assets.pgvector.index import build_indexes, parameters_of
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.quiet_hours import QuietHours
-from embedding_assets.pgvector.recall import TARGET_RECALL, Measured, Measurement
-from embedding_assets.pgvector.schema import bound_models
-from embedding_assets.pgvector.search import search
-from embedding_assets.pgvector.upkeep import Finding, IndexState, State, act, examine, findings
+from embedding_assets.pgvector.indexes import upkeep
+from embedding_assets.pgvector.indexes.hnsw import USUAL, Hnsw
+from embedding_assets.pgvector.indexes.index import build_indexes, parameters_of
+from embedding_assets.pgvector.indexes.recall import TARGET_RECALL, Measured, Measurement
+from embedding_assets.pgvector.indexes.upkeep import Finding, IndexState, State, act, examine, findings
+from embedding_assets.pgvector.loading.generations import Generation, load_generation
+from embedding_assets.pgvector.options import QuietHours
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets_tests.pgvector.toy import Toy, bind, row
 
 POOR = Hnsw(m=2, ef_construction=4)

@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from embedding_assets.pgvector import schema
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.delta import load
-from embedding_assets.pgvector.generations import Generation, Loaded, load_generation, published_generation
-from embedding_assets.pgvector.index import build_indexes, invalid_indexes
-from embedding_assets.pgvector.publish import publish
-from embedding_assets.pgvector.search import compare
-from embedding_assets.pgvector.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
+from embedding_assets.pgvector.loading.generations import Generation, Loaded, load_generation, published_generation
+from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
 D1, D2 = 8, 12
-MODELS = {"v1": schema.Model("toy-8", D1, "test"), "v2": schema.Model("toy-12", D2, "test")}
+MODELS = {"v1": Model("toy-8", D1, "test"), "v2": Model("toy-12", D2, "test")}
 
 Vector = npt.NDArray[np.float32] | None
 
@@ -44,10 +44,10 @@ class Row(NamedTuple):
 def bind(conn: Connection, d1: int = D1, d2: int = D2, live: str = "v1", halfvec: Collection[str] = ()) -> None:
     """Bind toy models of these dimensions, these slots as 2-byte floats."""
     models = {
-        slot: schema.Model(f"toy-{dimensions}", dimensions, "test", slot in halfvec)
+        slot: Model(f"toy-{dimensions}", dimensions, "test", slot in halfvec)
         for slot, dimensions in (("v1", d1), ("v2", d2))
     }
-    schema.ensure_models(conn, models, live)
+    ensure_models(conn, models, live)
 
 
 def unit(rng: np.random.Generator, dimensions: int) -> npt.NDArray[np.float32]:

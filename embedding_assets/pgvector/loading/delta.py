@@ -1,6 +1,6 @@
-"""Loads: a source's table brought to another root, by a delta on what readers see or by a new generation.
+"""A delta on the published generation: the rows that differ, a shard at a time, while readers go on.
 
-A delta asks each shard that changed for its rows' digests, and replaces the rows that differ: one transaction a shard.
+Each shard that changed is asked for its rows' digests, and the rows that differ are replaced: one transaction a shard.
 A document lies in one shard, so no reader sees half of its change, and the live indexes follow. While shards are being
 replaced the generation holds no root; a crash between two of them leaves that to be seen, and the ledger to go on by.
 
@@ -8,46 +8,37 @@ Rows go straight into the table, after a DELETE of those that they replace. A st
 twice: 26 µs of server CPU a row against 17 (FIELD §4), for the same new row version and index entries.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import numpy as np
 import numpy.typing as npt
-import psycopg
 import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import costs, fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, source_lock
-from embedding_assets.pgvector.copy import encode, one_array
-from embedding_assets.pgvector.costs import Choice
-from embedding_assets.pgvector.generations import (
+from embedding_assets.pgvector.loading import costs
+from embedding_assets.pgvector.loading.generations import (
     Digested,
     Generation,
     Loaded,
     LoadProgress,
     copy_into,
-    drop_others,
-    find_generation,
     ledger_keys,
-    load_generation,
     published_generation,
     read_digested,
 )
 from embedding_assets.pgvector.parallel import on_connections
-from embedding_assets.pgvector.schema import bound_types, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows, VectorTypes
+from embedding_assets.pgvector.rows import fingerprint
+from embedding_assets.pgvector.rows.copy import encode, one_array
+from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef, ShardRows, VectorTypes
+from embedding_assets.pgvector.schema.models import bound_types
+from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import failpoint
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
-
-_log = logging.getLogger(__name__)
-
-_SAMPLED = 3
-"""Shards looked at before the way is chosen. A shard is a slice by hash, and so a random sample of the documents."""
 
 _STORED = np.dtype([("chunk_id", "V16"), ("digest", ">i8")])
 
@@ -74,75 +65,6 @@ class Difference(NamedTuple):
         return self.inserted + len(self.stale)
 
 
-def load(
-    conn: Connection,
-    source: str,
-    target_root: str,
-    shards: Sequence[ShardRef],
-    read_shard: ReadShard,
-    progress: Callable[[LoadProgress], None] = lambda _: None,
-) -> Loaded:
-    """Bring a source to `target_root`: by a delta on its published generation, or by a new one where that costs less.
-
-    `Loaded.choice` says which, and why. After a delta the published generation is that of `target_root`, and readers
-    see it; a new one is for `index.build_indexes` and `publish.publish` to finish. Memory, threads and a second loader
-    of the same source: as `load_generation`, with up to `_SAMPLED` shards more in memory.
-
-    Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit, or where
-    the table does not hold what was sent: that shard then stays as it was.
-    """
-    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
-        types, rows = bound_types(conn), sum(ref.rows for ref in shards)
-
-        def load_whole(choice: Choice) -> Loaded:
-            _log.info("source %r: %s: %s", source, choice.way, choice.why)
-            return load_generation(conn, source, target_root, shards, read_shard, progress)._replace(choice=choice)
-
-        found, published = find_generation(conn, source, target_root), published_generation(conn, source)
-        if found is not None and found.state == "published":
-            return load_generation(conn, source, target_root, shards, read_shard, progress)
-        why_whole = _why_whole(conn, found, published, shards)
-        if why_whole is not None or published is None:
-            return load_whole(costs.forced("new generation", why_whole or "", rows, types))
-
-        changed = _changed(conn, published, shards)
-        sample = {ref.shard: _read(source, ref, read_shard, types) for ref in changed[:_SAMPLED]}
-        choice = costs.choose(rows, _differing(conn, published, changed, sample), published.rows_changed, types)
-        if choice.way == "new generation":
-            sample.clear()
-            return load_whole(choice)
-        _log.info("source %r: %s in %d of %d shards: %s", source, choice.way, len(changed), len(shards), choice.why)
-
-        def digested(ref: ShardRef) -> Digested:
-            return sample.pop(ref.shard, None) or _read(source, ref, read_shard, types)
-
-        drop_others(conn, source, published)
-        loaded = Loaded(published, choice, rows, len(shards))
-        try:
-            return _replace_shards(conn, loaded, target_root, changed, digested, types, progress)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
-            # A chunk of one shard is still held by another: the documents were dealt out anew, which the numbers of
-            # the shards did not show.
-            return load_whole(costs.forced("new generation", "documents moved between shards", rows, types))
-
-
-def _why_whole(
-    conn: Connection, found: Generation | None, published: Generation | None, shards: Sequence[ShardRef]
-) -> str | None:
-    """Why no delta can bring the published generation to the new root; None where one can."""
-    if published is None:
-        return "nothing is published yet"
-    if found is not None:
-        return "an earlier load began it"
-    if not published.target_root:
-        return "what is published lacks the vectors of a model, or its digests"
-    # A shard is a prefix of the hash of a document's id: with a bit more or less, nearly all documents change theirs.
-    stored = _stored_shards(conn, published)
-    if shards and stored and max(stored).bit_length() != max(ref.shard for ref in shards).bit_length():
-        return "the source has another number of shards"
-    return None
-
-
 def repair(
     conn: Connection, source: str, target_root: str, shards: Sequence[ShardRef], read_shard: ReadShard, bad: Set[int]
 ) -> Loaded:
@@ -162,12 +84,12 @@ def repair(
         named = {ref.shard: ref for ref in shards}
         refs = [named.get(shard, ShardRef(shard, "", 0)) for shard in sorted(bad)]
         choice = costs.forced("delta", f"{len(refs)} shards are repaired", rows, types)
-        return _replace_shards(
+        return replace_shards(
             conn,
             Loaded(published, choice, rows, len(shards)),
             target_root,
             refs,
-            lambda ref: _read(source, ref, read_shard, types),
+            lambda ref: read_rows(source, ref, read_shard, types),
             types,
             wholesale=True,
         )
@@ -195,14 +117,14 @@ def _everything(chunk_ids: pa.FixedSizeBinaryArray, stored_ids: pa.FixedSizeBina
     return Difference(np.ones(len(chunk_ids), bool), len(chunk_ids), pa.concat_arrays([chunk_ids, gone]))
 
 
-def _changed(conn: Connection, published: Generation, shards: Sequence[ShardRef]) -> list[ShardRef]:
+def changed_shards(conn: Connection, published: Generation, shards: Sequence[ShardRef]) -> list[ShardRef]:
     """Shards whose content the ledger does not have, and those that are gone, as shards without rows and key."""
     keys, wanted = ledger_keys(conn, published), {ref.shard for ref in shards}
-    gone = (keys.keys() | _stored_shards(conn, published)) - wanted
+    gone = (keys.keys() | stored_shards(conn, published)) - wanted
     return [ref for ref in shards if keys.get(ref.shard) != ref.key] + [ShardRef(n, "", 0) for n in sorted(gone)]
 
 
-def _stored_shards(conn: Connection, published: Generation) -> set[int]:
+def stored_shards(conn: Connection, published: Generation) -> set[int]:
     """The shards that have rows in the table: a look at the index for each, not at each row."""
     rows = conn.execute(
         sql.SQL(
@@ -220,23 +142,7 @@ def _stored_shards(conn: Connection, published: Generation) -> set[int]:
     return {shard for (shard,) in rows}
 
 
-def _differing(
-    conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Digested]
-) -> int:
-    """Estimate of the rows to be inserted, updated or deleted in the changed shards, from those in the sample."""
-    found = {
-        number: difference(*_new(shard), *_stored(conn, published, number)).rows for number, shard in sample.items()
-    }
-    differing = sum(found.values())
-    share = differing / max(sum(sample[number].ref.rows for number in found), 1)
-    for ref in changed:
-        if ref.shard not in found:
-            gone = 0 if ref.rows else fingerprint.by_digests(conn, generation_table(published.id), ref.shard).rows
-            differing += gone + round(ref.rows * share)
-    return differing
-
-
-def _read(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Digested:
+def read_rows(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes) -> Digested:
     """A shard's new rows; of one that is gone there are none."""
     if not ref.rows:
         nothing = (vectors(each.dimensions).empty_table() for each in types)
@@ -244,11 +150,11 @@ def _read(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTypes)
     return read_digested(source, ref, read_shard, types)
 
 
-def _new(shard: Digested) -> tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]:
+def new_rows(shard: Digested) -> tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]:
     return one_array(shard.rows.chunks.column("chunk_id")), shard.digests
 
 
-def _stored(
+def stored_rows(
     conn: Connection, published: Generation, shard: int
 ) -> tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]:
     """Ids and digests of a shard's rows in the table, as one value from the index alone: 0.6 ms for 4,000, where COPY
@@ -268,7 +174,7 @@ class _Merged(NamedTuple):
     bytes_written: int
 
 
-def _replace_shards(
+def replace_shards(
     conn: Connection,
     loaded: Loaded,
     target_root: str,
@@ -345,7 +251,7 @@ def _merge(
         )
         if not held.rowcount:
             raise _taken_over(generation)
-        (chunk_ids, digests), stored = _new(shard), _stored(conn, generation, ref.shard)
+        (chunk_ids, digests), stored = new_rows(shard), stored_rows(conn, generation, ref.shard)
         found = _everything(chunk_ids, stored[0]) if wholesale else difference(chunk_ids, digests, *stored)
         table = generation_table(generation.id)
         if wholesale:

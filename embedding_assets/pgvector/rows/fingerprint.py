@@ -18,8 +18,8 @@ import numpy.typing as npt
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.copy import digests_of
-from embedding_assets.pgvector.shards import SLOTS, ShardRows, VectorType, VectorTypes
+from embedding_assets.pgvector.rows.copy import digests_of
+from embedding_assets.pgvector.rows.shards import SLOTS, ShardRows, VectorType, VectorTypes
 
 NORM_TOLERANCE: Final = 1e-3
 """float32 unit vectors are within 1e-6 of length 1 and 2-byte floats within 5e-4: more is somebody's change."""

@@ -12,10 +12,10 @@ from psycopg import sql
 
 from embedding_assets.errors import PipelineError, TransientError
 from embedding_assets.pgvector.connection import QUEUE_TIMEOUT, Connection, connect, dsn_of
-from embedding_assets.pgvector.generations import Generation
-from embedding_assets.pgvector.recall import column_of
-from embedding_assets.pgvector.schema import generation_table
-from embedding_assets.pgvector.shards import SLOTS
+from embedding_assets.pgvector.indexes.recall import column_of
+from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.rows.shards import SLOTS
+from embedding_assets.pgvector.schema.names import generation_table
 
 _log = logging.getLogger(__name__)
 

@@ -13,14 +13,23 @@ import numpy.typing as npt
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import costs, fingerprint
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
-from embedding_assets.pgvector.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
-from embedding_assets.pgvector.costs import Choice
-from embedding_assets.pgvector.fingerprint import Fingerprint
+from embedding_assets.pgvector.loading import costs
+from embedding_assets.pgvector.loading.costs import Choice
 from embedding_assets.pgvector.parallel import on_connections
-from embedding_assets.pgvector.schema import bound_types, generation_table
-from embedding_assets.pgvector.shards import ReadShard, ShardRef, ShardRows, VectorTypes, check_aligned, dimensions_of
+from embedding_assets.pgvector.rows import fingerprint
+from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
+from embedding_assets.pgvector.rows.fingerprint import Fingerprint
+from embedding_assets.pgvector.rows.shards import (
+    ReadShard,
+    ShardRef,
+    ShardRows,
+    VectorTypes,
+    check_aligned,
+    dimensions_of,
+)
+from embedding_assets.pgvector.schema.models import bound_types
+from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)

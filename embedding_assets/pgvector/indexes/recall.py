@@ -11,9 +11,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.generations import Generation
-from embedding_assets.pgvector.schema import generation_index, generation_table
-from embedding_assets.pgvector.shards import VectorType
+from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.rows.shards import VectorType
+from embedding_assets.pgvector.schema.names import generation_index, generation_table
 
 TARGET_RECALL: Final = 0.98
 EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)

@@ -13,10 +13,9 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
-from embedding_assets.pgvector.generations import Generation, find_generation
-from embedding_assets.pgvector.hnsw import USUAL, Built, Hnsw, Progress, build, drop_leftovers, patience
-from embedding_assets.pgvector.inverted import ensure_inverted_indexes
-from embedding_assets.pgvector.recall import (
+from embedding_assets.pgvector.indexes.hnsw import USUAL, Built, Hnsw, Progress, build, drop_leftovers, patience
+from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
+from embedding_assets.pgvector.indexes.recall import (
     TARGET_RECALL,
     Measured,
     column_of,
@@ -26,8 +25,9 @@ from embedding_assets.pgvector.recall import (
     settle_ef_search,
     stored_measurement,
 )
-from embedding_assets.pgvector.schema import generation_index, generation_table
-from embedding_assets.pgvector.shards import SLOTS
+from embedding_assets.pgvector.loading.generations import Generation, find_generation
+from embedding_assets.pgvector.rows.shards import SLOTS
+from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import failpoint
 
 _log = logging.getLogger(__name__)

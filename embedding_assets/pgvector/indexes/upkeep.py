@@ -11,10 +11,9 @@ from typing import Final, Literal, NamedTuple
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import LOCK_TIMEOUT, Connection, pipeline_errors, source_lock
-from embedding_assets.pgvector.generations import Generation, published_generation
-from embedding_assets.pgvector.hnsw import Hnsw, Progress, drop_leftovers, leftovers
-from embedding_assets.pgvector.index import IndexReport, ensure_index, parameters_of, reindex
-from embedding_assets.pgvector.recall import (
+from embedding_assets.pgvector.indexes.hnsw import Hnsw, Progress, drop_leftovers, leftovers
+from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, parameters_of, reindex
+from embedding_assets.pgvector.indexes.recall import (
     Measurement,
     index_bytes,
     measure,
@@ -22,8 +21,10 @@ from embedding_assets.pgvector.recall import (
     shortfall,
     stored_measurement,
 )
-from embedding_assets.pgvector.schema import bound_models, generation_table
-from embedding_assets.pgvector.shards import SLOTS
+from embedding_assets.pgvector.loading.generations import Generation, published_generation
+from embedding_assets.pgvector.rows.shards import SLOTS
+from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets.pgvector.schema.names import generation_table
 
 _log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Indexes of a generation: built, measured, tuned, and kept up."""

@@ -1,0 +1,124 @@
+"""Loads: a source's table brought to another root, by a delta on what readers see or by a new generation."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+
+import psycopg
+
+from embedding_assets.pgvector.connection import Connection, pipeline_errors, source_lock
+from embedding_assets.pgvector.loading import costs
+from embedding_assets.pgvector.loading.costs import Choice
+from embedding_assets.pgvector.loading.delta import (
+    changed_shards,
+    difference,
+    new_rows,
+    read_rows,
+    replace_shards,
+    stored_rows,
+    stored_shards,
+)
+from embedding_assets.pgvector.loading.generations import (
+    Digested,
+    Generation,
+    Loaded,
+    LoadProgress,
+    drop_others,
+    find_generation,
+    load_generation,
+    published_generation,
+)
+from embedding_assets.pgvector.rows import fingerprint
+from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
+from embedding_assets.pgvector.schema.models import bound_types
+from embedding_assets.pgvector.schema.names import generation_table
+
+_log = logging.getLogger(__name__)
+
+_SAMPLED = 3
+"""Shards looked at before the way is chosen. A shard is a slice by hash, and so a random sample of the documents."""
+
+
+def load(
+    conn: Connection,
+    source: str,
+    target_root: str,
+    shards: Sequence[ShardRef],
+    read_shard: ReadShard,
+    progress: Callable[[LoadProgress], None] = lambda _: None,
+) -> Loaded:
+    """Bring a source to `target_root`: by a delta on its published generation, or by a new one where that costs less.
+
+    `Loaded.choice` says which, and why. After a delta the published generation is that of `target_root`, and readers
+    see it; a new one is for `index.build_indexes` and `publish.publish` to finish. Memory, threads and a second loader
+    of the same source: as `load_generation`, with up to `_SAMPLED` shards more in memory.
+
+    Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit, or where
+    the table does not hold what was sent: that shard then stays as it was.
+    """
+    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
+        types, rows = bound_types(conn), sum(ref.rows for ref in shards)
+
+        def load_whole(choice: Choice) -> Loaded:
+            _log.info("source %r: %s: %s", source, choice.way, choice.why)
+            return load_generation(conn, source, target_root, shards, read_shard, progress)._replace(choice=choice)
+
+        found, published = find_generation(conn, source, target_root), published_generation(conn, source)
+        if found is not None and found.state == "published":
+            return load_generation(conn, source, target_root, shards, read_shard, progress)
+        why_whole = _why_whole(conn, found, published, shards)
+        if why_whole is not None or published is None:
+            return load_whole(costs.forced("new generation", why_whole or "", rows, types))
+
+        changed = changed_shards(conn, published, shards)
+        sample = {ref.shard: read_rows(source, ref, read_shard, types) for ref in changed[:_SAMPLED]}
+        choice = costs.choose(rows, _differing(conn, published, changed, sample), published.rows_changed, types)
+        if choice.way == "new generation":
+            sample.clear()
+            return load_whole(choice)
+        _log.info("source %r: %s in %d of %d shards: %s", source, choice.way, len(changed), len(shards), choice.why)
+
+        def digested(ref: ShardRef) -> Digested:
+            return sample.pop(ref.shard, None) or read_rows(source, ref, read_shard, types)
+
+        drop_others(conn, source, published)
+        loaded = Loaded(published, choice, rows, len(shards))
+        try:
+            return replace_shards(conn, loaded, target_root, changed, digested, types, progress)
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
+            # A chunk of one shard is still held by another: the documents were dealt out anew, which the numbers of
+            # the shards did not show.
+            return load_whole(costs.forced("new generation", "documents moved between shards", rows, types))
+
+
+def _why_whole(
+    conn: Connection, found: Generation | None, published: Generation | None, shards: Sequence[ShardRef]
+) -> str | None:
+    """Why no delta can bring the published generation to the new root; None where one can."""
+    if published is None:
+        return "nothing is published yet"
+    if found is not None:
+        return "an earlier load began it"
+    if not published.target_root:
+        return "what is published lacks the vectors of a model, or its digests"
+    # A shard is a prefix of the hash of a document's id: with a bit more or less, nearly all documents change theirs.
+    stored = stored_shards(conn, published)
+    if shards and stored and max(stored).bit_length() != max(ref.shard for ref in shards).bit_length():
+        return "the source has another number of shards"
+    return None
+
+
+def _differing(
+    conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Digested]
+) -> int:
+    """Estimate of the rows to be inserted, updated or deleted in the changed shards, from those in the sample."""
+    found = {
+        number: difference(*new_rows(shard), *stored_rows(conn, published, number)).rows
+        for number, shard in sample.items()
+    }
+    differing = sum(found.values())
+    share = differing / max(sum(sample[number].ref.rows for number in found), 1)
+    for ref in changed:
+        if ref.shard not in found:
+            gone = 0 if ref.rows else fingerprint.by_digests(conn, generation_table(published.id), ref.shard).rows
+            differing += gone + round(ref.rows * share)
+    return differing

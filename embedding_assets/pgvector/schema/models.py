@@ -1,0 +1,175 @@
+"""What the slots are bound to: the models' columns, and the view of the live one."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from psycopg import sql
+
+from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector.connection import Connection, schema_lock, short_transaction
+from embedding_assets.pgvector.rows.shards import SLOTS, VectorType, VectorTypes, vector_type
+from embedding_assets.pgvector.schema import roles
+from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.snapshots.failpoints import failpoint
+
+
+class Model(NamedTuple):
+    """What a slot is bound to; `name` and `dimensions` identify it, `provider` is told to people.
+
+    `halfvec` keeps 2-byte floats where 4-byte ones could be indexed as well; larger vectors are always kept so.
+    """
+
+    name: str
+    dimensions: int
+    provider: str
+    halfvec: bool = False
+
+    @property
+    def type(self) -> VectorType:
+        return vector_type(self.dimensions, halfvec=self.halfvec)
+
+
+class BoundModel(NamedTuple):
+    """A slot's model as the database records it, with the `ef_search` that search uses."""
+
+    slot: str
+    model: Model
+    live: bool
+    ef_search: int
+
+
+def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> None:
+    """Have the columns of both slots, their recorded binding, and the search surface of the live one.
+
+    A slot that is not live may be bound to another model: its column is made anew, empty, and every source's next
+    generation fills it. `live` may name the other slot once every published generation has its index: that is one
+    transaction. Raises PermanentError, before anything is changed, where a model has too many dimensions, where the
+    slot that is live would be bound to another model, or where the slot to become live is not filled everywhere.
+    """
+    if set(models) != set(SLOTS) or live not in models:
+        raise PermanentError(f"models must bind exactly the slots {', '.join(SLOTS)}, and live_model one of them")
+    for model in models.values():
+        vector_type(model.dimensions)
+    with roles.with_way_out(conn, "binding the models in the region's database"):
+        if _is_bound(conn, models, live):
+            return
+        short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
+        failpoint("pgvector.models")
+
+
+def bound_models(conn: Connection) -> dict[str, BoundModel]:
+    """The slots' models as recorded, by slot; empty before the first load."""
+    rows = conn.execute(
+        "SELECT slot, live, ef_search, name, dimensions, provider, halfvec FROM embedding_assets.models ORDER BY slot"
+    )
+    return {slot: BoundModel(slot, Model(*model), live, ef_search) for slot, live, ef_search, *model in rows}
+
+
+def bound_types(conn: Connection) -> VectorTypes:
+    """The types of both slots' columns. Raises PermanentError before `ensure_models`."""
+    models = bound_models(conn)
+    if set(models) != set(SLOTS):
+        raise PermanentError("no models are bound in this database yet; materialize pgvector_table for this region")
+    return models["v1"].model.type, models["v2"].model.type
+
+
+def _is_bound(conn: Connection, models: Mapping[str, Model], live: str) -> bool:
+    bound = bound_models(conn).values()
+    view = conn.execute(
+        "SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.live_chunks') AND attname = 'embedding_halfvec'"
+    )
+    return (
+        {each.slot: each.model for each in bound} == dict(models)
+        and [each.slot for each in bound if each.live] == [live]
+        and bool(view.rowcount)
+    )
+
+
+def _told(model: Model) -> str:
+    return f"{model.name} ({model.type.name}({model.type.dimensions}))"
+
+
+def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
+    schema_lock(conn)
+    recorded = bound_models(conn)
+    published = [
+        row[0] for row in conn.execute("SELECT id FROM embedding_assets.generations WHERE state = 'published'")
+    ]
+    for slot in SLOTS:
+        model, before = models[slot], recorded.get(slot)
+        if before is None or (before.model.name, before.model.type) != (model.name, model.type):
+            if before is not None and before.live and published:
+                other = "v2" if slot == "v1" else "v1"
+                raise PermanentError(
+                    f"slot {slot} is live with model {_told(before.model)} and cannot become {_told(model)}: searches "
+                    f"would find nothing until every source is loaded again. Bind the new model to {other}, "
+                    f"materialize every source, then set live_model: {other}"
+                )
+            if before is not None and before.live:  # nothing is published: nobody misses the view for a moment
+                conn.execute("DROP VIEW IF EXISTS public.live_chunks")
+            _renew_column(conn, slot, model)
+        conn.execute(
+            """
+            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, live)
+            VALUES (%s, %s, %s, %s, %s, false)
+            ON CONFLICT (slot) DO UPDATE
+            SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider,
+                halfvec = excluded.halfvec
+            """,
+            [slot, *model],
+        )
+    if published and not (live in recorded and recorded[live].live):
+        _refuse_unfilled(conn, live)
+    # Cleared first: two rows must not be live for a moment.
+    conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
+    conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
+    # ::vector, without dimensions, keeps the view's column type whatever the model, so that it can be replaced under
+    # prepared statements, and still lets the index of a vector be used (FIELD §5); ::halfvec does so for a halfvec.
+    conn.execute(
+        sql.SQL(
+            """
+            CREATE OR REPLACE VIEW public.live_chunks AS
+            SELECT source, document_id, ordinal, content, metadata, {embedding}::vector AS embedding,
+                   chunk_id, start_offset, end_offset, {embedding}::halfvec AS embedding_halfvec
+            FROM embedding_assets.chunks WHERE {embedding} IS NOT NULL
+            """
+        ).format(embedding=sql.Identifier(f"embedding_{live}"))
+    )
+    roles.open_view(conn)
+
+
+def _renew_column(conn: Connection, slot: str, model: Model) -> None:
+    """Make a slot's column anew and empty, in the catalog alone; its indexes go with it.
+
+    Generations not yet published have the old column and could never be attached: they are dropped. Published ones no
+    longer hold what their root names: they lose it, so that every source is loaded again.
+    """
+    conn.execute("UPDATE embedding_assets.generations SET target_root = '' WHERE state = 'published'")
+    unfinished = conn.execute("DELETE FROM embedding_assets.generations WHERE state <> 'published' RETURNING id")
+    for (generation,) in unfinished.fetchall():
+        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
+    column = sql.Identifier(f"embedding_{slot}")
+    conn.execute(sql.SQL("ALTER TABLE embedding_assets.chunks DROP COLUMN IF EXISTS {}").format(column))
+    conn.execute(
+        sql.SQL("ALTER TABLE embedding_assets.chunks ADD COLUMN {} {}({})").format(
+            column, sql.SQL(model.type.name), sql.Literal(model.type.dimensions)
+        )
+    )
+
+
+def _refuse_unfilled(conn: Connection, slot: str) -> None:
+    """The column of a slot bound anew has no index until the source is loaded again: by that it is known."""
+    missing = conn.execute(
+        """
+        SELECT source FROM embedding_assets.generations WHERE state = 'published' AND NOT EXISTS (
+            SELECT FROM pg_index
+            WHERE indexrelid = to_regclass(format('embedding_assets.generation_%%s_%%s', id, %s::text)) AND indisvalid
+        ) ORDER BY source
+        """,
+        [slot],
+    ).fetchall()
+    if missing:
+        raise PermanentError(
+            f"slot {slot} cannot become live: it has no vectors yet for source "
+            f"{', '.join(repr(source) for (source,) in missing)}. Materialize with live_model as it was, then switch"
+        )

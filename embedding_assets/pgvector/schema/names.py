@@ -1,0 +1,13 @@
+"""The names of a generation's table and indexes: no text from outside is ever part of one."""
+
+from psycopg import sql
+
+
+def generation_table(generation: int) -> sql.Composed:
+    """A generation's table, by its number."""
+    return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation}"))
+
+
+def generation_index(generation: int, slot: str) -> sql.Composed:
+    """The HNSW index of a slot on a generation's table."""
+    return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation}_{slot}"))
