@@ -26,7 +26,7 @@ from openai import AsyncOpenAI, RateLimitError
 from bench.peers import environment
 from embedding_assets.embedding.engine import Text, embed
 from embedding_assets.settings import home
-from embedding_assets_tests.standin import KEY, Standin
+from embedding_assets_tests.support.standin import KEY, Standin
 
 DIMENSIONS = 1_536
 REQUESTS_PER_MINUTE = 3_000

@@ -40,6 +40,7 @@ from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings import default_settings
+from embedding_assets.snapshots.slots import Slot
 
 ROWS: Final = 20_000
 DIMENSIONS: Final = 384
@@ -63,7 +64,7 @@ def measure() -> list[dict[str, object]]:
 
 
 def _measure(conn: Connection) -> list[dict[str, object]]:
-    models = {
+    models: dict[Slot, Model] = {
         "v1": Model("bench", DIMENSIONS, "none"),
         "v2": Model("no vectors in these rows", 1, "none"),
     }
@@ -128,8 +129,7 @@ def _rows() -> ShardRows:
     columns = [ids, pa.array(["topics.txt"] * ROWS), *places, pa.array(contents), hashes, pa.array(["{}"] * ROWS)]
     return ShardRows(
         chunks_part(columns),
-        vectors_part(ids, hashes, _vectors(contents)),
-        no_vectors_part(ids, hashes),
+        (vectors_part(ids, hashes, _vectors(contents)), no_vectors_part(ids, hashes)),
     )
 
 

@@ -59,6 +59,7 @@ from embedding_assets.settings import home as settings_home
 from embedding_assets.snapshots.binary import chunk_hashes, vector_hashes
 from embedding_assets.snapshots.keys import shard_bits
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
+from embedding_assets.snapshots.slots import Slot
 
 SIZES: Final = ((50_000, 384), (20_000, 1_536))
 WITHOUT_HNSW: Final = (200_000, 384)
@@ -143,12 +144,12 @@ def _measure_size(home: Path, rows: int, dimensions: int) -> list[dict[str, obje
 def _measure_peers(home: Path, dsn: str, shard: ShardRows, standard: float) -> list[dict[str, object]]:
     """The peers' loaders on some rows of a shard; `standard` is psql's rows a second."""
     rows, vectors = home / "rows.jsonl", home / "vectors.npy"
-    some = ShardRows(*(table.slice(0, PEERS_ROWS) for table in shard))
+    some = shard.each(lambda table: table.slice(0, PEERS_ROWS))
     with rows.open("w", encoding="utf-8") as lines:
         for row in some.chunks.select(["chunk_id", "text", "metadata"]).to_pylist():
             told = {"id": str(UUID(bytes=row["chunk_id"])), "text": row["text"], "metadata": row["metadata"]}
             lines.write(json.dumps(told) + "\n")
-    np.save(vectors, np.array([np.frombuffer(one, "<f4") for one in some.v1.column("embedding").to_pylist()]))
+    np.save(vectors, np.array([np.frombuffer(one, "<f4") for one in some.vectors[0].column("embedding").to_pylist()]))
     found: list[dict[str, object]] = []
     for peer, name in (("langchain", "LangChain PGVectorStore"), ("llamaindex", "LlamaIndex PGVectorStore")):
         python = str(environment.interpreter(settings_home()))
@@ -159,7 +160,7 @@ def _measure_peers(home: Path, dsn: str, shard: ShardRows, standard: float) -> l
         found.append(
             {
                 "rows": len(some.chunks),
-                "dimensions": len(some.v1.column("embedding")[0].as_py()) // 4,
+                "dimensions": len(some.vectors[0].column("embedding")[0].as_py()) // 4,
                 "way": name,
                 "seconds": seconds,
                 "rows_per_second": a_second,
@@ -241,16 +242,16 @@ def _edited(shard: ShardRows) -> ShardRows:
         "text_hash": hashes,
     }
     chunks = chunks_part(list(columns.values())[:-1])
-    given = b"".join(shard.v1.column("embedding").to_pylist())
+    given = b"".join(shard.vectors[0].column("embedding").to_pylist())
     vector = np.frombuffer(given, np.float32).reshape(len(texts), -1) * np.where(chosen, np.float32(-1), 1)[:, None]
-    return ShardRows(chunks, vectors_part(chunks.column("chunk_id"), hashes, vector), shard.v2)
+    return ShardRows(chunks, (vectors_part(chunks.column("chunk_id"), hashes, vector), shard.vectors[1]))
 
 
 def _database(home: Path, name: str, dimensions: int) -> str:
     dsn = embedded.dsn(home, name)
     migrations.migrate(dsn)
     with connect(dsn) as conn:
-        models = {
+        models: dict[Slot, Model] = {
             "v1": Model("bench", dimensions, "none"),
             "v2": Model("no vectors in these rows", 1, "none"),
         }
@@ -352,7 +353,8 @@ def _shards(rows: int, dimensions: int) -> list[ShardRows]:
         chunks = chunks_part([*columns, pa.array(contents), hashes, pa.array(metadata)])
         vector = rng.standard_normal((len(ids), dimensions), np.float32)
         vector /= np.linalg.norm(vector, axis=1, keepdims=True)
-        shards.append(ShardRows(chunks, vectors_part(columns[0], hashes, vector), no_vectors_part(columns[0], hashes)))
+        vectors = vectors_part(columns[0], hashes, vector), no_vectors_part(columns[0], hashes)
+        shards.append(ShardRows(chunks, vectors))
     return shards
 
 
@@ -381,7 +383,7 @@ def _tuples(number: int, shard: ShardRows) -> list[tuple[object, ...]]:
     """A shard's rows as psycopg takes them."""
     found: list[tuple[object, ...]] = []
     digests = digests_of(shard, _types(shard)).tolist()
-    columns = (shard.chunks.to_pylist(), shard.v1.column("embedding").to_pylist(), digests)
+    columns = (shard.chunks.to_pylist(), shard.vectors[0].column("embedding").to_pylist(), digests)
     for row, given, digest in zip(*columns, strict=True):
         place = (row["ordinal"], row["start"], row["end"])
         key = (number, digest, UUID(bytes=row["chunk_id"]), row["document_id"])
@@ -395,7 +397,7 @@ def _encoded(shard: ShardRows, number: int) -> Iterator[memoryview]:
 
 
 def _types(shard: ShardRows) -> VectorTypes:
-    return vector_type(dimensions_of(shard.v1)), vector_type(dimensions_of(shard.v2))
+    return tuple(vector_type(dimensions_of(vectors)) for vectors in shard.vectors)
 
 
 def _client_cpu() -> float:

@@ -8,16 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-from embedding_assets import operations
-from embedding_assets.deployment import Deployment
-from embedding_assets.screen import Screen
+from embedding_assets.cli import runs
+from embedding_assets.cli.screen import Screen
+from embedding_assets.operations.deployment import Deployment
 from embedding_assets.settings import load_settings
 
 
 def main(home: str, config: str) -> None:
     begin = time.perf_counter()
     deployment = Deployment(load_settings(Path(config)), Path(home))
-    outcomes = operations.materialize(
+    outcomes = runs.materialize(
         deployment,
         Screen(stderr=True),
         sources=sorted(deployment.settings.sources),

@@ -19,7 +19,7 @@ from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import ensure_models
-from embedding_assets_tests.pgvector.readers import CLIENTS, Library, clients, operations
+from embedding_assets_tests.support.readers import CLIENTS, Library, clients, operations
 
 LIBRARY: Final = Library(shards=4, documents=250, dimensions=128)
 IDLE: Final = "idle"

@@ -42,6 +42,7 @@ from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
+from embedding_assets.snapshots.slots import Slot
 
 SIZES: Final = (10_000, 100_000, 400_000)
 QUICK: Final = SIZES[:1]
@@ -173,7 +174,7 @@ def _ask(client: psycopg.Connection, way: str, question: str) -> list[tuple[Any,
 
 
 def _publish(conn: Connection, rows: int) -> None:
-    models = {
+    models: dict[Slot, Model] = {
         "v1": Model("bench", DIMENSIONS, "none"),
         "v2": Model("no vectors in these rows", 1, "none"),
     }
@@ -196,7 +197,7 @@ def _rows(total: int, shard: int) -> ShardRows:
     places = [pa.array([number % DOCUMENT_ROWS for number in numbers], pa.int32())] * 4
     columns = [ids, documents, *places, pa.array(contents), hashes, pa.array(["{}"] * SHARD_ROWS)]
     return ShardRows(
-        chunks_part(columns), vectors_part(ids, hashes, _vectors(total, shard)), no_vectors_part(ids, hashes)
+        chunks_part(columns), (vectors_part(ids, hashes, _vectors(total, shard)), no_vectors_part(ids, hashes))
     )
 
 

@@ -4,6 +4,6 @@ The way of a document: `sources` reads it, `chunking` cuts it, `embedding` makes
 keeps all that as immutable parts and copies them to each region's store, `pgvector` loads a region's copy into its
 tables, indexes it and publishes it. `work` runs shards side by side. None of these knows Dagster.
 
-`settings` says what there is, `deployment` opens it. `assets` and `checks` are Dagster's view of the steps,
-`automation` starts them by itself, `driver` and `cli` by hand.
+`settings` says what there is. `operations` are the uses of it that cross packages, `orchestration` is Dagster's view of
+the steps and what starts them, `cli` and `demo` are for people.
 """

@@ -30,10 +30,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from embedding_assets.embedding.models import Binding, Hnsw
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.options import QuietHours
+from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.sources.reader import Reader, open_reader
-
-Slot = Literal["v1", "v2"]
-SLOTS: Final[tuple[Slot, ...]] = ("v1", "v2")
 
 CONFIG: Final = "EMBEDDING_ASSETS_CONFIG"
 HOME: Final = "EMBEDDING_ASSETS_HOME"
@@ -313,9 +311,9 @@ def _place(database: str) -> Hashable:
 
 
 def home() -> Path:
-    """The folder that everything local lies under: EMBEDDING_ASSETS_HOME, or .embedding_assets in the project."""
+    """The folder that everything local lies under: EMBEDDING_ASSETS_HOME, or .embedding_assets here."""
     given = os.environ.get(HOME)
-    return Path(given).expanduser().absolute() if given else Path(__file__).parents[1] / ".embedding_assets"
+    return Path(given).expanduser().absolute() if given else Path.cwd() / ".embedding_assets"
 
 
 def current_settings() -> Settings:

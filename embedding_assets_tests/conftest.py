@@ -14,8 +14,8 @@ from psycopg import sql
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets_tests.embedding.conftest import running, standin  # noqa: F401
-from embedding_assets_tests.harness import REGIONS, Sandbox
 from embedding_assets_tests.snapshots.conftest import bucket, s3_environment, s3_server  # noqa: F401
+from embedding_assets_tests.support.harness import REGIONS, Sandbox
 
 # These machines are slow by fits: how long an example takes proves nothing.
 hypothesis.settings.register_profile("no-deadline", deadline=None)

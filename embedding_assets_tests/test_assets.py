@@ -18,35 +18,37 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embedding_assets.assets import (
+from embedding_assets.embedding import requests, stage
+from embedding_assets.embedding.engine import embed
+from embedding_assets.embedding.gate import Patience
+from embedding_assets.embedding.vectors import normalise
+from embedding_assets.errors import TransientError
+from embedding_assets.operations.status import status
+from embedding_assets.operations.verification import verify
+from embedding_assets.orchestration.assets import (
+    boundary,
     chunks,
-    edge,
     embeddings,
     hnsw_index,
     pgvector_table,
     raw_docs,
     s3_replica,
 )
-from embedding_assets.automation.jobs import REGION_ASSETS, REGION_JOB, SOURCE_ASSETS, SOURCE_JOB
-from embedding_assets.definitions import build_defs
-from embedding_assets.embedding import requests, stage
-from embedding_assets.embedding.engine import embed
-from embedding_assets.embedding.gate import Patience
-from embedding_assets.embedding.vectors import normalise
-from embedding_assets.errors import TransientError
-from embedding_assets.operations import verify
+from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.orchestration.build import build_defs
+from embedding_assets.orchestration.resources.alerts import ALERT_WEBHOOK
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes import recall
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.generations import Generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets.resources.alerts import ALERT_WEBHOOK
 from embedding_assets.snapshots import log
-from embedding_assets.status import status
-from embedding_assets_tests.harness import PRIMARY, REGIONS, SOURCE, Sandbox
-from embedding_assets_tests.standin import KEY, KEY_VARIABLE, Standin
-from embedding_assets_tests.webhook import webhook
+from embedding_assets.snapshots.names import REGION_ASSETS, SOURCE_ASSETS
+from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.standin import KEY, KEY_VARIABLE, Standin
+from embedding_assets_tests.support.webhook import webhook
 
 MODULES = (raw_docs, chunks, embeddings, s3_replica, pgvector_table, hnsw_index)
 ASSETS = (*SOURCE_ASSETS, *REGION_ASSETS)
@@ -67,8 +69,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def box(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """A sandbox with three documents, whose retries do not wait."""
     sandbox.write(**TEXTS)
-    for module in (edge, *MODULES):
-        monkeypatch.setattr(module, "PATIENT", dg.RetryPolicy(max_retries=edge.PATIENT.max_retries, delay=0.01))
+    for module in (boundary, *MODULES):
+        monkeypatch.setattr(module, "PATIENT", dg.RetryPolicy(max_retries=boundary.PATIENT.max_retries, delay=0.01))
     return sandbox
 
 
@@ -318,7 +320,7 @@ def test_a_transient_error_that_stays_fails_the_run_in_its_own_words(
     monkeypatch.setattr(chunks, "snapshot_chunks", always)
     result = source_run(box, instance)
 
-    assert steps(result, dg.DagsterEventType.STEP_UP_FOR_RETRY) == ["chunks"] * edge.PATIENT.max_retries
+    assert steps(result, dg.DagsterEventType.STEP_UP_FOR_RETRY) == ["chunks"] * boundary.PATIENT.max_retries
     step, said = failed(result)
     assert step == "chunks"
     assert "the store is busy" in said
@@ -538,7 +540,7 @@ def found_less(monkeypatch: pytest.MonkeyPatch, *slots: str) -> None:
     """Have the index of these model versions measured as one that finds nine of ten."""
     measure = recall.measure_recall
 
-    def measured(conn: Connection, generation: Generation, slot: str) -> tuple[recall.Measured, ...]:
+    def measured(conn: Connection, generation: Generation, slot: Slot) -> tuple[recall.Measured, ...]:
         curve = measure(conn, generation, slot)
         return tuple(point._replace(recall=0.9) for point in curve) if slot in slots else curve
 

@@ -20,15 +20,15 @@ import dagster as dg
 import psycopg
 import pytest
 
-from embedding_assets.automation import sensors
-from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
-from embedding_assets.definitions import build_defs
-from embedding_assets.operations import search
-from embedding_assets.resources import alerts
+from embedding_assets.operations.search import search
+from embedding_assets.orchestration.automation import sensors
+from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.orchestration.build import build_defs
+from embedding_assets.orchestration.resources import alerts
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.replication import target
-from embedding_assets_tests.harness import PROJECT, REGIONS, SOURCE, Sandbox
-from embedding_assets_tests.webhook import webhook
+from embedding_assets_tests.support.harness import PROJECT, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.webhook import webhook
 
 EU = "eu-west-1"
 TEXTS = {"lists": "# Lists\n\nMutable sequences.", "tuples": "# Tuples\n\nImmutable sequences."}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from embedding_assets.driver import Outcome
-from embedding_assets_tests.harness import REGIONS, Sandbox
+from embedding_assets.orchestration.driver import Outcome
+from embedding_assets_tests.support.harness import REGIONS, Sandbox
 
 TEXTS = {
     "lists": "# Lists\n\nLists are mutable sequences of items.",

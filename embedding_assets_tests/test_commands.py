@@ -16,17 +16,18 @@ import pytest
 from click.testing import CliRunner
 from psycopg import sql
 
-from embedding_assets.automation.jobs import REGION_ASSETS, SOURCE_ASSETS, SOURCE_JOB
 from embedding_assets.cli import cli
+from embedding_assets.operations.status import SourceStatus
+from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.pgvector.reading.search import Hit
 from embedding_assets.settings import CONFIG
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import Collected
-from embedding_assets.status import SourceStatus
-from embedding_assets_tests.harness import PRIMARY, REGIONS, SOURCE, Sandbox
-from embedding_assets_tests.standin import KEY_VARIABLE, Standin
+from embedding_assets.snapshots.names import REGION_ASSETS, SOURCE_ASSETS
+from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.standin import KEY_VARIABLE, Standin
 
 BIN = Path(sys.executable).parent
 EU = "eu-west-1"

@@ -11,13 +11,13 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from embedding_assets import dead_letters
-from embedding_assets.automation.jobs import SOURCE_JOB
-from embedding_assets.automation.reconciliation import RECONCILIATION_JOB
 from embedding_assets.errors import PermanentError
+from embedding_assets.operations import dead_letters
+from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
+from embedding_assets.orchestration.automation.reconciliation import RECONCILIATION_JOB
 from embedding_assets.snapshots import log
-from embedding_assets_tests.harness import PRIMARY, QUIET, SOURCE, Sandbox
-from embedding_assets_tests.standin import Standin
+from embedding_assets_tests.support.harness import PRIMARY, QUIET, SOURCE, Sandbox
+from embedding_assets_tests.support.standin import Standin
 
 FIXED = {"source", "document_id", "chunk_id", "model_version", "stage", "error_class", "message", "attempts", "state"}
 POISON = {"fault": "poison", "match": "forbidden"}
@@ -232,7 +232,7 @@ def test_a_letter_that_is_not_there_is_refused_with_the_cure(box: Sandbox) -> No
 
 
 def reconciliation(box: Sandbox, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    from embedding_assets.definitions import build_defs
+    from embedding_assets.orchestration.build import build_defs
 
     job = build_defs(box.deployment).resolve_job_def(RECONCILIATION_JOB)
     return job.execute_in_process(instance=instance, run_config=QUIET, raise_on_error=False)

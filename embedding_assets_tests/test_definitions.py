@@ -12,10 +12,10 @@ from syrupy.assertion import SnapshotAssertion
 from syrupy.extensions.json import JSONSnapshotExtension
 
 from embedding_assets import definitions
-from embedding_assets.definitions import build_defs
-from embedding_assets.deployment import Deployment
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.orchestration.build import build_defs
 from embedding_assets.settings import CONFIG, SettingsError, default_settings
-from embedding_assets_tests.harness import PROJECT, Sandbox
+from embedding_assets_tests.support.harness import PROJECT, Sandbox
 
 BIN = Path(sys.executable).parent
 

@@ -3,7 +3,7 @@ import os
 import re
 from pathlib import Path
 
-from embedding_assets.demo_input import PACKAGES_BYTES, write_demo_input
+from embedding_assets.demo.input import PACKAGES_BYTES, write_demo_input
 from embedding_assets.settings import default_settings
 from embedding_assets.sources.documents import Document
 from embedding_assets.sources.walk import Item

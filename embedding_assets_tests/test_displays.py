@@ -7,11 +7,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from embedding_assets.assets import metadata
-from embedding_assets.automation.jobs import REGION_JOB, SOURCE_JOB
-from embedding_assets.definitions import build_defs
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.orchestration.build import build_defs
 from embedding_assets.snapshots import log
-from embedding_assets_tests.harness import QUIET, SOURCE, Sandbox
+from embedding_assets_tests.support.harness import QUIET, SOURCE, Sandbox
 
 RATES = {
     "chunks": ["chunks_per_second"],

@@ -7,11 +7,11 @@ import dagster as dg
 import psycopg
 import pytest
 
-from embedding_assets.automation.jobs import REGION_JOB
-from embedding_assets.driver import Outcome
+from embedding_assets.operations.status import is_current
+from embedding_assets.orchestration.automation.jobs import REGION_JOB
+from embedding_assets.orchestration.driver import Outcome
 from embedding_assets.pgvector.indexes import hnsw
-from embedding_assets.status import is_current
-from embedding_assets_tests.harness import MODELS, PRIMARY, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.harness import MODELS, PRIMARY, REGIONS, SOURCE, Sandbox
 
 
 @pytest.fixture

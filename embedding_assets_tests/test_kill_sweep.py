@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import embedding_assets
-from embedding_assets_tests.harness import REGIONS, Sandbox, bought_again, killed
+from embedding_assets_tests.support.harness import REGIONS, Sandbox, bought_again, killed
 
 COMMIT_POINTS = (
     "before-part",

@@ -10,17 +10,18 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from embedding_assets import dead_letters, operations
 from embedding_assets.errors import PermanentError
+from embedding_assets.operations import dead_letters, verification
+from embedding_assets.operations.search import search as ask
+from embedding_assets.operations.status import SourceStatus, status
+from embedding_assets.operations.upkeep import Upkept, keep_up
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import migrations, roles
-from embedding_assets.status import SourceStatus, status
-from embedding_assets.upkeep import Upkept, keep_up
-from embedding_assets_tests.harness import PRIMARY, SOURCE, Sandbox
-from embedding_assets_tests.pgvector.toy import Toy, bind
+from embedding_assets_tests.support.harness import PRIMARY, SOURCE, Sandbox
+from embedding_assets_tests.support.toy import Toy, bind
 
 EU: Final = "eu-west-1"
 FILES: Final = sorted(migrations.MIGRATIONS.glob("[0-9]*_*.sql"))
@@ -98,7 +99,7 @@ def told(box: Sandbox) -> SourceStatus:
 def asked(box: Sandbox) -> str:
     """What `search` finds, or how it fails."""
     try:
-        return str(operations.search(box.deployment, EU, QUESTION, k=1)[0]["document_id"])
+        return str(ask(box.deployment, EU, QUESTION, k=1)[0]["document_id"])
     except PermanentError as error:
         return str(error)
 
@@ -111,7 +112,7 @@ def test_every_command_says_what_is_the_matter_and_the_cure(
     box = replace(served, dsns={**served.dsns, EU: dsn})
 
     for missing in states(dsn, files):
-        row, found, differences = told(box), asked(box), operations.verify(box.deployment, [SOURCE], [EU])
+        row, found, differences = told(box), asked(box), verification.verify(box.deployment, [SOURCE], [EU])
         assert not row.current
         if not files:
             assert (row.error, row.index) == (None, "none")
@@ -190,7 +191,7 @@ def test_every_command_names_a_newer_version_and_that_version_goes_on(
     )
     assert words in str(told(box).error)
     assert words in asked(box)
-    assert words in operations.verify(box.deployment, [SOURCE], [EU])[0]
+    assert words in verification.verify(box.deployment, [SOURCE], [EU])[0]
     assert words in next(keep_up(box.deployment, [EU], lambda: True)).saw
     with pytest.raises(PermanentError, match="newer version"):
         dead_letters.listed(primary, None, dead_letters.OPEN)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from embedding_assets.pgvector import embedded
-from embedding_assets_tests.pseudo_terminal import Ended, in_terminal
+from embedding_assets_tests.support.pseudo_terminal import Ended, in_terminal
 
 PROJECT: Final = Path(__file__).parents[1]
 README: Final = (PROJECT / "README.md").read_text()

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets import operations
+from embedding_assets.operations import verification
 from embedding_assets.snapshots.stores import Entry
-from embedding_assets_tests.harness import REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.harness import REGIONS, SOURCE, Sandbox
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_documents_become_searchable_through_s3(in_s3: Sandbox) -> None:
 
     assert [outcome.errors for outcome in outcomes] == [[], [], []]
     assert [row[1] for row in in_s3.rows("eu-west-1")] == ["lists.md", "tuples.md"]
-    assert operations.verify(in_s3.deployment, [SOURCE], REGIONS) == []
+    assert verification.verify(in_s3.deployment, [SOURCE], REGIONS) == []
 
 
 def test_nothing_changed_writes_nothing_to_s3(in_s3: Sandbox) -> None:

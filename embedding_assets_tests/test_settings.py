@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from embedding_assets.deployment import Deployment
+from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector.indexes.hnsw import USUAL, Hnsw
 from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
 from embedding_assets.settings import (

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_assets.automation.failures import reason
-from embedding_assets.automation.jobs import SOURCE_JOB
 from embedding_assets.embedding.journal import Journal
+from embedding_assets.orchestration.automation.failures import reason
+from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.snapshots import log
-from embedding_assets_tests.harness import SOURCE, Sandbox, killed
-from embedding_assets_tests.standin import Standin
+from embedding_assets_tests.support.harness import SOURCE, Sandbox, killed
+from embedding_assets_tests.support.standin import Standin
 
 TEXTS = 60
 IN_FLIGHT = 4

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets_tests.harness import MODELS, REGIONS, SOURCE, Sandbox
-from embedding_assets_tests.pseudo_terminal import Ended, in_terminal
+from embedding_assets_tests.support.harness import MODELS, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.pseudo_terminal import Ended, in_terminal
 
 COMMAND = Path(sys.executable).parent / "embedding-assets"
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9](;[0-9]+)*m")

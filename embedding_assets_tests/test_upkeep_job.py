@@ -11,13 +11,13 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 
-from embedding_assets import upkeep
-from embedding_assets.automation.upkeep import UPKEEP_JOB
 from embedding_assets.cli import cli
-from embedding_assets.definitions import build_defs
+from embedding_assets.operations import upkeep
+from embedding_assets.operations.upkeep import Upkept, keep_up
+from embedding_assets.orchestration.automation.upkeep import UPKEEP_JOB
+from embedding_assets.orchestration.build import build_defs
 from embedding_assets.pgvector.connection import connect, source_lock
-from embedding_assets.upkeep import Upkept, keep_up
-from embedding_assets_tests.harness import PRIMARY, QUIET, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.harness import PRIMARY, QUIET, REGIONS, SOURCE, Sandbox
 
 EU = "eu-west-1"
 

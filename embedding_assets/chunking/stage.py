@@ -1,15 +1,12 @@
 """The chunks stage: every raw_docs part becomes the chunks part of the same shard."""
 
-from typing import Final
-
 from embedding_assets.chunking.chunks import STAGE_VERSION, chunk_documents
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.keys import part_key
+from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.parts import read_part, write_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
-
-ASSET: Final = "chunks"
 
 
 def snapshot_chunks(
@@ -25,23 +22,25 @@ def snapshot_chunks(
     read."""
     source = raw_docs.source
     version = f"{STAGE_VERSION} max_tokens={max_tokens} overlap={overlap}"
-    previous = log.head(store, ASSET, source)
+    previous = log.head(store, CHUNKS, source)
     inputs = {part.key: part for part in raw_docs.parts}
     wanted = [
-        derivation.Wanted(part.shard, part_key(ASSET, version, [part.key]), (part.key,)) for part in raw_docs.parts
+        derivation.Wanted(part.shard, part_key(CHUNKS, version, [part.key]), (part.key,)) for part in raw_docs.parts
     ]
-    plan = derivation.plan(store, ASSET, source, wanted, previous)
+    plan = derivation.plan(store, CHUNKS, source, wanted, previous)
 
     def make(want: derivation.Wanted) -> Part:
         documents = read_part(store, source, inputs[want.inputs[0]])
         chunks = chunk_documents(source, documents, max_tokens=max_tokens, overlap=overlap)
-        return write_part(store, chunks, asset=ASSET, source=source, shard=want.shard, key=want.key, inputs=want.inputs)
+        return write_part(
+            store, chunks, asset=CHUNKS, source=source, shard=want.shard, key=want.key, inputs=want.inputs
+        )
 
     parts = [*plan.kept, *run_shards(make, plan.missing)]
     return derivation.commit(
         store,
         previous,
-        asset=ASSET,
+        asset=CHUNKS,
         source=source,
         version=version,
         shard_bits=raw_docs.shard_bits,

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embedding_assets.embedding.providers import Provider
 from embedding_assets.embedding.providers.bundled import MODELS
+from embedding_assets.snapshots.slots import Slot
 
 # What holds when the settings say nothing. openai: the caps of OpenAI's endpoint and the quota of its first paid
 # tier; `null` in the settings lifts a quota (a server of one's own). local: no quota; batches of 32 keep progress
@@ -58,7 +59,7 @@ class Binding(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    slot: Literal["v1", "v2"]
+    slot: Slot
     provider: Literal["local", "openai"]
     name: str = Field(min_length=1)
     dimensions: int = Field(ge=1)

@@ -24,6 +24,7 @@ from embedding_assets.snapshots.binary import vector_hashes
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.schemas import vectors
+from embedding_assets.snapshots.slots import asset_of
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 
@@ -46,11 +47,6 @@ class Bought(NamedTuple):
 DeadLetter = dict[str, Any]
 """A text without a vector: source, document_id, chunk_id and payload of the first chunk that has it, text_hash,
 error_class, reason, attempts."""
-
-
-def asset_of(slot: str) -> str:
-    """The asset that holds the vectors of a model version."""
-    return f"embeddings_{slot}"
 
 
 def snapshot_embeddings(

@@ -11,11 +11,11 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.derivation import commit
 from embedding_assets.snapshots.failpoints import failpoint
 from embedding_assets.snapshots.keys import Root
+from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
 from embedding_assets.snapshots.parts import PartDamaged, read_bytes
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store
 
-ASSET = "s3_replica"
 VERSION = "replica-1"
 
 
@@ -46,7 +46,7 @@ def replicate(
                 f"source {source}: {snapshot.asset} was derived from other chunks than the current ones. "
                 f"Cure: materialize {snapshot.asset} of this source, then this partition again."
             )
-    previous = log.head(region, ASSET, source)
+    previous = log.head(region, REPLICA, source)
     parts = sorted_parts([part for snapshot in upstream for part in snapshot.parts])
     held = set(previous.parts) if previous else set()
     lacking = [part for part in parts if part not in held]
@@ -54,7 +54,7 @@ def replicate(
     replica = commit(
         region,
         previous,
-        asset=ASSET,
+        asset=REPLICA,
         source=source,
         version=VERSION,
         shard_bits=chunks.shard_bits,
@@ -67,7 +67,7 @@ def replicate(
 
 def current(region: Store, source: str) -> Snapshot:
     """The region's replica of a source. Raises PermanentError where nothing was replicated yet."""
-    replica = log.head(region, ASSET, source)
+    replica = log.head(region, REPLICA, source)
     if replica is None:
         raise PermanentError(
             f"store {region.url} has no replica of source {source}. Cure: materialize s3_replica first."
@@ -77,8 +77,8 @@ def current(region: Store, source: str) -> Snapshot:
 
 def target(primary: Store, source: str) -> Root | None:
     """The root that a replica of the source has once it is current; None while the embeddings are behind the chunks."""
-    chunks = log.head(primary, "chunks", source)
-    embeddings = [log.head(primary, asset, source) for asset in ("embeddings_v1", "embeddings_v2")]
+    chunks = log.head(primary, CHUNKS, source)
+    embeddings = [log.head(primary, asset, source) for asset in VECTORS]
     if chunks is None or any(found is None or found.upstream.get("chunks") != chunks.root for found in embeddings):
         return None
     parts = [part for found in (chunks, *embeddings) if found is not None for part in found.parts]

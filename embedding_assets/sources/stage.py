@@ -18,6 +18,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.changes import covering
 from embedding_assets.snapshots.keys import part_key, shard_bits
+from embedding_assets.snapshots.names import RAW_DOCS
 from embedding_assets.snapshots.parts import read_part, write_part
 from embedding_assets.snapshots.schemas import DOCUMENTS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
@@ -26,7 +27,6 @@ from embedding_assets.sources.catalog import Catalog, open_catalog
 from embedding_assets.sources.documents import Rejected, reject
 from embedding_assets.sources.reader import Reader
 
-ASSET: Final = "raw_docs"
 VERSION: Final = "raw_docs-1"
 
 
@@ -70,7 +70,7 @@ def snapshot_source(
         MassDelete: more documents are gone than allowed. Nothing was committed.
     """
     with open_catalog(catalog) as known:
-        previous = log.head(store, ASSET, source)
+        previous = log.head(store, RAW_DOCS, source)
         try:
             return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
         except _CatalogStale:
@@ -95,7 +95,7 @@ def _snapshot(
     _guard(source, previous, documents, max_deleted, allow_deletes)
 
     bits = shard_bits(text_bytes)
-    plan = derivation.plan(store, ASSET, source, _wanted(source, catalog, bits), previous)
+    plan = derivation.plan(store, RAW_DOCS, source, _wanted(source, catalog, bits), previous)
     made = [_write(store, source, catalog, previous, want, bits) for want in plan.missing]
     rejected = [json.loads(entry) for entry in catalog.rejected()]
     for item, line, document_id, first in catalog.doubled():
@@ -105,7 +105,7 @@ def _snapshot(
     snapshot = derivation.commit(
         store,
         previous,
-        asset=ASSET,
+        asset=RAW_DOCS,
         source=source,
         version=VERSION,
         shard_bits=bits,
@@ -156,7 +156,7 @@ def _wanted(source: str, catalog: Catalog, bits: int) -> Iterator[derivation.Wan
         for _, document_id, content_hash in rows:
             name = document_id.encode()
             digest.update(len(name).to_bytes(4, "big") + name + content_hash)
-        key = part_key(ASSET, VERSION, [source, f"{shard}/{bits}", digest.hexdigest()])
+        key = part_key(RAW_DOCS, VERSION, [source, f"{shard}/{bits}", digest.hexdigest()])
         yield derivation.Wanted(shard, key)
 
 
@@ -192,4 +192,4 @@ def _write(
         },
         schema=DOCUMENTS,
     )
-    return write_part(store, table, asset=ASSET, source=source, shard=want.shard, key=want.key)
+    return write_part(store, table, asset=RAW_DOCS, source=source, shard=want.shard, key=want.key)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine import Dead, Embedded, Text
 from embedding_assets.embedding.gate import Patience
-from embedding_assets_tests.standin import Standin, unit_vector
+from embedding_assets_tests.support.standin import Standin, unit_vector
 
 _TOKENIZER = bpe_openai.get_encoding("cl100k_base")
 

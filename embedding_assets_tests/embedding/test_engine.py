@@ -15,7 +15,7 @@ from embedding_assets.embedding import engine
 from embedding_assets.embedding.engine import Budget, BudgetSpent, Dead, Embedded, Progress, Stopped, Text, embed
 from embedding_assets.embedding.models import Binding
 from embedding_assets_tests.embedding.conftest import Delivered, texts_of
-from embedding_assets_tests.standin import Standin
+from embedding_assets_tests.support.standin import Standin
 
 LOCAL = Binding.model_validate({"slot": "v1", "provider": "local", "name": "wordllama-64", "dimensions": 64})
 

@@ -17,7 +17,7 @@ from embedding_assets.embedding.errors import ProviderDown
 from embedding_assets.embedding.gate import Patience
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
-from embedding_assets_tests.standin import KEY, Standin
+from embedding_assets_tests.support.standin import KEY, Standin
 
 TEXTS = texts_of([f"text number {i}" for i in range(60)])
 

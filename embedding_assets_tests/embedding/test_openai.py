@@ -12,8 +12,8 @@ from embedding_assets.embedding.models import Binding, open_provider
 from embedding_assets.embedding.providers import Answer
 from embedding_assets.embedding.providers.openai import OpenAIProvider, _proxy, _same_model
 from embedding_assets.errors import PermanentError
-from embedding_assets_tests.standin import KEY, Standin
-from embedding_assets_tests.standin.vectors import vector
+from embedding_assets_tests.support.standin import KEY, Standin
+from embedding_assets_tests.support.standin.vectors import vector
 
 
 def ask(binding: Binding, texts: Sequence[str] = ("a", "b")) -> Answer:

@@ -4,7 +4,7 @@ import pytest
 
 from embedding_assets.embedding.engine import embed
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
-from embedding_assets_tests.standin import Standin
+from embedding_assets_tests.support.standin import Standin
 
 
 def test_a_quota_of_requests_is_used_whole_and_never_exceeded(standin: Standin, delivered: Delivered) -> None:

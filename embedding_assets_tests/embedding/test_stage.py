@@ -28,7 +28,7 @@ from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.schemas import CHUNKS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
-from embedding_assets_tests.standin import Standin, unit_vector
+from embedding_assets_tests.support.standin import Standin, unit_vector
 
 SOURCE = "handbook"
 ASSET = "embeddings_v1"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from embedding_assets.errors import PermanentError
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.embedding.test_faults import TEXTS, poisoned, run
-from embedding_assets_tests.standin import Standin
+from embedding_assets_tests.support.standin import Standin
 
 MANY = texts_of([f"text {i}" for i in range(4_000)])
 

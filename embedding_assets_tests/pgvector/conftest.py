@@ -10,7 +10,7 @@ from psycopg import sql
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import recall
-from embedding_assets_tests.pgvector.toy import bind
+from embedding_assets_tests.support.toy import bind
 
 
 @pytest.fixture(autouse=True)

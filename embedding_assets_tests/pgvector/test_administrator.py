@@ -19,9 +19,9 @@ from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.models import bound_models
-from embedding_assets_tests.harness import PRIMARY, PROJECT, Sandbox
 from embedding_assets_tests.pgvector.test_roles import NOT_ALLOWED, Login, login, owned
-from embedding_assets_tests.pgvector.toy import D1, D2, Source, assert_serves, edited, source
+from embedding_assets_tests.support.harness import PRIMARY, PROJECT, Sandbox
+from embedding_assets_tests.support.toy import D1, D2, Source, assert_serves, edited, source
 
 MODELS = {
     slot: {"provider": "openai", "name": "text-embedding-3-small", "dimensions": dimensions}

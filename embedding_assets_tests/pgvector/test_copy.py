@@ -20,8 +20,8 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.rows.shards import ShardRows, VectorTypes, vector_type
-from embedding_assets_tests.pgvector.strategies import lists_of_rows
-from embedding_assets_tests.pgvector.toy import Row, chunk_hash, row, shard_rows, vector_hash
+from embedding_assets_tests.support.strategies import lists_of_rows
+from embedding_assets_tests.support.toy import Row, chunk_hash, row, shard_rows, vector_hash
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_the_digest_of_a_row_is_made_of_its_parts_hashes(some: list[Row]) -> Non
 def test_parts_from_before_they_had_hashes_have_the_same_digests() -> None:
     rows = shard_rows([row(1), row(2, v1=None), row(3)])
     before = ShardRows(
-        rows.chunks.drop_columns("chunk_hash"), *(each.drop_columns("vector_hash") for each in (rows.v1, rows.v2))
+        rows.chunks.drop_columns("chunk_hash"), tuple(each.drop_columns("vector_hash") for each in rows.vectors)
     )
     assert digests_of(before, types(8, 12)).tolist() == digests_of(rows, types(8, 12)).tolist()
 

@@ -16,7 +16,7 @@ from embedding_assets.pgvector.indexes import recall
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.snapshots.failpoints import VARIABLE
-from embedding_assets_tests.pgvector.toy import Source, Toy, assert_serves, bind, edited, row, source
+from embedding_assets_tests.support.toy import Source, Toy, assert_serves, bind, edited, row, source
 
 # A child that starts with everything imported is there in a blink.
 FORKS = multiprocessing.get_context("forkserver")

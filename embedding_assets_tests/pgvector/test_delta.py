@@ -35,7 +35,7 @@ from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
-from embedding_assets_tests.pgvector.toy import (
+from embedding_assets_tests.support.toy import (
     D1,
     D2,
     Source,

@@ -28,7 +28,7 @@ from embedding_assets.pgvector.loading import delta, generations
 from embedding_assets.pgvector.publishing import publish
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import ensure_models
-from embedding_assets_tests.pgvector.readers import Library, assert_published
+from embedding_assets_tests.support.readers import Library, assert_published
 
 SECONDS = 60  # that anything here may take, at the very most
 

@@ -26,7 +26,7 @@ from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.settings import default_settings
-from embedding_assets_tests.pgvector.toy import Row, bind, shard_rows
+from embedding_assets_tests.support.toy import Row, bind, shard_rows
 
 ROWS, K, QUESTIONS = 12_000, 10, 40
 

@@ -16,8 +16,8 @@ from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint
 from embedding_assets.pgvector.rows.shards import VectorType, VectorTypes
-from embedding_assets_tests.pgvector.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
-from embedding_assets_tests.pgvector.toy import Row, row, shard_rows
+from embedding_assets_tests.support.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
+from embedding_assets_tests.support.toy import Row, row, shard_rows
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
-from embedding_assets_tests.pgvector.toy import Toy, bind, row, shard_rows
+from embedding_assets_tests.support.toy import Toy, bind, row, shard_rows
 
 
 def generation_tables(conn: Connection) -> list[str]:
@@ -211,7 +211,8 @@ def test_vectors_of_other_chunks_are_refused(region: Connection) -> None:
 
     def read(ref: ShardRef) -> ShardRows:
         rows = toy.rows_of(ref.shard)
-        return shard_rows(rows)._replace(v2=shard_rows(rows[::-1]).v2)
+        of_chunks, of_others = shard_rows(rows), shard_rows(rows[::-1])
+        return of_chunks._replace(vectors=(of_chunks.vectors[0], of_others.vectors[1]))
 
     with pytest.raises(PermanentError, match="vectors of v2 are not row for row those of the chunks"):
         load(region, toy, read)

@@ -16,7 +16,7 @@ from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import HybridHit, search, search_hybrid
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets_tests.pgvector.test_search import literal, query
-from embedding_assets_tests.pgvector.toy import Row, Toy, bind, row, shard_rows
+from embedding_assets_tests.support.toy import Row, Toy, bind, row, shard_rows
 
 WORDS = ["refund", "invoice", "login", "password", "shipping", "Müller", "C++", "e-mail"]
 

@@ -20,11 +20,12 @@ from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema.models import bound_models
-from embedding_assets_tests.pgvector.toy import Toy, bind, row, shard_rows
+from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.toy import Toy, bind, row, shard_rows
 
 INDEXES = [f"generation_1_{name}" for name in ("metadata", "pkey", "shard", "v1", "v2")]
 
-OTHERS = {"v1": Hnsw(m=8, ef_construction=40), "v2": Hnsw()}
+OTHERS: dict[Slot, Hnsw] = {"v1": Hnsw(m=8, ef_construction=40), "v2": Hnsw()}
 
 
 def load(conn: Connection, toy: Toy) -> None:
@@ -282,7 +283,7 @@ def test_what_a_killed_build_left_is_dropped_and_the_index_built_while_the_old_o
     generation = toy.publish_to(region)
     builder = connect(dsn_of(region))
 
-    def kill(slot: str, phase: str, done: int, vectors: int) -> None:
+    def kill(slot: Slot, phase: str, done: int, vectors: int) -> None:
         if phase == "building index: loading tuples":
             region.execute("SELECT pg_terminate_backend(%s)", [builder.info.backend_pid])
 
@@ -385,7 +386,7 @@ def test_a_connection_for_progress_that_breaks_fails_no_build(
     load(region, toy)
     own = region.info.backend_pid
 
-    def hang_up(slot: str, phase: str, done: int, vectors: int) -> None:
+    def hang_up(slot: Slot, phase: str, done: int, vectors: int) -> None:
         if phase != "built":
             with psycopg.connect(dsn_of(region), autocommit=True) as third:
                 third.execute(

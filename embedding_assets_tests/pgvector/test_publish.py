@@ -14,7 +14,7 @@ from embedding_assets.pgvector.indexes.recall import vector_literal
 from embedding_assets.pgvector.loading.generations import load_generation, published_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
-from embedding_assets_tests.pgvector.toy import Toy, row
+from embedding_assets_tests.support.toy import Toy, row
 
 READERS = 8
 

@@ -4,7 +4,7 @@ import pytest
 
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.schema.models import ensure_models
-from embedding_assets_tests.pgvector.readers import CLIENTS, Library, assert_published, clients, operations, wrong
+from embedding_assets_tests.support.readers import CLIENTS, Library, assert_published, clients, operations, wrong
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.recall import Measured, smallest_ef_search
 from embedding_assets.pgvector.loading.generations import load_generation, published_generation
-from embedding_assets_tests.pgvector.toy import Toy, bind, row
+from embedding_assets_tests.support.toy import Toy, bind, row
 
 curves = st.lists(st.floats(0, 1), min_size=1, max_size=7).map(
     lambda recalls: [Measured(ef, found, 1.0, 2.0) for ef, found in zip(recall.EF_SEARCH, recalls, strict=False)]

@@ -13,19 +13,20 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from embedding_assets import operations
+from embedding_assets.cli import runs
+from embedding_assets.cli.screen import Screen
 from embedding_assets.errors import PermanentError
+from embedding_assets.operations.search import search as ask
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.reading.search import search, search_hybrid
 from embedding_assets.pgvector.schema import migrations, names, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
-from embedding_assets.screen import Screen
 from embedding_assets.settings import SettingsError, load_settings
-from embedding_assets_tests.harness import REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.pgvector.test_search import literal, query, scans
-from embedding_assets_tests.pgvector.toy import MODELS, Toy, bind
+from embedding_assets_tests.support.harness import REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.toy import MODELS, Toy, bind
 
 HANDBOOK, TICKETS = Toy("handbook", shards=1, rows=400), Toy("tickets", shards=1, rows=400, edition=1)
 NOT_ALLOWED = psycopg.errors.InsufficientPrivilege
@@ -455,15 +456,13 @@ def test_the_settings_decide_it_in_every_region_also_where_nothing_is_stale(
 
     for readers in (None, {reader.role: [SOURCE]}):
         box = replace(sandbox, more={"row_level_security": readers, "hybrid": {"language": "english"}})
-        operations.materialize(box.deployment, Screen(stderr=True), sources=[SOURCE], regions=REGIONS)
+        runs.materialize(box.deployment, Screen(stderr=True), sources=[SOURCE], regions=REGIONS)
 
     for name, dsn in sandbox.dsns.items():
         for role, expected in ((reader.role, {(SOURCE,)}), (other.role, set())):
             with connect(make_conninfo(dsn, user=role)) as conn:
                 assert set(conn.execute("SELECT source FROM live_chunks").fetchall()) == expected
-        assert [hit["document_id"] for hit in operations.search(box.deployment, name, "refund", k=3, hybrid=True)] == [
-            "refunds.md"
-        ]
+        assert [hit["document_id"] for hit in ask(box.deployment, name, "refund", k=3, hybrid=True)] == ["refunds.md"]
 
 
 def test_settings_that_name_an_unknown_source_are_refused_with_what_was_meant(sandbox: Sandbox) -> None:

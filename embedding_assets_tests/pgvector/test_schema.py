@@ -16,7 +16,7 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models
-from embedding_assets_tests.pgvector.toy import D2, MODELS, Toy, bind, row
+from embedding_assets_tests.support.toy import D2, MODELS, Toy, bind, row
 
 TABLES = ["chunks", "dead_letters", "generations", "ledger", "models", "readers", "recall", "surface"]
 

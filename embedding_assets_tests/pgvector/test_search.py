@@ -19,7 +19,7 @@ from embedding_assets.pgvector.reading.search import Hit, search
 from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets_tests.pgvector.toy import Row, Toy, bind, nearest, row
+from embedding_assets_tests.support.toy import Row, Toy, bind, nearest, row
 
 FIRST, SECOND = Toy("first", shards=2, rows=800), Toy("second", shards=1, rows=800, edition=1)
 

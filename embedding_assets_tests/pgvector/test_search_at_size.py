@@ -14,7 +14,7 @@ from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.pgvector.test_search import literal, query
-from embedding_assets_tests.pgvector.toy import Toy, bind
+from embedding_assets_tests.support.toy import Toy, bind
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("search at size")]  # one such table for all of them
 

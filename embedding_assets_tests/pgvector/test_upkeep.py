@@ -23,7 +23,8 @@ from embedding_assets.pgvector.options import QuietHours
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema.models import bound_models
-from embedding_assets_tests.pgvector.toy import Toy, bind, row
+from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.toy import Toy, bind, row
 
 POOR = Hnsw(m=2, ef_construction=4)
 
@@ -251,7 +252,7 @@ def test_an_index_rebuilt_by_hand_is_measured(hard: Connection) -> None:
 def test_a_larger_ef_search_is_put_to_use_where_it_reaches_the_target(region: Connection) -> None:
     """What was measured long ago is as if ten candidates had done; the index is left as it is."""
     bind(region, d1=96)
-    settings = {"v1": Hnsw(m=6, ef_construction=30), "v2": Hnsw()}
+    settings: dict[Slot, Hnsw] = {"v1": Hnsw(m=6, ef_construction=30), "v2": Hnsw()}
     publish_with(region, HARD, settings["v1"])
     curve = {point.ef_search: point.recall for point in measured(look(region)).curve}
     assert curve[10] < curve[80], "or the test shows nothing"
@@ -296,7 +297,7 @@ def test_an_index_that_changes_have_worn_below_the_target_is_rebuilt(hard: Conne
 def test_an_index_that_its_parameters_keep_below_the_target_is_not_rebuilt_each_night(region: Connection) -> None:
     bind(region, d1=96)
     publish_with(region, HARD, POOR)
-    settings = {"v1": POOR, "v2": Hnsw()}
+    settings: dict[Slot, Hnsw] = {"v1": POOR, "v2": Hnsw()}
     state = look(region)
 
     (finding,) = findings(state, settings, TARGET_RECALL)
@@ -369,7 +370,7 @@ HEALTHY = State(
 )
 
 
-def judged(state: State) -> list[tuple[str | None, str]]:
+def judged(state: State) -> list[tuple[str | None, Slot | None]]:
     return [(finding.cure, finding.slot) for finding in findings(state, USUAL, TARGET_RECALL)]
 
 
@@ -378,7 +379,7 @@ def test_a_table_is_vacuumed_exactly_where_more_than_a_tenth_of_its_rows_is_dead
     indexes = tuple(replace_measurement(index, live, live) for index in HEALTHY.indexes)
     state = HEALTHY._replace(live_rows=live, dead_rows=dead, indexes=indexes)
 
-    assert (("vacuum", "") in judged(state)) == (10 * dead > live + dead)
+    assert (("vacuum", None) in judged(state)) == (10 * dead > live + dead)
 
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))

@@ -7,7 +7,7 @@ from embedding_assets.snapshots.keys import document_bucket, shard_of
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
-from embedding_assets_tests.snapshots.shards import SOURCE, snapshot_of, write, write_shards
+from embedding_assets_tests.support.shards import SOURCE, snapshot_of, write, write_shards
 
 documents = st.dictionaries(st.sampled_from("abcdefghijklmnop"), st.sampled_from("123"))
 some_bits = st.integers(0, 3)

@@ -17,7 +17,7 @@ from embedding_assets.snapshots.replication import missing_or_damaged
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import contents
-from embedding_assets_tests.snapshots.shards import SOURCE, commit, snapshot_of, write
+from embedding_assets_tests.support.shards import SOURCE, commit, snapshot_of, write
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

@@ -15,7 +15,7 @@ from embedding_assets.snapshots.log import CommitConflict, entry_path
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents
-from embedding_assets_tests.snapshots.shards import SOURCE, snapshot_of
+from embedding_assets_tests.support.shards import SOURCE, snapshot_of
 
 PATH = entry_path("raw_docs", SOURCE, 1)
 

@@ -12,7 +12,7 @@ from embedding_assets.snapshots.keys import PartKey
 from embedding_assets.snapshots.parts import PartDamaged, find_part, read_part, write_part
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents, damage
-from embedding_assets_tests.snapshots.shards import SOURCE, rows_of, write
+from embedding_assets_tests.support.shards import SOURCE, rows_of, write
 
 KEY = PartKey("ab" * 32)
 

@@ -12,12 +12,13 @@ import pytest
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.parts import PartDamaged
-from embedding_assets.snapshots.replication import ASSET, Behind, current, missing_or_damaged, replicate, target
+from embedding_assets.snapshots.replication import Behind, current, missing_or_damaged, replicate, target
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
-from embedding_assets_tests.snapshots.shards import SOURCE, commit, write
+from embedding_assets_tests.support.shards import SOURCE, commit, write
 
 ASSETS = ("chunks", "embeddings_v1", "embeddings_v2")
 
@@ -76,7 +77,7 @@ def test_a_replica_names_the_parts_of_chunks_and_embeddings_and_has_their_bytes(
 
     replica, copied, size = regions.replicate(upstream)
 
-    assert replica == log.head(regions.region, ASSET, SOURCE) == current(regions.region, SOURCE)
+    assert replica == log.head(regions.region, REPLICA, SOURCE) == current(regions.region, SOURCE)
     assert [part for asset in ASSETS for part in replica.parts_of(asset)] == [p for s in upstream for p in s.parts]
     assert replica.upstream == {snapshot.asset: snapshot.root for snapshot in upstream}
     assert replica.root == target(regions.primary, SOURCE)
@@ -181,7 +182,7 @@ def test_a_damaged_part_is_not_copied(regions: Regions) -> None:
 
     assert f"store {regions.primary.url}: {path}" in str(refused.value)
     assert path not in contents(regions.region)
-    assert log.head(regions.region, ASSET, SOURCE) is None
+    assert log.head(regions.region, REPLICA, SOURCE) is None
 
 
 def test_what_the_region_has_under_a_parts_name_is_verified_too(regions: Regions) -> None:
@@ -193,7 +194,7 @@ def test_what_the_region_has_under_a_parts_name_is_verified_too(regions: Regions
         regions.replicate(upstream)
 
     assert f"store {regions.region.url}: {path}" in str(refused.value)
-    assert log.head(regions.region, ASSET, SOURCE) is None
+    assert log.head(regions.region, REPLICA, SOURCE) is None
 
 
 @pytest.mark.parametrize(
@@ -207,7 +208,7 @@ def test_a_replication_killed_anywhere_is_finished_by_the_next(regions: Regions,
     )
     assert killed.returncode == -signal.SIGKILL
     left = parts_of(regions.region)
-    assert (log.head(regions.region, ASSET, SOURCE) is None) == (point != "after-log")
+    assert (log.head(regions.region, REPLICA, SOURCE) is None) == (point != "after-log")
 
     replica, copied, _ = regions.replicate(upstream)
 
@@ -242,7 +243,7 @@ def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:
     replica, _, _ = replicate(regions.primary, regions.region, SOURCE, upstream, while_another_does_it)
 
     assert replica == current(regions.region, SOURCE)
-    assert log.numbers(regions.region, ASSET, SOURCE) == [1]
+    assert log.numbers(regions.region, REPLICA, SOURCE) == [1]
 
 
 def test_verification_names_each_part_that_is_not_as_recorded(regions: Regions) -> None:

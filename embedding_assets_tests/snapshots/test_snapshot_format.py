@@ -20,7 +20,7 @@ from embedding_assets.snapshots.keys import document_bucket, part_key, root_of, 
 from embedding_assets.snapshots.parts import write_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store, open_store
-from embedding_assets_tests.snapshots.shards import SOURCE, commit, write
+from embedding_assets_tests.support.shards import SOURCE, commit, write
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 

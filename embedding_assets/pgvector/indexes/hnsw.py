@@ -12,10 +12,10 @@ from psycopg import sql
 
 from embedding_assets.errors import PipelineError, TransientError
 from embedding_assets.pgvector.connection import QUEUE_TIMEOUT, Connection, connect, dsn_of
-from embedding_assets.pgvector.indexes.recall import column_of
+from embedding_assets.pgvector.indexes.recall import column_type
 from embedding_assets.pgvector.loading.generations import Generation
-from embedding_assets.pgvector.rows.shards import SLOTS
 from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
 _log = logging.getLogger(__name__)
 
@@ -42,9 +42,9 @@ class Hnsw(NamedTuple):
     ef_construction: int = EF_CONSTRUCTION
 
 
-USUAL: Final[Mapping[str, Hnsw]] = {slot: Hnsw() for slot in SLOTS}
+USUAL: Final[Mapping[Slot, Hnsw]] = {slot: Hnsw() for slot in SLOTS}
 
-Progress = Callable[[str, str, int, int], None]
+Progress = Callable[[Slot, str, int, int], None]
 """Told of a build once a second, in a thread of its own, and at its end: slot, phase as Postgres names it, vectors in
 the graph, vectors in all."""
 
@@ -72,7 +72,7 @@ class Built(NamedTuple):
 def build(
     conn: Connection,
     generation: Generation,
-    slot: str,
+    slot: Slot,
     hnsw: Hnsw,
     statement: sql.Composed,
     progress: Progress | None,
@@ -82,7 +82,7 @@ def build(
     Serially, where the server's shared memory is too little for the workers: Docker gives /dev/shm 64 MB (pgvector
     #453, #714).
     """
-    kind, dimensions = column_of(conn, generation, slot)
+    kind, dimensions = column_type(conn, generation, slot)
     vectors = _count(conn, generation, slot)
     estimate = graph_bytes(vectors, dimensions, 4 if kind == "vector" else 2, hnsw.m)
     if estimate > _MOST_MEMORY:
@@ -161,7 +161,7 @@ def _set(conn: Connection, values: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _watched(conn: Connection, slot: str, vectors: int, progress: Progress | None) -> Iterator[None]:
+def _watched(conn: Connection, slot: Slot, vectors: int, progress: Progress | None) -> Iterator[None]:
     """Tell of the build that `conn` does meanwhile, as another connection sees it."""
     if progress is None:
         yield
@@ -230,8 +230,8 @@ def drop_leftovers(conn: Connection, generation: Generation) -> list[str]:
     return found
 
 
-def _count(conn: Connection, generation: Generation, slot: str) -> int:
-    column = sql.Identifier(f"embedding_{slot}")
+def _count(conn: Connection, generation: Generation, slot: Slot) -> int:
+    column = sql.Identifier(column_of(slot))
     statement = sql.SQL("SELECT count({}) FROM {}").format(column, generation_table(generation.id))
     return int(_row(conn.execute(statement))[0])
 

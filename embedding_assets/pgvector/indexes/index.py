@@ -18,7 +18,7 @@ from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
 from embedding_assets.pgvector.indexes.recall import (
     TARGET_RECALL,
     Measured,
-    column_of,
+    column_type,
     index_bytes,
     measure,
     put_to_use,
@@ -26,9 +26,9 @@ from embedding_assets.pgvector.indexes.recall import (
     stored_measurement,
 )
 from embedding_assets.pgvector.loading.generations import Generation, find_generation
-from embedding_assets.pgvector.rows.shards import SLOTS
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class IndexReport(NamedTuple):
     `curve` is empty where fewer than two vectors leave nothing to measure.
     """
 
-    slot: str
+    slot: Slot
     name: str
     hnsw: Hnsw
     vectors: int
@@ -55,10 +55,10 @@ def build_indexes(
     conn: Connection,
     source: str,
     target_root: str,
-    hnsw: Mapping[str, Hnsw] = USUAL,
+    hnsw: Mapping[Slot, Hnsw] = USUAL,
     target_recall: float = TARGET_RECALL,
     progress: Progress | None = None,
-) -> dict[str, IndexReport]:
+) -> dict[Slot, IndexReport]:
     """Build and measure what a loaded generation lacks: primary key, an HNSW index for each slot, statistics, recall.
 
     Returns a report for each slot. A build that was killed is made anew; a finished one stays, unless it was built with
@@ -100,7 +100,7 @@ def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     return [name for name in names if not _is_valid(conn, name)]
 
 
-def parameters_of(conn: Connection, generation: Generation, slot: str) -> Hnsw | None:
+def parameters_of(conn: Connection, generation: Generation, slot: Slot) -> Hnsw | None:
     """The parameters of a slot's index; None where there is none, or an invalid one."""
     row = conn.execute(
         """
@@ -116,7 +116,7 @@ def parameters_of(conn: Connection, generation: Generation, slot: str) -> Hnsw |
 
 
 def ensure_index(
-    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, progress: Progress | None = None
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, progress: Progress | None = None
 ) -> IndexReport:
     """Have a slot's index, valid and built with these parameters, and measured; for whoever holds the source's lock."""
     built = None
@@ -127,7 +127,7 @@ def ensure_index(
 
 
 def reindex(
-    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, progress: Progress | None = None
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, progress: Progress | None = None
 ) -> IndexReport:
     """Build a slot's index of a published generation anew from the rows as they are, and measure it.
 
@@ -171,7 +171,7 @@ def _add_digests_index(conn: Connection, generation: Generation) -> None:
     )
 
 
-def _create(conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, progress: Progress | None) -> Built:
+def _create(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None) -> Built:
     name = f"generation_{generation.id}_{slot}"
     conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
     built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), progress)
@@ -179,7 +179,9 @@ def _create(conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, pro
     return built
 
 
-def _create_beside(conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, progress: Progress | None) -> Built:
+def _create_beside(
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None
+) -> Built:
     """Build an index under another name while readers use the one that there is, and give it that one's name then.
 
     REINDEX could not: it keeps the parameters, and needs an index.
@@ -202,21 +204,21 @@ def _create_beside(conn: Connection, generation: Generation, slot: str, hnsw: Hn
 
 
 def _create_statement(
-    conn: Connection, generation: Generation, slot: str, name: str, hnsw: Hnsw, *, concurrently: bool = False
+    conn: Connection, generation: Generation, slot: Slot, name: str, hnsw: Hnsw, *, concurrently: bool = False
 ) -> sql.Composed:
-    kind, _ = column_of(conn, generation, slot)
+    kind, _ = column_type(conn, generation, slot)
     return sql.SQL("CREATE INDEX {} {} ON {} USING hnsw ({} {}) WITH (m = {}, ef_construction = {})").format(
         sql.SQL("CONCURRENTLY" if concurrently else ""),
         sql.Identifier(name),
         generation_table(generation.id),
-        sql.Identifier(f"embedding_{slot}"),
+        sql.Identifier(column_of(slot)),
         sql.SQL("vector_cosine_ops" if kind == "vector" else "halfvec_cosine_ops"),
         *hnsw,
     )
 
 
 def _report(
-    conn: Connection, generation: Generation, slot: str, hnsw: Hnsw, target: float, built: Built | None
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, built: Built | None
 ) -> IndexReport:
     name = f"generation_{generation.id}_{slot}"
     size = index_bytes(conn, generation, slot)

@@ -14,6 +14,7 @@ from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.loading.generations import Generation
 from embedding_assets.pgvector.rows.shards import VectorType
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
+from embedding_assets.snapshots.slots import Slot, column_of
 
 TARGET_RECALL: Final = 0.98
 EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)
@@ -60,7 +61,7 @@ class Measurement(NamedTuple):
         return next((point.recall for point in self.curve if point.ef_search == self.ef_search), None)
 
 
-def stored_measurement(conn: Connection, generation: Generation, slot: str) -> Measurement | None:
+def stored_measurement(conn: Connection, generation: Generation, slot: Slot) -> Measurement | None:
     """The last measurement of a slot's index as it stands; None where it was built since, or never measured."""
     row = conn.execute(
         """
@@ -72,7 +73,7 @@ def stored_measurement(conn: Connection, generation: Generation, slot: str) -> M
     return Measurement(*row)._replace(curve=tuple(Measured(*point) for point in row[2])) if row else None
 
 
-def measure(conn: Connection, generation: Generation, slot: str, target: float) -> Measurement:
+def measure(conn: Connection, generation: Generation, slot: Slot, target: float) -> Measurement:
     """Measure a slot's index, and store it with the smallest `ef_search` that reaches the target.
 
     Where none does that is the largest measured. Searches use it after `put_to_use`, or publication.
@@ -100,7 +101,7 @@ def measure(conn: Connection, generation: Generation, slot: str, target: float) 
                 changes_at_build = CASE WHEN stored.index_id = excluded.index_id
                     THEN stored.changes_at_build ELSE excluded.changes_at_build END
             """
-        ).format(column=sql.Identifier(f"embedding_{slot}"), table=generation_table(generation.id)),
+        ).format(column=sql.Identifier(column_of(slot)), table=generation_table(generation.id)),
         {
             "generation": generation.id,
             "slot": slot,
@@ -120,7 +121,7 @@ def smallest_ef_search(curve: Sequence[Measured], target: float) -> int:
     return reached[0] if reached else curve[-1].ef_search if curve else EF_SEARCH[0]
 
 
-def shortfall(slot: str, recall: float | None, ef_search: int, target: float) -> str | None:
+def shortfall(slot: Slot, recall: float | None, ef_search: int, target: float) -> str | None:
     """What is wrong with a slot's index that finds less than it should, and the cure; None where it finds enough."""
     if recall is None or recall >= target:
         return None
@@ -131,7 +132,7 @@ def shortfall(slot: str, recall: float | None, ef_search: int, target: float) ->
 
 
 def settle_ef_search(
-    conn: Connection, generation: Generation, slot: str, measurement: Measurement, target: float
+    conn: Connection, generation: Generation, slot: Slot, measurement: Measurement, target: float
 ) -> Measurement:
     """Have the `ef_search` stored that the target asks for, by the curve that was measured."""
     ef_search = smallest_ef_search(measurement.curve, target)
@@ -159,12 +160,12 @@ def put_to_use(conn: Connection) -> None:
     )
 
 
-def measure_recall(conn: Connection, generation: Generation, slot: str) -> tuple[Measured, ...]:
+def measure_recall(conn: Connection, generation: Generation, slot: Slot) -> tuple[Measured, ...]:
     """The recall curve of a slot's index: recall@10 against exact search, for stored vectors with fixed noise added.
 
     Each exact query reads the whole table. Empty where there are fewer than two vectors.
     """
-    column, table = sql.Identifier(f"embedding_{slot}"), generation_table(generation.id)
+    column, table = sql.Identifier(column_of(slot)), generation_table(generation.id)
     # Chunk ids are hashes: the first ones are a random sample, and the same one each time.
     sample = conn.execute(
         sql.SQL(
@@ -173,7 +174,7 @@ def measure_recall(conn: Connection, generation: Generation, slot: str) -> tuple
     ).fetchall()
     if len(sample) < 2:
         return ()
-    kind, dimensions = column_of(conn, generation, slot)
+    kind, dimensions = column_type(conn, generation, slot)
     queries = _questions(np.array([vector for _, vector in sample], np.float32))
     literals = [vector_literal(query) for query in queries]
     statement = sql.SQL(
@@ -209,7 +210,7 @@ def measure_recall(conn: Connection, generation: Generation, slot: str) -> tuple
     return tuple(points)
 
 
-def index_bytes(conn: Connection, generation: Generation, slot: str) -> int:
+def index_bytes(conn: Connection, generation: Generation, slot: Slot) -> int:
     """The size of a slot's index; 0 where there is none."""
     row = conn.execute(
         "SELECT coalesce(pg_relation_size(to_regclass(%s)), 0)", [generation_index(generation.id, slot).as_string(conn)]
@@ -217,14 +218,14 @@ def index_bytes(conn: Connection, generation: Generation, slot: str) -> int:
     return int(row[0]) if row else 0
 
 
-def column_of(conn: Connection, generation: Generation, slot: str) -> VectorType:
+def column_type(conn: Connection, generation: Generation, slot: Slot) -> VectorType:
     """The type of a slot's column in a generation's table."""
     row = conn.execute(
         """
         SELECT typname, atttypmod FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
         WHERE attrelid = to_regclass(%s) AND attname = %s
         """,
-        [generation_table(generation.id).as_string(conn), f"embedding_{slot}"],
+        [generation_table(generation.id).as_string(conn), column_of(slot)],
     ).fetchone()
     assert row is not None
     return VectorType(*row)

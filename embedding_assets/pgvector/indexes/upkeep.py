@@ -22,9 +22,9 @@ from embedding_assets.pgvector.indexes.recall import (
     stored_measurement,
 )
 from embedding_assets.pgvector.loading.generations import Generation, published_generation
-from embedding_assets.pgvector.rows.shards import SLOTS
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.snapshots.slots import SLOTS, Slot
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ Cure = Literal["drop", "ef_search", "build", "reindex", "vacuum"]
 class IndexState(NamedTuple):
     """A slot's index; `hnsw` and `measurement` are None where there is none, or it is invalid."""
 
-    slot: str
+    slot: Slot
     hnsw: Hnsw | None
     size_bytes: int
     measurement: Measurement | None
@@ -74,7 +74,8 @@ class Finding(NamedTuple):
 
     what: str
     cure: Cure | None
-    slot: str = ""
+    slot: Slot | None = None
+    """Of the index that it is about; None where it is about the whole table."""
 
 
 def published_sources(conn: Connection) -> list[str]:
@@ -105,7 +106,7 @@ def examine(conn: Connection, source: str, target_recall: float) -> State | None
         )
 
 
-def findings(state: State, hnsw: Mapping[str, Hnsw], target_recall: float) -> list[Finding]:
+def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float) -> list[Finding]:
     """What is to be done about a generation, in the order of doing it.
 
     The cheap things first. An index is rebuilt before the table is vacuumed, which then has no graph to repair
@@ -127,7 +128,7 @@ def act(
     conn: Connection,
     generation: Generation,
     finding: Finding,
-    hnsw: Mapping[str, Hnsw],
+    hnsw: Mapping[Slot, Hnsw],
     target_recall: float,
     progress: Progress | None = None,
 ) -> str:
@@ -146,18 +147,20 @@ def act(
         present = published_generation(conn, generation.source)
         if present is None or present.id != generation.id:
             return "nothing: another generation was published meanwhile"
-        match finding.cure:
-            case "drop":
+        match finding.cure, slot:
+            case "drop", None:
                 did = f"dropped {', '.join(drop_leftovers(conn, generation)) or 'nothing, they are gone'}"
-            case "ef_search":
-                put_to_use(conn)
-                did = f"searches use ef_search {bound_models(conn)[slot].ef_search}"
-            case "build":
-                did = _rebuilt(ensure_index(conn, generation, slot, hnsw[slot], target_recall, progress))
-            case "reindex":
-                did = _rebuilt(reindex(conn, generation, slot, hnsw[slot], target_recall, progress))
-            case "vacuum":
+            case "vacuum", None:
                 did = _vacuum(conn, generation)
+            case "ef_search", str(index):
+                put_to_use(conn)
+                did = f"searches use ef_search {bound_models(conn)[index].ef_search}"
+            case "build", str(index):
+                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, progress))
+            case "reindex", str(index):
+                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, progress))
+            case cure, about:
+                raise ValueError(f"{cure} is no cure for {about or 'the whole table'}")
         if finding.cure in ("build", "reindex"):
             put_to_use(conn)
     seconds = time.monotonic() - began
@@ -180,7 +183,7 @@ def _rows(conn: Connection, generation: Generation) -> tuple[int, int]:
     return (row[0], row[1]) if row else (0, 0)
 
 
-def _index_state(conn: Connection, generation: Generation, slot: str, live_rows: int, target: float) -> IndexState:
+def _index_state(conn: Connection, generation: Generation, slot: Slot, live_rows: int, target: float) -> IndexState:
     hnsw = parameters_of(conn, generation, slot)
     measurement = None
     if hnsw is not None:

@@ -146,7 +146,7 @@ def read_rows(source: str, ref: ShardRef, read_shard: ReadShard, types: VectorTy
     """A shard's new rows; of one that is gone there are none."""
     if not ref.rows:
         nothing = (vectors(each.dimensions).empty_table() for each in types)
-        return Digested(ref, ShardRows(CHUNKS.empty_table(), *nothing), np.zeros(0, np.int64))
+        return Digested(ref, ShardRows(CHUNKS.empty_table(), tuple(nothing)), np.zeros(0, np.int64))
     return read_digested(source, ref, read_shard, types)
 
 
@@ -263,7 +263,7 @@ def _merge(
             stale = sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s) AND shard = %s").format(table)
             conn.execute(stale, [_uuids(found.stale), ref.shard])
             failpoint("pgvector.delta.deleted")
-            chosen = ShardRows(*(table.filter(pa.array(found.written)) for table in shard.rows))
+            chosen = shard.rows.each(lambda table: table.filter(pa.array(found.written)))
             sent = copy_into(conn, generation.id, encode(chosen, digests[found.written], ref.shard, types))
             failpoint("pgvector.delta.copied")
         _prove(conn, generation, shard, _uuids(chunk_ids.filter(pa.array(found.written))), types)

@@ -31,6 +31,7 @@ from embedding_assets.pgvector.rows.shards import (
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.slots import SLOTS
 
 _log = logging.getLogger(__name__)
 
@@ -240,11 +241,11 @@ def read_digested(source: str, ref: ShardRef, read_shard: ReadShard, types: Vect
     """Read a shard. Raises PermanentError where its rows and the bound models do not fit."""
     rows = read_shard(ref)
     check_aligned(rows, ref)
-    found, bound = (dimensions_of(rows.v1), dimensions_of(rows.v2)), tuple(each.dimensions for each in types)
+    found, bound = tuple(map(dimensions_of, rows.vectors)), tuple(each.dimensions for each in types)
     if found != bound:
         raise PermanentError(
-            f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions (v1, v2) where this "
-            f"database's models have {bound}; materialize the embeddings of this source with the models as bound"
+            f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions ({', '.join(SLOTS)}) where "
+            f"this database's models have {bound}; materialize the embeddings of this source with the models as bound"
         )
     return Digested(ref, rows, digests_of(rows, types))
 

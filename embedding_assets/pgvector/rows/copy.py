@@ -9,6 +9,7 @@ here took as long as all else that the loader does, and its small fields alone a
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -78,7 +79,7 @@ def digests_of(rows: ShardRows, types: VectorTypes) -> npt.NDArray[np.int64]:
     if not rows.chunks.num_rows:
         return np.zeros(0, np.int64)
     digests = _chunk_hashes(rows.chunks)[:, 0].astype(np.int64)
-    for place, (table, each) in enumerate(zip((rows.v1, rows.v2), types, strict=True), start=1):
+    for place, (table, each) in enumerate(zip(rows.vectors, types, strict=True), start=1):
         given = _given(one_array(table.column("embedding")))
         digests ^= np.where(given, _vector_hashes(table, each)[:, place], 0)
     return digests
@@ -120,7 +121,7 @@ def _slices(rows: ShardRows, types: VectorTypes, block_bytes: int = BLOCK_BYTES)
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // block_bytes)) + 1
     for start, end in zip([0, *cuts.tolist()], [*cuts.tolist(), len(sizes)], strict=True):
         if end > start:
-            yield ShardRows(*(table.slice(start, end - start) for table in rows))
+            yield rows.each(partial(pa.Table.slice, offset=start, length=end - start))
 
 
 def _chunk_hashes(chunks: pa.Table) -> npt.NDArray[np.int64]:
@@ -158,7 +159,7 @@ def _block(rows: ShardRows, digests: npt.NDArray[np.int64], shard: int, types: V
     meta["len"], meta["version"] = _lengths(metadata) + 1, 1
 
     pieces = [_as_binary(head), document, _as_binary(middle), content, _as_binary(meta), metadata]
-    for table, each in zip((rows.v1, rows.v2), types, strict=True):
+    for table, each in zip(rows.vectors, types, strict=True):
         pieces += _vector_field(one_array(table.column("embedding")), each)
     return memoryview(pc.binary_join_element_wise(*pieces, pa.scalar(b"", pa.binary())).buffers()[2])
 

@@ -19,7 +19,8 @@ from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.rows.copy import digests_of
-from embedding_assets.pgvector.rows.shards import SLOTS, ShardRows, VectorType, VectorTypes
+from embedding_assets.pgvector.rows.shards import ShardRows, VectorType, VectorTypes
+from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
 NORM_TOLERANCE: Final = 1e-3
 """float32 unit vectors are within 1e-6 of length 1 and 2-byte floats within 5e-4: more is somebody's change."""
@@ -119,17 +120,17 @@ def _normed(types: VectorTypes) -> sql.Composed:
     return sql.SQL(" AND ").join(
         sql.SQL("coalesce(abs({norm}({column}) - 1) <= {tolerance}, true)").format(
             norm=sql.SQL("vector_norm" if each.name == "vector" else "l2_norm"),
-            column=sql.Identifier(f"embedding_{slot}"),
+            column=sql.Identifier(column_of(slot)),
             tolerance=NORM_TOLERANCE,
         )
         for slot, each in zip(SLOTS, types, strict=True)
     )
 
 
-def _vector_hash(slot: str, each: VectorType) -> sql.Composed:
+def _vector_hash(slot: Slot, each: VectorType) -> sql.Composed:
     return sql.SQL("sha256({send}({column}))").format(
         send=sql.SQL("vector_send" if each.name == "vector" else "halfvec_send"),
-        column=sql.Identifier(f"embedding_{slot}"),
+        column=sql.Identifier(column_of(slot)),
     )
 
 

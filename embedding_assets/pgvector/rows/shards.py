@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
-
-SLOTS: Final = ("v1", "v2")
+from embedding_assets.snapshots.slots import SLOTS
 
 LARGEST_VECTOR: Final = 2000
 LARGEST_HALFVEC: Final = 4000
@@ -24,11 +23,15 @@ class ShardRef(NamedTuple):
 
 
 class ShardRows(NamedTuple):
-    """The rows of a shard: `chunks` (CHUNKS), `v1` and `v2` (vectors(d)), aligned row for row by `chunk_id`."""
+    """The rows of a shard: `chunks` (CHUNKS), and the vectors of each slot (vectors(d)), in the order of SLOTS; all
+    aligned row for row by `chunk_id`."""
 
     chunks: pa.Table
-    v1: pa.Table
-    v2: pa.Table
+    vectors: tuple[pa.Table, ...]
+
+    def each(self, change: Callable[[pa.Table], pa.Table]) -> "ShardRows":
+        """The same change, made to every table."""
+        return ShardRows(change(self.chunks), tuple(map(change, self.vectors)))
 
 
 ReadShard = Callable[[ShardRef], ShardRows]
@@ -46,8 +49,8 @@ class VectorType(NamedTuple):
     dimensions: int
 
 
-VectorTypes = tuple[VectorType, VectorType]
-"""Of v1 and v2."""
+VectorTypes = tuple[VectorType, ...]
+"""Of each slot, in the order of SLOTS."""
 
 
 def vector_type(dimensions: int, *, halfvec: bool = False) -> VectorType:
@@ -77,7 +80,7 @@ def check_aligned(rows: ShardRows, ref: ShardRef) -> None:
         raise PermanentError(
             f"shard {ref.shard} ({ref.key}) has a chunk twice; materialize the chunks of this source again"
         )
-    for slot, vectors in (("v1", rows.v1), ("v2", rows.v2)):
+    for slot, vectors in zip(SLOTS, rows.vectors, strict=True):
         if not vectors.column("chunk_id").equals(chunk_ids):
             raise PermanentError(
                 f"shard {ref.shard} ({ref.key}): the vectors of {slot} are not row for row those of the chunks; "

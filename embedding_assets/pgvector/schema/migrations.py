@@ -1,4 +1,4 @@
-"""The tables of a region, by numbered migrations (`sql/`)."""
+"""The tables of a region, by numbered migrations (`sql/migrations`)."""
 
 import logging
 import re
@@ -15,7 +15,7 @@ from embedding_assets.pgvector.schema import roles
 
 _log = logging.getLogger(__name__)
 
-MIGRATIONS: Final = Path(__file__).parents[3] / "sql"
+MIGRATIONS: Final = Path(__file__).parent / "sql" / "migrations"
 
 OLDEST_PGVECTOR: Final = (0, 8, 4)
 

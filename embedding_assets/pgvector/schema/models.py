@@ -7,10 +7,11 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, schema_lock, short_transaction
-from embedding_assets.pgvector.rows.shards import SLOTS, VectorType, VectorTypes, vector_type
+from embedding_assets.pgvector.rows.shards import VectorType, VectorTypes, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.slots import SLOTS, Slot, column_of, other
 
 
 class Model(NamedTuple):
@@ -32,13 +33,13 @@ class Model(NamedTuple):
 class BoundModel(NamedTuple):
     """A slot's model as the database records it, with the `ef_search` that search uses."""
 
-    slot: str
+    slot: Slot
     model: Model
     live: bool
     ef_search: int
 
 
-def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> None:
+def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     """Have the columns of both slots, their recorded binding, and the search surface of the live one.
 
     A slot that is not live may be bound to another model: its column is made anew, empty, and every source's next
@@ -57,7 +58,7 @@ def ensure_models(conn: Connection, models: Mapping[str, Model], live: str) -> N
         failpoint("pgvector.models")
 
 
-def bound_models(conn: Connection) -> dict[str, BoundModel]:
+def bound_models(conn: Connection) -> dict[Slot, BoundModel]:
     """The slots' models as recorded, by slot; empty before the first load."""
     rows = conn.execute(
         "SELECT slot, live, ef_search, name, dimensions, provider, halfvec FROM embedding_assets.models ORDER BY slot"
@@ -70,10 +71,10 @@ def bound_types(conn: Connection) -> VectorTypes:
     models = bound_models(conn)
     if set(models) != set(SLOTS):
         raise PermanentError("no models are bound in this database yet; materialize pgvector_table for this region")
-    return models["v1"].model.type, models["v2"].model.type
+    return tuple(models[slot].model.type for slot in SLOTS)
 
 
-def _is_bound(conn: Connection, models: Mapping[str, Model], live: str) -> bool:
+def _is_bound(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> bool:
     bound = bound_models(conn).values()
     view = conn.execute(
         "SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.live_chunks') AND attname = 'embedding_halfvec'"
@@ -89,7 +90,7 @@ def _told(model: Model) -> str:
     return f"{model.name} ({model.type.name}({model.type.dimensions}))"
 
 
-def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
+def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     schema_lock(conn)
     recorded = bound_models(conn)
     published = [
@@ -99,11 +100,10 @@ def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
         model, before = models[slot], recorded.get(slot)
         if before is None or (before.model.name, before.model.type) != (model.name, model.type):
             if before is not None and before.live and published:
-                other = "v2" if slot == "v1" else "v1"
                 raise PermanentError(
                     f"slot {slot} is live with model {_told(before.model)} and cannot become {_told(model)}: searches "
-                    f"would find nothing until every source is loaded again. Bind the new model to {other}, "
-                    f"materialize every source, then set live_model: {other}"
+                    f"would find nothing until every source is loaded again. Bind the new model to {other(slot)}, "
+                    f"materialize every source, then set live_model: {other(slot)}"
                 )
             if before is not None and before.live:  # nothing is published: nobody misses the view for a moment
                 conn.execute("DROP VIEW IF EXISTS public.live_chunks")
@@ -133,12 +133,12 @@ def _bind(conn: Connection, models: Mapping[str, Model], live: str) -> None:
                    chunk_id, start_offset, end_offset, {embedding}::halfvec AS embedding_halfvec
             FROM embedding_assets.chunks WHERE {embedding} IS NOT NULL
             """
-        ).format(embedding=sql.Identifier(f"embedding_{live}"))
+        ).format(embedding=sql.Identifier(column_of(live)))
     )
     roles.open_view(conn)
 
 
-def _renew_column(conn: Connection, slot: str, model: Model) -> None:
+def _renew_column(conn: Connection, slot: Slot, model: Model) -> None:
     """Make a slot's column anew and empty, in the catalog alone; its indexes go with it.
 
     Generations not yet published have the old column and could never be attached: they are dropped. Published ones no
@@ -148,7 +148,7 @@ def _renew_column(conn: Connection, slot: str, model: Model) -> None:
     unfinished = conn.execute("DELETE FROM embedding_assets.generations WHERE state <> 'published' RETURNING id")
     for (generation,) in unfinished.fetchall():
         conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
-    column = sql.Identifier(f"embedding_{slot}")
+    column = sql.Identifier(column_of(slot))
     conn.execute(sql.SQL("ALTER TABLE embedding_assets.chunks DROP COLUMN IF EXISTS {}").format(column))
     conn.execute(
         sql.SQL("ALTER TABLE embedding_assets.chunks ADD COLUMN {} {}({})").format(
@@ -157,7 +157,7 @@ def _renew_column(conn: Connection, slot: str, model: Model) -> None:
     )
 
 
-def _refuse_unfilled(conn: Connection, slot: str) -> None:
+def _refuse_unfilled(conn: Connection, slot: Slot) -> None:
     """The column of a slot bound anew has no index until the source is loaded again: by that it is known."""
     missing = conn.execute(
         """

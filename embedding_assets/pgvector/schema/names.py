@@ -2,12 +2,14 @@
 
 from psycopg import sql
 
+from embedding_assets.snapshots.slots import Slot
+
 
 def generation_table(generation: int) -> sql.Composed:
     """A generation's table, by its number."""
     return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation}"))
 
 
-def generation_index(generation: int, slot: str) -> sql.Composed:
+def generation_index(generation: int, slot: Slot) -> sql.Composed:
     """The HNSW index of a slot on a generation's table."""
     return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation}_{slot}"))

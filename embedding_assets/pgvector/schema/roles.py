@@ -14,6 +14,7 @@ import logging
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 import psycopg
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 INGEST: Final = "embedding_ingest"
 SEARCH: Final = "embedding_search"
 SURFACE: Final = "embedding_surface"
+_FOR_ADMINISTRATORS: Final = (Path(__file__).parent / "sql" / "roles.sql").resolve()
 _ROLES: Final = (INGEST, SEARCH, SURFACE)
 
 # The functions of the surface are known by what they return: public is not ours alone.
@@ -94,7 +96,7 @@ def ensure_roles(conn: Connection) -> None:
 def way_out(conn: Connection) -> str:
     """The cure for what the login role may not do: the line that an administrator runs, as whoever they are."""
     database = make_conninfo(host=conn.info.host or None, port=conn.info.port, dbname=conn.info.dbname)
-    line = shlex.join(["psql", "-v", f"pipeline={conn.info.user}", "-f", "sql/roles.sql", database])
+    line = shlex.join(["psql", "-v", f"pipeline={conn.info.user}", "-f", str(_FOR_ADMINISTRATORS), database])
     return f"Cure: an administrator of the database runs, once, in the project's folder: {line}"
 
 

@@ -1,0 +1,49 @@
+"""The command `embedding-assets`. Every command has `--json`; exit codes: 0 done, 1 something is wrong, 2 wrong use.
+
+One module a group of commands; what they do is in `operations` and `orchestration`, which are imported when a command
+runs: Dagster alone takes a second.
+"""
+
+import sys
+
+import click
+
+from embedding_assets.cli import dead_letters, housekeeping, looks, materialize
+from embedding_assets.cli.shared import ERR
+from embedding_assets.errors import PipelineError
+
+
+def main() -> None:
+    """Entry point: an error of the pipeline is a sentence on stderr and exit code 1, not a traceback."""
+    try:
+        cli()
+    except PipelineError as error:
+        ERR.print("error:", style="bold red", end=" ")
+        ERR.print(str(error), markup=False)
+        sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def cli() -> None:
+    """Keep every region's pgvector search table in step with document sources.
+
+    \b
+    Settings     EMBEDDING_ASSETS_CONFIG, a YAML file; without it the demo's two sources and two regions
+    Local files  EMBEDDING_ASSETS_HOME, by default .embedding_assets/ in this folder
+    Exit codes   0 done; 1 something failed or differs; 2 wrong use
+    """
+
+
+for command in (
+    materialize.materialize,
+    looks.status,
+    looks.search,
+    looks.verify,
+    dead_letters.dead_letters,
+    looks.dsn,
+    housekeeping.gc,
+    housekeeping.upkeep,
+    housekeeping.stop,
+    housekeeping.dagster_home,
+):
+    cli.add_command(command)

@@ -1,0 +1,85 @@
+"""Commands that keep stores, databases and this machine in order."""
+
+import sys
+from datetime import timedelta
+
+import click
+
+from embedding_assets.cli.shared import ERR, OUT, chosen, current_deployment, json_option, print_json, region_option
+from embedding_assets.settings import home
+
+
+@click.command()
+@region_option
+@click.option("--keep", type=click.IntRange(1), default=10, show_default=True, help="Snapshots kept of each log.")
+@click.option("--grace-hours", type=click.IntRange(1), default=24, show_default=True, help="Nothing younger goes.")
+@json_option
+def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
+    """Delete from the stores what no retained snapshot names.
+
+    With --json what went, by region: {log_entries, parts, bytes}.
+    """
+    from embedding_assets.snapshots.garbage import collect
+
+    deployment = current_deployment()
+    collected = {
+        name: collect(deployment.store(name), keep=keep, grace=timedelta(hours=grace_hours))._asdict()
+        for name in chosen(region, deployment.settings.regions, "region")
+    }
+    if as_json:
+        print_json(collected)
+    else:
+        for name, what in collected.items():
+            OUT.print(f"{name}: {what['log_entries']} snapshots and {what['parts']} parts, {what['bytes']:,} bytes")
+
+
+@click.command()
+@region_option
+@click.option("--now", is_flag=True, help="Outside the quiet hours, too.")
+@json_option
+def upkeep(region: str | None, now: bool, as_json: bool) -> None:
+    """Look at the regions' tables and indexes, and mend what needs it, while readers go on; in the quiet hours.
+
+    Dead rows are vacuumed, bloated or drifted indexes rebuilt, what killed builds left is dropped. Vacuuming HNSW takes
+    long: it repairs the graph. The schedule runs this each hour; exit code 1 if a region or source could not be kept
+    up.
+
+    With --json a list of {region, source, saw, did, failed}; source is empty where it concerns the whole region.
+    """
+    from embedding_assets.operations.upkeep import Upkept, is_quiet, keep_up
+
+    deployment = current_deployment()
+    regions = chosen(region, deployment.settings.regions, "region")
+    done: list[Upkept] = []
+    if now or is_quiet(deployment):
+        for entry in keep_up(deployment, regions, lambda: now or is_quiet(deployment)):
+            done.append(entry)
+            if not as_json:
+                line = f"{entry.region}|{entry.source or 'all sources'}: {entry.saw}. Did: {entry.did}."
+                OUT.print(line, markup=False, style="red" if entry.failed else "")
+    else:
+        ERR.print(f"not in the quiet hours, {deployment.settings.quiet_hours} UTC: --now does it now", markup=False)
+    if as_json:
+        print_json([entry._asdict() for entry in done])
+    sys.exit(1 if any(entry.failed for entry in done) else 0)
+
+
+@click.command()
+@json_option
+def stop(as_json: bool) -> None:
+    """Stop the embedded Postgres. It starts again by itself when it is needed."""
+    from embedding_assets.pgvector import embedded
+
+    embedded.stop(home())
+    if as_json:
+        print_json({"stopped": True})
+
+
+@click.command("dagster-home")
+@json_option
+def dagster_home(as_json: bool) -> None:
+    """Make and print the DAGSTER_HOME that this project's runs are recorded in."""
+    from embedding_assets.orchestration.driver import dagster_home as prepare
+
+    folder = prepare(home())
+    print_json({"dagster_home": str(folder)}) if as_json else click.echo(folder)

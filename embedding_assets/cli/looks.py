@@ -1,0 +1,130 @@
+"""Commands that look and change nothing, `verify --repair` aside."""
+
+import json
+import sys
+
+import click
+
+from embedding_assets.cli.shared import (
+    OUT,
+    chosen,
+    current_deployment,
+    json_option,
+    one_region_option,
+    print_json,
+    region_option,
+    source_option,
+)
+
+
+@click.command()
+@source_option
+@region_option
+@json_option
+def status(source: str | None, region: str | None, as_json: bool) -> None:
+    """What each region serves of each source, and how far it is behind. Exit code 1 if a region can't be asked.
+
+    With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
+    current, degraded, lag_seconds, error}: snapshot to rejected as the primary has them, root and rows as the region
+    serves them, index one of valid, invalid and none, degraded a sentence where recall is below the target, lag_seconds
+    null where nothing was ever materialized.
+    """
+    from embedding_assets.cli import terminal
+    from embedding_assets.operations.status import status as look
+
+    deployment = current_deployment()
+    rows = look(
+        deployment,
+        chosen(source, deployment.settings.sources, "source"),
+        chosen(region, deployment.settings.regions, "region"),
+    )
+    if as_json:
+        print_json([row.model_dump() for row in rows])
+    else:
+        OUT.print(terminal.status_table(rows))
+        for note in terminal.status_notes(rows):
+            OUT.print(note)
+    sys.exit(1 if any(row.error for row in rows) else 0)
+
+
+@click.command()
+@click.argument("text")
+@one_region_option
+@source_option
+@click.option("-k", "k", type=click.IntRange(1, 1000), default=5, show_default=True, help="How many.")
+@click.option("--filter", "filter_json", default="{}", help="Only chunks whose metadata contain this JSON object.")
+@click.option("--hybrid", is_flag=True, help="By the words of TEXT as well; the settings must enable it.")
+@json_option
+def search(
+    text: str, region: str | None, source: str | None, k: int, filter_json: str, hybrid: bool, as_json: bool
+) -> None:
+    """The chunks nearest to TEXT by the region's live model.
+
+    With --json a list of {source, document_id, ordinal, content, metadata, distance}, nearest first; the distance is
+    the cosine distance, from 0 to 2. With --hybrid also score, the highest first.
+    """
+    from embedding_assets.cli import terminal
+    from embedding_assets.operations import search
+
+    deployment = current_deployment()
+    if source is not None:
+        chosen(source, deployment.settings.sources, "source")
+    place = chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
+    try:
+        wanted = json.loads(filter_json)
+    except ValueError:
+        wanted = None
+    if not isinstance(wanted, dict):
+        raise click.UsageError('--filter takes a JSON object, such as \'{"team": "billing"}\'.')
+    hits = search.search(deployment, place, text, k=k, source=source, filter=wanted, hybrid=hybrid)
+    if as_json:
+        print_json(hits)
+    else:
+        OUT.print(terminal.hits_table(hits))
+
+
+@click.command()
+@source_option
+@region_option
+@click.option("--repair", is_flag=True, help="Mend first what can be mended, and say what was.")
+@json_option
+def verify(source: str | None, region: str | None, repair: bool, as_json: bool) -> None:
+    """Read everything again and name what differs: parts, logs, tables. Exit code 1 if anything does.
+
+    \b
+    With --repair, while readers go on:
+    parts of a replica, missing or damaged    copied from the primary again
+    shards whose rows differ                  replaced by the replica's rows
+    indexes, missing or invalid               built again
+    What it cannot mend, such as a damaged part of the primary, is named with its cure.
+
+    With --json {differences}, a sentence each; with --repair {repaired, differences}.
+    """
+    from embedding_assets.operations import verification
+
+    deployment = current_deployment()
+    sources = chosen(source, deployment.settings.sources, "source")
+    regions = chosen(region, deployment.settings.regions, "region")
+    repaired = verification.repair(deployment, sources, regions) if repair else []
+    differences = verification.verify(deployment, sources, regions)
+    if as_json:
+        print_json({"repaired": repaired, "differences": differences} if repair else {"differences": differences})
+    else:
+        for line in (*repaired, *differences):
+            OUT.print(line, markup=False)
+        OUT.print("everything is as recorded" if not differences else f"{len(differences)} differences")
+    sys.exit(1 if differences else 0)
+
+
+@click.command()
+@click.option("--region", metavar="R", help="Of this region.  [default: the primary]")
+@json_option
+def dsn(region: str | None, as_json: bool) -> None:
+    """How to connect to a region's database: psql "$(embedding-assets dsn --region R)".
+
+    A password that the settings have is part of it. With --json {region, dsn}.
+    """
+    deployment = current_deployment()
+    place = chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
+    uri = deployment.dsn(place)
+    print_json({"region": place, "dsn": uri}) if as_json else click.echo(uri)

@@ -1,0 +1,44 @@
+"""The command that makes sources current."""
+
+import sys
+
+import click
+
+from embedding_assets.cli.shared import (
+    ERR,
+    OUT,
+    chosen,
+    current_deployment,
+    json_option,
+    print_json,
+    region_option,
+    source_option,
+)
+
+
+@click.command()
+@source_option
+@region_option
+@click.option("--allow-deletes", is_flag=True, help="Let a source lose more documents than its max_deleted.")
+@json_option
+def materialize(source: str | None, region: str | None, allow_deletes: bool, as_json: bool) -> None:
+    """Bring sources up to date: a run for each, then one for each region that is behind.
+
+    Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
+
+    With --json a list of runs {partition, run_id, succeeded, seconds, metadata, checks, errors}: metadata by asset, and
+    each check {asset, name, passed, blocking, severity, metadata, description}.
+    """
+    from embedding_assets.cli import runs
+
+    deployment = current_deployment()
+    outcomes = runs.materialize(
+        deployment,
+        ERR if as_json else OUT,
+        sources=chosen(source, deployment.settings.sources, "source"),
+        regions=chosen(region, deployment.settings.regions, "region"),
+        allow_deletes=allow_deletes,
+    )
+    if as_json:
+        print_json([runs.outcome_json(outcome) for outcome in outcomes])
+    sys.exit(0 if all(outcome.succeeded for outcome in outcomes) else 1)

@@ -1,0 +1,58 @@
+"""`materialize`: every run shown as it ends."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from typing import Any
+
+from embedding_assets.cli import terminal
+from embedding_assets.cli.screen import Screen
+from embedding_assets.errors import PipelineError
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.status import is_current
+from embedding_assets.orchestration import driver
+from embedding_assets.orchestration.driver import Outcome
+
+
+def materialize(
+    deployment: Deployment,
+    screen: Screen,
+    *,
+    sources: Sequence[str],
+    regions: Sequence[str],
+    allow_deletes: bool = False,
+) -> list[Outcome]:
+    """Bring everything that is stale up to date, and show each run as it ends."""
+    for region in regions:
+        # Who may read what follows the settings now, also where nothing is stale. A region that is away says so itself.
+        with suppress(PipelineError), deployment.database(region):
+            pass
+    outcomes: list[Outcome] = []
+    with driver.open_instance(deployment.home) as instance, terminal.progress_bars(screen) as bars:
+        for outcome in driver.materialize(
+            deployment,
+            instance,
+            sources=sources,
+            regions=regions,
+            is_current=lambda region, source: is_current(deployment, region, source),
+            allow_deletes=allow_deletes,
+            progress=bars,
+        ):
+            bars.print(terminal.outcome_line(outcome))
+            outcomes.append(outcome)
+    for trouble in terminal.troubles(outcomes):
+        screen.print(trouble)
+    return outcomes
+
+
+def outcome_json(outcome: Outcome) -> dict[str, Any]:
+    """A run as `materialize --json` prints it; pictures and tables are for the UI."""
+    told = {
+        asset: {name: value for name, value in found.items() if _is_told(value)}
+        for asset, found in outcome.metadata.items()
+    }
+    return asdict(replace(outcome, metadata=told))
+
+
+def _is_told(value: object) -> bool:
+    return isinstance(value, str | int | float) and "base64," not in str(value)

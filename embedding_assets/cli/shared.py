@@ -1,0 +1,38 @@
+"""What the commands have in common: the consoles, the settings, and options that mean the same everywhere."""
+
+import json
+from collections.abc import Mapping
+from typing import Final
+
+import click
+
+from embedding_assets.cli.screen import Screen
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.settings import current_settings, home
+
+OUT: Final = Screen()
+ERR: Final = Screen(stderr=True)
+
+
+def current_deployment() -> Deployment:
+    """What the settings of this environment describe."""
+    return Deployment(current_settings(), home())
+
+
+def chosen(given: str | None, known: Mapping[str, object], what: str) -> list[str]:
+    """The one that was given, or all that there are; click's error where there is none of this name."""
+    if given is not None and given not in known:
+        raise click.UsageError(f"there is no {what} {given!r}: the settings have {', '.join(sorted(known))}.")
+    return [given] if given is not None else sorted(known)
+
+
+def print_json(value: object) -> None:
+    """Print what `--json` promises."""
+    # Escaped where the locale's encoding lacks characters: JSON has no question marks for them.
+    click.echo(json.dumps(value, indent=2, ensure_ascii=not OUT.encoding.startswith("utf"), default=str))
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable fields instead of text.")
+source_option = click.option("--source", metavar="S", help="Only this source.  [default: all]")
+region_option = click.option("--region", metavar="R", help="Only this region.  [default: all]")
+one_region_option = click.option("--region", metavar="R", help="In this region.  [default: the primary]")

@@ -1,0 +1,248 @@
+"""What could not be processed, between the stages that find it and the table that remembers it.
+
+The snapshots say what is dead; the table in the primary region's database adds history, and what people decided. So a
+database that can't be reached stops no run: it is told, and the next run of the stage puts it on record.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from embedding_assets.embedding.errors import may_heal
+from embedding_assets.errors import PermanentError, PipelineError
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.pgvector import dead_letters as table
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.dead_letters import DeadLetter, Letter, State
+from embedding_assets.pgvector.schema.migrations import migrate
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.names import CHUNKS
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Snapshot
+
+Entry = Mapping[str, Any]
+"""A dead letter as a snapshot's `rejected` lists it."""
+
+OPEN: Final[tuple[State, ...]] = ("pending", "replayed", "escalated")
+
+MOST_REPLAYS: Final = 2
+"""Times that the reconciliation has a letter tried again, a day apart, before it asks people."""
+
+_HISTORY_DAYS: Final = 90
+
+
+class Desk:
+    """The dead letters of a stage while it runs: what was on record when it began, and what it finds."""
+
+    def __init__(self, on_record: Sequence[DeadLetter]) -> None:
+        self._on_record = on_record
+        self.replayed = {letter.item for letter in on_record if letter.state == "replayed"}
+        self._accepted = {letter.item for letter in on_record if letter.state == "resolved"}
+        self._found: list[Entry] = []
+        self._complete = False
+
+    @property
+    def known(self) -> list[dict[str, Any]]:
+        """The texts on record that nobody asked to try again, as a snapshot lists them."""
+        return [
+            {
+                "source": letter.source,
+                "document_id": letter.document_id,
+                "chunk_id": str(letter.chunk_id),
+                "payload": letter.payload,
+                "text_hash": letter.item,
+                "error_class": letter.error_class,
+                "reason": letter.message,
+                "attempts": letter.attempts,
+            }
+            for letter in self._on_record
+            if letter.item not in self.replayed
+        ]
+
+    def is_replayed(self, entry: Entry) -> bool:
+        """Whether somebody asked to try this one again."""
+        return _item(entry) in self.replayed
+
+    def standing(self, rejected: Sequence[Entry]) -> list[Entry]:
+        """Those that nobody has accepted as they are."""
+        return [entry for entry in rejected if _item(entry) not in self._accepted]
+
+    def found(self, entry: Entry) -> None:
+        """Note a new one: it goes on record even if the run fails."""
+        self._found.append(entry)
+
+    def settle(self, snapshot: Snapshot) -> None:
+        """Note what a committed snapshot rejects: that is all there is."""
+        self._found, self._complete = list(snapshot.rejected), True
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is anything to put on record."""
+        return bool(self._found or (self._complete and self._on_record))
+
+    def put_on_record(self, conn: Connection, source: str, stage: str, model_version: str | None) -> None:
+        """Tell the table what came of the run."""
+        letters = [_letter(entry) for entry in self._found]
+        table.record(conn, source, stage, model_version, letters, complete=self._complete)
+
+
+@contextmanager
+def desk(
+    deployment: Deployment, source: str, stage: str, model_version: str | None, warn: Callable[[str], None]
+) -> Iterator[Desk]:
+    """The desk of a stage's run; what comes of it goes on record at the end, however the run ends."""
+    try:
+        with _database(deployment) as conn:
+            opened = Desk(table.standing(conn, source, stage, model_version))
+    except PipelineError as error:
+        # One wait for a database that does not answer is enough: nothing is put on record at the end either.
+        warn(f"The dead letters on record can't be reached ({error}). Going on; the next run puts all on record.")
+        yield Desk([])
+        return
+    try:
+        yield opened
+    finally:
+        if opened.has_news:
+            try:
+                with _database(deployment) as conn:
+                    opened.put_on_record(conn, source, stage, model_version)
+            except PipelineError as error:
+                warn(f"The dead letters of this run were not put on record ({error}). The next run does it.")
+
+
+def listed(deployment: Deployment, source: str | None, states: Sequence[State]) -> list[DeadLetter]:
+    """The letters in these states, seen last first."""
+    with _database(deployment) as conn:
+        return table.listed(conn, source, states)
+
+
+class Shown(NamedTuple):
+    """A letter and the text that it is about; None where the store no longer has it, or it never was a text."""
+
+    letter: DeadLetter
+    text: str | None
+
+
+def show(deployment: Deployment, letter_id: int) -> Shown:
+    """One letter, with its text. Raises PermanentError where there is no such letter."""
+    with _database(deployment) as conn:
+        (letter,) = _by_id(conn, [letter_id])
+    return Shown(letter, _text_of(deployment, letter))
+
+
+def mark(deployment: Deployment, ids: Sequence[int], state: State) -> list[DeadLetter]:
+    """Give letters a state; what they are then. Raises PermanentError, and marks nothing, if one is not there."""
+    with _database(deployment) as conn:
+        _by_id(conn, ids)
+        table.mark(conn, ids, state)
+        return _by_id(conn, ids)
+
+
+class Reconciled(NamedTuple):
+    """What the reconciliation came to; all are numbers of letters."""
+
+    replayed: int
+    escalated: int
+    withdrawn: int  # of sources that are no longer in the settings
+    forgotten: int
+
+
+def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconciled:
+    """Have tried again what may heal, tell people of the rest, and clear away what concerns nobody any more.
+
+    `alert` is called once: where it says that nobody could be told, the next reconciliation tells again.
+    """
+    with _database(deployment) as conn:
+        pending = table.listed(conn, None, ["pending"])
+        orphans = [letter for letter in pending if letter.source not in deployment.settings.sources]
+        rest = [letter for letter in pending if letter.source in deployment.settings.sources]
+        hopeful = [letter for letter in rest if may_heal(letter.error_class) and letter.replays < MOST_REPLAYS]
+        for_people = [letter for letter in rest if letter not in hopeful]
+        table.mark(conn, _ids(orphans), "resolved")
+        table.mark(conn, _ids(hopeful), "replayed")
+        escalated = for_people if for_people and alert(told(for_people)) else []
+        table.mark(conn, _ids(escalated), "escalated")
+        forgotten = table.forget_resolved(conn, _HISTORY_DAYS)
+    return Reconciled(len(hopeful), len(escalated), len(orphans), forgotten)
+
+
+def told(letters: Sequence[DeadLetter]) -> str:
+    """Letters for people: how many of what kind, and where to look."""
+    kinds = Counter((letter.source, letter.stage, letter.error_class) for letter in letters)
+    lines = [
+        f"{count} × {error} in {stage} of source {source}" for (source, stage, error), count in kinds.most_common()
+    ]
+    what = "1 dead letter needs" if len(letters) == 1 else f"{len(letters)} dead letters need"
+    return f"{what} a person: {'; '.join(lines)}. See: embedding-assets dead-letters list"
+
+
+@contextmanager
+def _database(deployment: Deployment) -> Iterator[Connection]:
+    dsn = deployment.dsn(deployment.settings.primary_region)
+    migrate(dsn)
+    with connect(dsn) as conn:
+        yield conn
+
+
+def _by_id(conn: Connection, ids: Sequence[int]) -> list[DeadLetter]:
+    found = table.by_id(conn, ids)
+    if missing := sorted(set(ids) - {letter.id for letter in found}):
+        raise PermanentError(
+            f"there is no dead letter {', '.join(map(str, missing))}. Cure: embedding-assets dead-letters list --all"
+        )
+    return found
+
+
+def _ids(letters: Sequence[DeadLetter]) -> list[int]:
+    return [letter.id for letter in letters]
+
+
+def _item(entry: Entry) -> str:
+    """What tells a letter from the others of its stage: the text's hash, or that of the place in the source."""
+    if "text_hash" in entry:
+        return str(entry["text_hash"])
+    place = json.dumps([entry["item"], entry["position"], entry["document_id"]])
+    return hashlib.sha256(place.encode()).hexdigest()
+
+
+def _letter(entry: Entry) -> Letter:
+    message = _plain(entry["reason"])
+    if "text_hash" in entry:
+        payload, chunk_id, attempts = entry.get("payload", ""), entry["chunk_id"], entry["attempts"]
+    else:
+        position = entry["position"]
+        payload, chunk_id, attempts = entry["item"] + (f":{position}" if position else ""), None, 1
+        message = f"{message}; {entry['cure']}"
+    document_id = entry["document_id"]
+    return Letter(
+        item=_item(entry),
+        document_id=_plain(document_id) if document_id is not None else None,
+        chunk_id=chunk_id,
+        payload=_plain(payload),
+        error_class=entry["error_class"],
+        message=message,
+        attempts=attempts,
+    )
+
+
+def _plain(text: str) -> str:
+    """A text that Postgres can hold: names of files, and ids, may be what they are rejected for."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _text_of(deployment: Deployment, letter: DeadLetter) -> str | None:
+    if letter.chunk_id is None:
+        return None
+    path, _, chunk_id = letter.payload.partition("#")
+    chunks = log.head(deployment.primary, CHUNKS, letter.source)
+    part = next((part for part in chunks.parts if part.path(letter.source) == path), None) if chunks else None
+    if part is None:
+        return None
+    rows = read_part(deployment.primary, letter.source, part, ["chunk_id", "text"])
+    ids = rows.column("chunk_id").to_pylist()
+    row = UUID(chunk_id).bytes
+    return str(rows.column("text")[ids.index(row)].as_py()) if row in ids else None

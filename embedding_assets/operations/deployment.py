@@ -1,0 +1,97 @@
+"""Where this deployment's stores, databases and local files are: the settings, opened."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from embedding_assets.embedding.models import Binding
+from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.schema import migrations, roles
+from embedding_assets.pgvector.schema.models import Model, ensure_models
+from embedding_assets.settings import Settings
+from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.sources.reader import Reader, open_reader
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One set of settings and the folder that this machine's own files lie in."""
+
+    settings: Settings
+    home: Path
+
+    def store(self, region: str) -> Store:
+        """The region's object store."""
+        return _opened(self.settings.regions[region].store)
+
+    @property
+    def primary(self) -> Store:
+        """The store that embeddings are computed into."""
+        return self.store(self.settings.primary_region)
+
+    def dsn(self, region: str) -> str:
+        """How to connect to the region's database; an embedded one is started if it does not run."""
+        configured = self.settings.regions[region].dsn()
+        return configured if configured is not None else embedded.dsn(self.home, region)
+
+    @contextmanager
+    def database(self, region: str) -> Iterator[Connection]:
+        """A connection to the region's database, brought to the newest migration and to what the settings say."""
+        dsn = self.dsn(region)
+        migrations.migrate(dsn)
+        with connect(dsn) as conn:
+            roles.act_as_ingest(conn)
+            models: dict[Slot, Model] = {
+                slot: Model(binding.name, binding.dimensions, binding.provider, binding.halfvec)
+                for slot, binding in ((slot, self.binding(slot)) for slot in SLOTS)
+            }
+            ensure_models(conn, models, self.settings.live_model)
+            roles.ensure_readers(conn, self.settings.row_level_security)
+            inverted.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
+            yield conn
+
+    def reader(self, source: str) -> Reader:
+        """What reads the source's documents."""
+        return open_reader(source, self.settings.sources[source])
+
+    def binding(self, slot: Slot) -> Binding:
+        """The model that a model version is bound to."""
+        return self.settings.models[slot]
+
+    @property
+    def hnsw(self) -> dict[Slot, Hnsw]:
+        """How each model version's index is built."""
+        return {slot: Hnsw(**self.binding(slot).hnsw.model_dump()) for slot in SLOTS}
+
+    def catalog(self, source: str) -> Path:
+        """What the last look at the source found."""
+        return self.home / "catalogs" / f"{source}.sqlite"
+
+    @property
+    def journals(self) -> Path:
+        """Vectors that no part holds yet."""
+        return self.home / "journals"
+
+    @contextmanager
+    def sole_writer(self, *partition: str) -> Iterator[None]:
+        """Wait until no other process of this machine writes the partition.
+
+        Only saves work: across machines the snapshot log and the database's own locks decide.
+        """
+        path = self.home / "locks" / ("-".join(partition) + ".lock")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path):
+            yield
+
+
+@lru_cache
+def _opened(url: str) -> Store:
+    return open_store(url)

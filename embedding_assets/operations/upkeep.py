@@ -1,0 +1,83 @@
+"""The upkeep of every region's tables and indexes, in the quiet hours: what was seen, and what was done about it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from embedding_assets.errors import PipelineError
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.pgvector.connection import Connection, SourceBusy, connect
+from embedding_assets.pgvector.indexes.upkeep import act, examine, findings, published_sources
+from embedding_assets.pgvector.schema.migrations import has_tables, migrate
+
+
+class Upkept(NamedTuple):
+    """What was found of a source in a region, and done about it; the fields of `upkeep --json`, which are stable.
+
+    `source` is empty where it concerns the whole region. Where nothing was found `did` is "nothing".
+    """
+
+    region: str
+    source: str
+    saw: str
+    did: str
+    failed: bool
+
+
+def is_quiet(deployment: Deployment) -> bool:
+    """Whether now is in the quiet hours."""
+    return deployment.settings.quiet_hours.contains(datetime.now(UTC))
+
+
+def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[[], bool]) -> Iterator[Upkept]:
+    """Examine every source that the regions serve, and mend what needs it, one thing after another.
+
+    What is under way is brought to its end; nothing else is begun once `may_go_on` says no. A region that can't be
+    reached, or a source whose upkeep fails, is told of, and the others go on.
+    """
+    for region in regions:
+        try:
+            # A run of the hour before may still be at it: by then it has done the work.
+            with deployment.sole_writer("upkeep", region):
+                yield from _keep_up_region(deployment, region, may_go_on)
+        except PipelineError as error:
+            yield Upkept(region, "", f"could not be reached: {error}", "nothing", failed=True)
+
+
+def _keep_up_region(deployment: Deployment, region: str, may_go_on: Callable[[], bool]) -> Iterator[Upkept]:
+    dsn = deployment.dsn(region)
+    with connect(dsn) as conn:
+        if not has_tables(conn):
+            yield Upkept(region, "", "serves nothing yet", "nothing", failed=False)
+            return
+        migrate(dsn)
+        for source in published_sources(conn):
+            if not may_go_on():
+                yield Upkept(region, "", f"{source} and what follows it: not looked at", "the time is up", failed=False)
+                return
+            try:
+                yield from _keep_up_source(deployment, conn, region, source, may_go_on)
+            except SourceBusy:
+                yield Upkept(region, source, "it is being loaded", "nothing, its turn comes again", failed=False)
+            except PipelineError as error:
+                if conn.closed:
+                    raise
+                yield Upkept(region, source, str(error), "nothing", failed=True)
+
+
+def _keep_up_source(
+    deployment: Deployment, conn: Connection, region: str, source: str, may_go_on: Callable[[], bool]
+) -> Iterator[Upkept]:
+    hnsw, target = deployment.hnsw, deployment.settings.target_recall
+    state = examine(conn, source, target)
+    if state is None:
+        return
+    found = findings(state, hnsw, target)
+    if not found:
+        yield Upkept(region, source, str(state), "nothing", failed=False)
+    for finding in found:
+        if may_go_on():
+            did = act(conn, state.generation, finding, hnsw, target)
+        else:
+            did = "nothing, the time is up: its turn comes again"
+        yield Upkept(region, source, finding.what, did, failed=False)

@@ -1,0 +1,94 @@
+"""The second asset: documents cut into chunks."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import dagster as dg
+
+from embedding_assets.chunking.stage import snapshot_chunks
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.assets.boundary import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.changes import count_changes
+from embedding_assets.snapshots.names import CHUNKS
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.stores import Store
+from embedding_assets.work.pool import in_process
+
+_SAMPLE: Final = 8
+
+
+def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`chunks`, one partition a source."""
+
+    @dg.asset(
+        name=CHUNKS,
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds={"python", "parquet"},
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(
+                CHUNKS, "offsets_reproduce_text", "Every chunk is the span of its document that it names.", partitions
+            )
+        ],
+    )
+    def chunks(
+        context: dg.AssetExecutionContext, raw_docs: Snapshot, deployment: dg.ResourceParam[Deployment]
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
+        source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        chunking = deployment.settings.sources[source].chunking
+        checks: list[dg.AssetCheckResult] = []
+        made: list[Part] = []
+
+        def accept(snapshot: Snapshot, added: Sequence[Part]) -> None:
+            made.extend(added)
+            checks.append(inline.offsets_reproduce_text(store, raw_docs, snapshot, added))
+            inline.require(snapshot, added, checks)
+
+        with domain_errors(context), deployment.sole_writer(CHUNKS, source):
+            previous = log.head(store, CHUNKS, source)
+            try:
+                snapshot = snapshot_chunks(
+                    store,
+                    raw_docs,
+                    max_tokens=chunking.max_tokens,
+                    overlap=chunking.overlap,
+                    run_shards=in_process,
+                    accept=accept,
+                )
+            except inline.CheckFailed:
+                yield from checks
+                raise
+            seconds = watch.seconds
+            changes = metadata.changes(
+                context.log, lambda: count_changes(store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
+            )
+            rows_made = sum(part.rows for part in made)
+            did = changes | {
+                "chunks_made": rows_made,
+                **metadata.rate("chunks_per_second", rows_made, seconds),
+            }
+            found = metadata.of_snapshot(snapshot, did, seconds)
+            if made:
+                found |= metadata.optional(
+                    context.log, "A sample of the chunks", lambda: _sample(store, source, made[0])
+                )
+        yield dg.MaterializeResult(
+            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
+        )
+
+    return chunks
+
+
+def _sample(store: Store, source: str, part: Part) -> dict[str, Any]:
+    rows = read_part(store, source, part, ["document_id", "ordinal", "tokens", "text"])
+    # From all over the shard, rather than the first document's.
+    sample = rows.take(list(range(0, len(rows), max(1, len(rows) // _SAMPLE))))
+    return {"sample": metadata.table(sample.slice(0, _SAMPLE).to_pylist())}

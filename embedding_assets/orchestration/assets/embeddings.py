@@ -1,0 +1,187 @@
+"""The embeddings assets: one factory, one asset a model version."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+from embedding_assets.embedding.engine import Budget
+from embedding_assets.embedding.figures import Progress
+from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.stage import STAGE, Bought, snapshot_embeddings
+from embedding_assets.operations import dead_letters
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.assets.boundary import (
+    PATIENT,
+    SNAPSHOT,
+    Stopwatch,
+    domain_errors,
+    drained_on_signal,
+)
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.slots import Slot, asset_of
+from embedding_assets.snapshots.snapshot import Part, Snapshot
+
+# A picture of more is no clearer, and each source costs reading a part (24 MB at 1,536 dimensions); the principal
+# directions of so many vectors take a second or two.
+_MAP_SOURCES: Final = 8
+_MAP_VECTORS: Final = 1_200
+
+_LEAST_POINTS: Final = 5  # seconds of a run, about: a shorter one has no course to draw
+_LEAST_VECTORS: Final = 3  # fewer have no two principal directions
+
+
+def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`embeddings_v1` or `embeddings_v2`, one partition a source."""
+    asset = asset_of(slot)
+
+    @dg.asset(
+        name=asset,
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds={"openai" if provider == "openai" else "python", "parquet"},
+        # Slots of this pool divide the provider's quota between runs.
+        pool="embedding-api",
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        description=f"Unit vectors of every chunk by model {slot}; only texts without a stored vector are sent.",
+        check_specs=[
+            inline.spec(asset, "normalization", "Every vector is finite and of unit length.", partitions),
+            inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter.", partitions),
+            inline.spec(
+                asset,
+                "nothing_rejected",
+                "No chunk is a dead letter; fails above the share that the source's settings allow.",
+                partitions,
+                blocking=False,
+            ),
+        ],
+    )
+    def embeddings(
+        context: dg.AssetExecutionContext,
+        chunks: Snapshot,
+        deployment: dg.ResourceParam[Deployment],
+        progress: dg.ResourceParam[ProgressDisplay],
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        binding = deployment.binding(slot)
+        settings = deployment.settings
+        checks: list[dg.AssetCheckResult] = []
+        lengths = np.zeros(0)
+        pace: list[tuple[float, int]] = [(0.0, 0)]
+
+        def accept(snapshot: Snapshot, made: Sequence[Part]) -> None:
+            nonlocal lengths
+            norms = [
+                inline.norms_of(read_part(store, source, part, ["embedding"]).column("embedding"), binding.dimensions)
+                for part in made
+            ]
+            lengths = np.concatenate([lengths, *norms])
+            checks.append(inline.normalization(lengths))
+            checks.append(inline.vectors_complete(store, chunks, snapshot, made))
+            inline.require(snapshot, made, checks)
+
+        def show(now: Progress, settled: int, total: int) -> None:
+            pace.append((now.seconds, now.texts))
+            progress.show(context, f"{asset} of {source}", settled, total, _rates(now))
+
+        with (
+            domain_errors(context),
+            deployment.sole_writer(asset, source),
+            dead_letters.desk(deployment, source, STAGE, slot, context.log.warning) as desk,
+            drained_on_signal(context) as stop,
+        ):
+            try:
+                snapshot, bought = snapshot_embeddings(
+                    store,
+                    chunks,
+                    binding,
+                    deployment.journals,
+                    live=settings.live_model == slot,
+                    known_dead=desk.known,
+                    replay=desk.replayed,
+                    budget=Budget(**settings.run_budget.model_dump()),
+                    stop=stop,
+                    on_progress=show,
+                    on_dead=desk.found,
+                    accept=accept,
+                )
+            except inline.CheckFailed:
+                yield from checks
+                raise
+            desk.settle(snapshot)
+            standing = desk.standing(snapshot.rejected)
+            checks.append(inline.nothing_rejected(standing, snapshot, settings.sources[source].max_rejected))
+            seconds = watch.seconds
+            did = {
+                "model": binding.name,
+                "dimensions": binding.dimensions,
+                "new": bought.new,
+                "reused": bought.reused,
+                **_used(bought),
+                **metadata.optional(context.log, "The sums to date", lambda: metadata.to_date(context, _spent(bought))),
+            }
+            found = metadata.of_snapshot(snapshot, did, seconds)
+
+            def draw(what: str, picture: Callable[[], Any]) -> None:
+                found.update(metadata.optional(context.log, f"The picture `{what}`", lambda: {what: picture()}))
+
+            if len(pace) > _LEAST_POINTS:
+                draw("throughput", lambda: metadata.throughput(pace))
+            if len(lengths):
+                draw("norms", lambda: metadata.norm_histogram(lengths))
+            if len(lengths) >= _LEAST_VECTORS:
+                draw("map", lambda: _map(deployment, asset, source, binding))
+        yield dg.MaterializeResult(
+            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
+        )
+
+    return embeddings
+
+
+def _used(bought: Bought) -> dict[str, Any]:
+    """What the vectors took; nothing where nothing was sent, so that the last figures of what was stay in sight."""
+    used = dataclasses.asdict(bought.usage)
+    if not bought.usage.requests:
+        return {}
+    seconds, share = used.pop("seconds"), used.pop("quota_share")
+    latencies = {f"{name}_seconds": round(used.pop(name), 4) for name in ("latency_p50", "latency_p95", "latency_p99")}
+    quota = {} if share is None else {"quota_share": round(share, 4)}
+    return used | quota | latencies | metadata.rate("vectors_per_second", bought.new, seconds)
+
+
+def _spent(bought: Bought) -> dict[str, float]:
+    return {"requests": bought.usage.requests, "tokens": bought.usage.tokens, "cost_usd": bought.usage.cost_usd}
+
+
+def _rates(now: Progress) -> str:
+    """What somebody who watches wants to know besides how far it is."""
+    seconds = max(now.seconds, 1e-9)
+    cost = f", {now.cost_usd:.2f} USD" if now.cost_usd else ""
+    waits = f", {now.throttled} × 429, {now.retries} retries" if now.throttled or now.retries else ""
+    breaker = ", provider down: waiting" if now.breaker_open else ""
+    return f"{now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{cost}{waits}{breaker}"
+
+
+def _map(deployment: Deployment, asset: str, this: str, binding: Binding) -> dg.MarkdownMetadataValue:
+    """Some vectors of the first shard of this source and of a few others."""
+    samples: dict[str, NDArray[np.float32]] = {}
+    others = [source for source in sorted(deployment.settings.sources) if source != this]
+    shown = sorted([this, *others[: _MAP_SOURCES - 1]])
+    for source in shown:
+        snapshot = log.head(deployment.primary, asset, source)
+        if snapshot is None or not snapshot.parts:
+            continue
+        column = read_part(deployment.primary, source, snapshot.parts[0], ["embedding"]).column("embedding")
+        vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), "<f4").reshape(-1, binding.dimensions)
+        some = np.linspace(0, len(vectors) - 1, min(len(vectors), _MAP_VECTORS // len(shown)), dtype=int)
+        samples[source] = vectors[some]
+    return metadata.embedding_map(binding.name, samples)

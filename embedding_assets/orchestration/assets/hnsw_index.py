@@ -1,0 +1,113 @@
+"""The index: built and measured on the loaded table, which is then published."""
+
+from typing import Any
+
+import dagster as dg
+
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.replica_shards import shard_refs
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.assets.boundary import PATIENT, Stopwatch, domain_errors
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.partitions import region_and_source
+from embedding_assets.orchestration.resources.alerts import alert
+from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.pgvector.indexes.hnsw import Built
+from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
+from embedding_assets.pgvector.indexes.recall import shortfall
+from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.snapshots import replication
+from embedding_assets.snapshots.names import INDEX, TABLE
+from embedding_assets.snapshots.slots import Slot
+
+
+def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    """`hnsw_index`, one partition a region and source."""
+
+    @dg.asset(
+        name=INDEX,
+        deps=[TABLE],
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds={"postgres"},
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(INDEX, "index_valid", "Every index of what readers see exists and is valid.", partitions),
+            inline.spec(
+                INDEX,
+                "recall_at_10",
+                "The index finds what an exact search finds, at the stored ef_search.",
+                partitions,
+                blocking=False,
+            ),
+        ],
+    )
+    def hnsw_index(
+        context: dg.AssetExecutionContext,
+        deployment: dg.ResourceParam[Deployment],
+        progress: dg.ResourceParam[ProgressDisplay],
+    ) -> dg.MaterializeResult:
+        """Primary key and an HNSW index for each model on the loaded table; recall measured; then published in one
+        short transaction."""
+        region, source = region_and_source(context.partition_key)
+        watch, target = Stopwatch(), deployment.settings.target_recall
+
+        def show(slot: Slot, phase: str, done: int, vectors: int) -> None:
+            progress.show(context, f"{INDEX} {slot} of {region}|{source}", done, vectors, f"vectors, {phase}")
+
+        with (
+            domain_errors(context),
+            deployment.sole_writer(INDEX, region, source),
+            deployment.database(region) as conn,
+        ):
+            replica = replication.current(deployment.store(region), source)
+            refs = shard_refs(replica)
+            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, show)
+            live = deployment.settings.live_model
+            recall = inline.recall_at_10(reports, live, target)
+            serving = publish(conn, source, replica.root, refs)
+            invalid = invalid_indexes(conn, serving)
+            degraded = shortfall(live, reports[live].recall, reports[live].ef_search, target)
+            if degraded and reports[live].measured_now:
+                alert(context.log, f"{region}|{source} is served, and degraded: {degraded}")
+        found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
+        for slot, report in reports.items():
+            found |= {
+                f"{slot}_recall_at_10": report.recall if report.recall is not None else "nothing to measure",
+                f"{slot}_ef_search": report.ef_search,
+                f"{slot}_vectors": report.vectors,
+                f"{slot}_m": report.hnsw.m,
+                f"{slot}_ef_construction": report.hnsw.ef_construction,
+                f"{slot}_index_bytes": report.size_bytes,
+                **(_built(slot, report.built) if report.built else {}),
+            }
+        found |= {
+            "serving_generation": serving.id,
+            "root": replica.root,
+        }
+        curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
+        if any(curves.values()):
+            found |= metadata.optional(
+                context.log, "The recall curve", lambda: {"recall_curve": metadata.recall_curve(curves, target)}
+            )
+            found["recall_table"] = metadata.table(
+                {"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve
+            )
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(replica.root),
+            metadata=found,
+            check_results=[inline.index_valid(invalid), recall],
+        )
+
+    return hnsw_index
+
+
+def _built(slot: Slot, built: Built) -> dict[str, Any]:
+    """How the index was built, where this run did it."""
+    return {
+        f"{slot}_build_seconds": round(built.seconds, 3),
+        **metadata.rate(f"{slot}_vectors_per_second", built.vectors, built.seconds),
+        f"{slot}_memory_estimated_bytes": built.estimate,
+        f"{slot}_memory_granted_bytes": built.granted,
+        f"{slot}_workers": built.workers,
+    }

@@ -1,0 +1,96 @@
+"""The table: a region's replica brought into it, by the rows that differ or aside from what readers see."""
+
+from typing import Any
+
+import dagster as dg
+
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.replica_shards import read_shard, shard_refs
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.assets.boundary import PATIENT, Stopwatch, domain_errors
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.partitions import region_and_source
+from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.pgvector.loading.generations import Loaded
+from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.publishing.publish import content_differences
+from embedding_assets.snapshots.names import TABLE
+from embedding_assets.snapshots.snapshot import Snapshot
+
+
+def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    """`pgvector_table`, one partition a region and source."""
+
+    @dg.asset(
+        name=TABLE,
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds={"postgres"},
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(TABLE, "parity", "The table holds the snapshot's rows, by count and fingerprint.", partitions)
+        ],
+    )
+    def pgvector_table(
+        context: dg.AssetExecutionContext,
+        s3_replica: Snapshot,
+        deployment: dg.ResourceParam[Deployment],
+        progress: dg.ResourceParam[ProgressDisplay],
+    ) -> dg.MaterializeResult:
+        """The replica's rows in the table, with both models' vectors side by side. A small change is made in the table
+        that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
+        region, source = region_and_source(context.partition_key)
+        watch, refs = Stopwatch(), shard_refs(s3_replica)
+        with (
+            domain_errors(context),
+            deployment.sole_writer(TABLE, region, source),
+            deployment.database(region) as conn,
+        ):
+            loaded = load(
+                conn,
+                source,
+                s3_replica.root,
+                refs,
+                read_shard(deployment.store(region), s3_replica),
+                lambda now: progress.show(context, f"{TABLE} of {region}|{source}", now.rows, now.all_rows, "rows"),
+            )
+            seconds = watch.seconds
+            # A delta has proved its rows before it committed them, and the others were proved when they were written.
+            whole = loaded.choice.way == "new generation"
+            differences = content_differences(conn, loaded.generation, refs) if whole else []
+        return dg.MaterializeResult(
+            data_version=dg.DataVersion(s3_replica.root),
+            metadata={
+                "dagster/row_count": loaded.rows,
+                "rows_loaded": loaded.rows_written,
+                **_told(loaded),
+                **metadata.rate("rows_per_second", loaded.rows_written, seconds),
+                "bytes_sent": loaded.bytes_written,
+                "seconds": round(seconds, 3),
+                "shards": loaded.shards,
+                "shards_written": loaded.shards_written,
+                "generation": loaded.generation.id,
+                "root": s3_replica.root,
+            },
+            check_results=[
+                inline.table_parity(loaded.rows, loaded.rows if whole else loaded.rows_written, differences)
+            ],
+        )
+
+    return pgvector_table
+
+
+def _told(loaded: Loaded) -> dict[str, Any]:
+    """What became of the rows, and which way the load took and why, for operators."""
+    choice = loaded.choice
+    return {
+        "rows_inserted": loaded.rows_written - loaded.rows_updated,
+        "rows_updated": loaded.rows_updated,
+        "rows_deleted": loaded.rows_deleted,
+        "way": choice.way,
+        "why": choice.why,
+        "share_differing": round(choice.share, 4),
+        "share_at_crossover": round(choice.crossover_share, 4),
+        "estimated_seconds_by_delta": round(choice.delta_seconds, 1),
+        "estimated_seconds_by_new_generation": round(choice.generation_seconds, 1),
+    }

@@ -1,0 +1,90 @@
+"""The first asset: a source's documents, read, validated and hashed."""
+
+import dagster as dg
+
+from embedding_assets.operations import dead_letters
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.assets.boundary import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.changes import count_changes
+from embedding_assets.snapshots.names import RAW_DOCS
+from embedding_assets.sources.stage import snapshot_source
+
+
+class RawDocsConfig(dg.Config):
+    """What a person may allow for one run."""
+
+    allow_deletes: bool = False
+    """Let a run go on that finds more of the source gone than its `max_deleted`."""
+
+
+def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`raw_docs`, one partition a source."""
+
+    @dg.asset(
+        name=RAW_DOCS,
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds={"python", "parquet"},
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(RAW_DOCS, "completeness", "The parts hold every document that the source listed.", partitions),
+            inline.spec(
+                RAW_DOCS,
+                "nothing_rejected",
+                "No document is a dead letter; fails above the share that the source's settings allow.",
+                partitions,
+                blocking=False,
+            ),
+        ],
+    )
+    def raw_docs(
+        context: dg.AssetExecutionContext, config: RawDocsConfig, deployment: dg.ResourceParam[Deployment]
+    ) -> dg.MaterializeResult:
+        """The source's documents as they are now: read, validated, normalised to text and hashed.
+
+        Only files that look changed are read. What can't be used is listed with its cure, and the rest goes on.
+        """
+        source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        settings = deployment.settings.sources[source]
+        with (
+            domain_errors(context),
+            deployment.sole_writer(RAW_DOCS, source),
+            dead_letters.desk(deployment, source, RAW_DOCS, None, context.log.warning) as desk,
+        ):
+            previous = log.head(store, RAW_DOCS, source)
+            snapshot, looked = snapshot_source(
+                store,
+                source,
+                deployment.reader(source),
+                deployment.catalog(source),
+                max_deleted=settings.max_deleted,
+                allow_deletes=config.allow_deletes,
+                again={entry["item"] for entry in (previous.rejected if previous else ()) if desk.is_replayed(entry)},
+            )
+            desk.settle(snapshot)
+            seconds = watch.seconds
+            changes = metadata.changes(
+                context.log, lambda: count_changes(store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
+            )
+        did = changes | {
+            "items_listed": looked.items,
+            "items_read": looked.read,
+            **metadata.rate("items_per_second", looked.items, seconds),
+            "parts_written": looked.parts_written,
+        }
+        return dg.MaterializeResult(
+            value=snapshot,
+            data_version=dg.DataVersion(snapshot.root),
+            metadata=metadata.of_snapshot(snapshot, did, seconds),
+            check_results=[
+                inline.documents_complete(snapshot),
+                inline.nothing_rejected(desk.standing(snapshot.rejected), snapshot, settings.max_rejected),
+            ],
+        )
+
+    return raw_docs

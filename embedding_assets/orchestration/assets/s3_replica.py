@@ -1,0 +1,64 @@
+"""The replica: a region's store brought in step with the primary's."""
+
+import dagster as dg
+
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.orchestration.assets import metadata
+from embedding_assets.orchestration.assets.boundary import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.partitions import region_and_source
+from embedding_assets.snapshots.names import REPLICA
+from embedding_assets.snapshots.replication import replicate
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.work.pool import in_process
+
+
+def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
+    """`s3_replica`, one partition a region and source."""
+
+    @dg.asset(
+        name=REPLICA,
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds={"s3", "parquet"},
+        io_manager_key="snapshots",
+        dagster_type=SNAPSHOT,
+        retry_policy=PATIENT,
+        check_specs=[
+            inline.spec(
+                REPLICA, "parity", "The region's replica is the primary's snapshots, byte for byte.", partitions
+            ),
+            inline.spec(REPLICA, "models_cover_same_chunks", "Both model versions cover the same chunks.", partitions),
+        ],
+    )
+    def s3_replica(
+        context: dg.AssetExecutionContext,
+        chunks: Snapshot,
+        embeddings_v1: Snapshot,
+        embeddings_v2: Snapshot,
+        deployment: dg.ResourceParam[Deployment],
+    ) -> dg.MaterializeResult:
+        """The parts of chunks and both models' vectors, in the region's own store; only what it lacks is copied."""
+        region, source = region_and_source(context.partition_key)
+        watch, upstream = Stopwatch(), (chunks, embeddings_v1, embeddings_v2)
+        with domain_errors(context), deployment.sole_writer(REPLICA, region, source):
+            snapshot, parts, copied = replicate(
+                deployment.primary, deployment.store(region), source, upstream, in_process
+            )
+        seconds = watch.seconds
+        did = {
+            "parts_copied": parts,
+            "bytes_copied": copied,
+            **metadata.rate("megabytes_per_second", copied / 1e6, seconds),
+        }
+        return dg.MaterializeResult(
+            value=snapshot,
+            data_version=dg.DataVersion(snapshot.root),
+            metadata=metadata.of_snapshot(snapshot, did, seconds),
+            check_results=[
+                inline.replica_parity(snapshot, upstream),
+                inline.models_cover_same_chunks(snapshot),
+            ],
+        )
+
+    return s3_replica

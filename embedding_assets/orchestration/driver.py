@@ -1,0 +1,137 @@
+"""Makes sources current: a run for each source, then one for each region and source, on the project's own instance.
+
+Dagster runs one partitions definition at a time; this drives the two jobs in order, so that each run shows in the UI.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import dagster as dg
+
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.orchestration.assets.boundary import was_stopped
+from embedding_assets.orchestration.automation.failures import reason
+from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.orchestration.build import build_defs
+from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.snapshots.names import RAW_DOCS
+
+_INSTANCE_SETTINGS: Final = Path(__file__).parent / "dagster.yaml"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One asset check's verdict."""
+
+    asset: str
+    name: str
+    passed: bool
+    blocking: bool
+    severity: str
+    """`ERROR`, or `WARN` where a failed check does no harm yet."""
+    metadata: dict[str, Any]
+    description: str | None = None
+    """In a sentence, where figures need one."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: what it was about, how it ended, and what its assets said of it."""
+
+    partition: str
+    run_id: str
+    succeeded: bool
+    seconds: float
+    metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+
+
+def dagster_home(home: Path) -> Path:
+    """DAGSTER_HOME, or the one under this home, with the project's dagster.yaml in it."""
+    folder = Path(os.environ.get("DAGSTER_HOME") or home / "dagster")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "dagster.yaml"
+    if not settings.exists():
+        shutil.copyfile(_INSTANCE_SETTINGS, settings)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    return folder
+
+
+def open_instance(home: Path) -> dg.DagsterInstance:
+    """The instance that `dagster_home` names, for runs in this process: their standard output is the terminal's.
+
+    Dagster would have it go to a file, and a `tail` and a watcher for each stream of each step bring it back: bars stay
+    unseen, and on Ctrl-C the watchers print their tracebacks.
+    """
+    as_it_is = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+    return dg.DagsterInstance.local_temp(str(dagster_home(home)), overrides={"compute_logs": as_it_is})
+
+
+def materialize(
+    deployment: Deployment,
+    instance: dg.DagsterInstance,
+    *,
+    sources: Sequence[str],
+    regions: Sequence[str],
+    is_current: Callable[[str, str], bool],
+    allow_deletes: bool = False,
+    progress: ProgressDisplay | None = None,
+) -> Iterator[Outcome]:
+    """Bring the sources up to date in the regions, a run at a time; yields each run as it ends.
+
+    A source is always looked at. A region is run only where `is_current(region, source)` says no, and not after the
+    source's own run failed. A run that is told to stop is the last.
+    """
+    defs = build_defs(deployment, progress)
+    for source in sources:
+        config = {RAW_DOCS: {"config": {"allow_deletes": allow_deletes}}}
+        outcome = _run(defs, SOURCE_JOB, source, instance, {"ops": config})
+        yield outcome
+        for region in regions if outcome.succeeded else ():
+            if not is_current(region, source) and not was_stopped(outcome.run_id):
+                outcome = _run(defs, REGION_JOB, f"{region}|{source}", instance, {})
+                yield outcome
+        if was_stopped(outcome.run_id):
+            return
+
+
+def _run(
+    defs: dg.Definitions, job: str, partition: str, instance: dg.DagsterInstance, config: dict[str, Any]
+) -> Outcome:
+    start = time.monotonic()
+    result = defs.resolve_job_def(job).execute_in_process(
+        instance=instance,
+        partition_key=partition,
+        # The run's whole log is in the instance; the terminal is for the progress display.
+        run_config=config | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        raise_on_error=False,
+    )
+    metadata: dict[str, dict[str, Any]] = {}
+    checks: list[Check] = []
+    errors: list[str] = []
+    for event in result.all_events:
+        if event.is_step_materialization:
+            found = event.step_materialization_data.materialization
+            metadata[found.asset_key.to_user_string()] = {name: value.value for name, value in found.metadata.items()}
+        elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            verdict = event.asset_check_evaluation_data
+            checks.append(
+                Check(
+                    verdict.asset_key.to_user_string(),
+                    verdict.check_name,
+                    verdict.passed,
+                    bool(verdict.blocking),
+                    verdict.severity.value,
+                    {name: value.value for name, value in verdict.metadata.items()},
+                    verdict.description,
+                )
+            )
+        elif event.is_step_failure and event.step_failure_data.error is not None:
+            errors.append(reason(event))
+    return Outcome(partition, result.run_id, result.success, time.monotonic() - start, metadata, checks, errors)

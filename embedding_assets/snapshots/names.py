@@ -1,0 +1,18 @@
+"""The names of the assets, which are those of their logs and parts, in the order of the flow."""
+
+from typing import Final
+
+from embedding_assets.snapshots.slots import SLOTS, asset_of
+
+RAW_DOCS: Final = "raw_docs"
+CHUNKS: Final = "chunks"
+VECTORS: Final = tuple(asset_of(slot) for slot in SLOTS)
+REPLICA: Final = "s3_replica"
+TABLE: Final = "pgvector_table"
+INDEX: Final = "hnsw_index"
+
+SOURCE_ASSETS: Final = (RAW_DOCS, CHUNKS, *VECTORS)
+"""By source, in the primary region."""
+
+REGION_ASSETS: Final = (REPLICA, TABLE, INDEX)
+"""By region and source."""

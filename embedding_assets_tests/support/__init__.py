@@ -1,0 +1,1 @@
+"""What tests share: a sandbox, stand-ins, toys, and clients that read meanwhile."""
