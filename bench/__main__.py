@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.peers import environment
-from embedding_assets.settings import home
+from embedding_assets.settings.home import home
 
 ROOT: Final = Path(__file__).parents[1]
 RESULTS: Final = ROOT / "bench" / "RESULTS.md"

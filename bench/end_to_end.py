@@ -41,7 +41,7 @@ from psycopg import sql
 from bench.peers import environment
 from bench.peers.terms import MAX_TOKENS, OVERLAP
 from embedding_assets.pgvector import embedded
-from embedding_assets.settings import home
+from embedding_assets.settings.home import home
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = 2_000

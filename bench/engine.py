@@ -25,7 +25,7 @@ from openai import AsyncOpenAI, RateLimitError
 
 from bench.peers import environment
 from embedding_assets.embedding.engine import Text, embed
-from embedding_assets.settings import home
+from embedding_assets.settings.home import home
 from embedding_assets_tests.support.standin import KEY, Standin
 
 DIMENSIONS = 1_536

@@ -39,7 +39,7 @@ from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
-from embedding_assets.settings import default_settings
+from embedding_assets.settings.default import default_settings
 from embedding_assets.snapshots.slots import Slot
 
 ROWS: Final = 20_000

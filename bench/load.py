@@ -55,7 +55,7 @@ from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digest
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
-from embedding_assets.settings import home as settings_home
+from embedding_assets.settings.home import home as settings_home
 from embedding_assets.snapshots.binary import chunk_hashes, vector_hashes
 from embedding_assets.snapshots.keys import shard_bits
 from embedding_assets.snapshots.schemas import CHUNKS, vectors

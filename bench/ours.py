@@ -11,7 +11,7 @@ from pathlib import Path
 from embedding_assets.cli import runs
 from embedding_assets.cli.screen import Screen
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.settings import load_settings
+from embedding_assets.settings.yaml_file import load_settings
 
 
 def main(home: str, config: str) -> None:

@@ -4,7 +4,8 @@ import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.build import build_defs
-from embedding_assets.settings import current_settings, home
+from embedding_assets.settings.current import current_settings
+from embedding_assets.settings.home import home
 
 
 @dg.definitions

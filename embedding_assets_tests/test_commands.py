@@ -22,7 +22,7 @@ from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.pgvector.reading.search import Hit
-from embedding_assets.settings import CONFIG
+from embedding_assets.settings.home import CONFIG
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import Collected
 from embedding_assets.snapshots.names import REGION_ASSETS, SOURCE_ASSETS

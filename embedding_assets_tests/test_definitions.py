@@ -14,7 +14,9 @@ from syrupy.extensions.json import JSONSnapshotExtension
 from embedding_assets import definitions
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.build import build_defs
-from embedding_assets.settings import CONFIG, SettingsError, default_settings
+from embedding_assets.settings.default import default_settings
+from embedding_assets.settings.home import CONFIG
+from embedding_assets.settings.models import SettingsError
 from embedding_assets_tests.support.harness import PROJECT, Sandbox
 
 BIN = Path(sys.executable).parent

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from embedding_assets.demo.input import PACKAGES_BYTES, write_demo_input
-from embedding_assets.settings import default_settings
+from embedding_assets.settings.default import default_settings
 from embedding_assets.sources.documents import Document
 from embedding_assets.sources.walk import Item
 

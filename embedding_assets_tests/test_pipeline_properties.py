@@ -25,7 +25,7 @@ from embedding_assets.embedding import stage as embedding_stage
 from embedding_assets.embedding.engine import Dead, Embedded, Text, embed
 from embedding_assets.embedding.models import Binding
 from embedding_assets.embedding.stage import snapshot_embeddings
-from embedding_assets.settings import FilesSource, JsonlSource
+from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import keys, log, parts
 from embedding_assets.snapshots.derivation import Wanted
 from embedding_assets.snapshots.keys import document_bucket, shard_of

@@ -10,19 +10,11 @@ from pydantic import ValidationError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector.indexes.hnsw import USUAL, Hnsw
 from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
-from embedding_assets.settings import (
-    CONFIG,
-    HOME,
-    FilesSource,
-    JsonlSource,
-    Region,
-    Settings,
-    SettingsError,
-    current_settings,
-    default_settings,
-    home,
-    load_settings,
-)
+from embedding_assets.settings.current import current_settings
+from embedding_assets.settings.default import default_settings
+from embedding_assets.settings.home import CONFIG, HOME, home
+from embedding_assets.settings.models import FilesSource, JsonlSource, Region, Settings, SettingsError
+from embedding_assets.settings.yaml_file import load_settings
 
 # The schema that the issue fixes, on purpose with its own spelling and order.
 FIXED = """\
@@ -300,7 +292,7 @@ def test_the_environment_names_the_home_and_the_file(tmp_path: Path, monkeypatch
 
 
 def test_importing_and_the_default_settings_need_no_environment(tmp_path: Path) -> None:
-    code = "import embedding_assets.settings as s; print(s.current_settings().primary_region)"
+    code = "import embedding_assets.settings.current as s; print(s.current_settings().primary_region)"
     environment = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONDONTWRITEBYTECODE": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True

@@ -6,7 +6,7 @@ from datetime import timedelta
 import click
 
 from embedding_assets.cli.shared import ERR, OUT, chosen, current_deployment, json_option, print_json, region_option
-from embedding_assets.settings import home
+from embedding_assets.settings.home import home
 
 
 @click.command()

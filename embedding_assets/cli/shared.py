@@ -8,7 +8,8 @@ import click
 
 from embedding_assets.cli.screen import Screen
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.settings import current_settings, home
+from embedding_assets.settings.current import current_settings
+from embedding_assets.settings.home import home
 
 OUT: Final = Screen()
 ERR: Final = Screen(stderr=True)

@@ -5,7 +5,7 @@ import sys
 import click
 
 from embedding_assets.cli.shared import ERR, OUT, json_option, print_json
-from embedding_assets.settings import home
+from embedding_assets.settings.home import home
 
 
 @click.command()

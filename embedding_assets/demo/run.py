@@ -13,7 +13,7 @@ from embedding_assets.operations import search
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.status import status
 from embedding_assets.orchestration.driver import Outcome
-from embedding_assets.settings import default_settings
+from embedding_assets.settings.default import default_settings
 from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, TABLE, VECTORS
 
 QUESTIONS: Final = (

@@ -15,7 +15,7 @@ from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
-from embedding_assets.settings import Settings
+from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.reader import Reader, open_reader

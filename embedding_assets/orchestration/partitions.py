@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from embedding_assets.settings import Settings
+from embedding_assets.settings.models import Settings
 
 
 def by_source(settings: Settings) -> dg.StaticPartitionsDefinition:

@@ -25,7 +25,7 @@ from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.rows.shards import ShardRef
-from embedding_assets.settings import default_settings
+from embedding_assets.settings.default import default_settings
 from embedding_assets_tests.support.toy import Row, bind, shard_rows
 
 ROWS, K, QUESTIONS = 12_000, 10, 40

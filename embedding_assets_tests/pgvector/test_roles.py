@@ -23,7 +23,8 @@ from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.reading.search import search, search_hybrid
 from embedding_assets.pgvector.schema import migrations, names, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
-from embedding_assets.settings import SettingsError, load_settings
+from embedding_assets.settings.models import SettingsError
+from embedding_assets.settings.yaml_file import load_settings
 from embedding_assets_tests.pgvector.test_search import literal, query, scans
 from embedding_assets_tests.support.harness import REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.support.toy import MODELS, Toy, bind

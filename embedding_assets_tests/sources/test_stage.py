@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.settings import FilesSource, JsonlSource
+from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Snapshot

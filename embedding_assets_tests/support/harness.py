@@ -20,7 +20,8 @@ from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration import driver
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.orchestration.driver import Outcome
-from embedding_assets.settings import CONFIG, HOME, Settings
+from embedding_assets.settings.home import CONFIG, HOME
+from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import keys, log
 from embedding_assets.snapshots.failpoints import VARIABLE
 

@@ -8,7 +8,7 @@ import dagster as dg
 
 from embedding_assets.orchestration.assets import chunks, embeddings, hnsw_index, pgvector_table, raw_docs, s3_replica
 from embedding_assets.orchestration.partitions import by_region_and_source, by_source
-from embedding_assets.settings import Settings
+from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots.slots import SLOTS
 
 

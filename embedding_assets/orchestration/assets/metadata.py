@@ -11,7 +11,7 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.settings import home
+from embedding_assets.settings.home import home
 from embedding_assets.snapshots.changes import Changes
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.snapshots.snapshot import Snapshot

@@ -4,7 +4,7 @@ import dagster as dg
 
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.partitions import by_region_and_source, by_source
-from embedding_assets.settings import Settings
+from embedding_assets.settings.models import Settings
 
 
 def daily(settings: Settings) -> list[dg.ScheduleDefinition]:

@@ -7,7 +7,7 @@ import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.upkeep import Upkept, is_quiet, keep_up
-from embedding_assets.settings import Settings
+from embedding_assets.settings.models import Settings
 
 UPKEEP_JOB: Final = "upkeep"
 

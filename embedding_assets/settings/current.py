@@ -1,0 +1,15 @@
+"""The settings of this environment."""
+
+import os
+from pathlib import Path
+
+from embedding_assets.settings.default import default_settings
+from embedding_assets.settings.home import CONFIG, home
+from embedding_assets.settings.models import Settings
+from embedding_assets.settings.yaml_file import load_settings
+
+
+def current_settings() -> Settings:
+    """The settings that EMBEDDING_ASSETS_CONFIG names, or the demo's."""
+    given = os.environ.get(CONFIG)
+    return load_settings(Path(given)) if given else default_settings(home())

@@ -1,0 +1,223 @@
+"""What a settings file may say, as frozen models: sources, regions, models, and what holds for all of them."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from embedding_assets.embedding.models import Binding
+from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector.options import QuietHours
+from embedding_assets.settings.fit import is_dsn, misfits, shallow
+from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets.sources.reader import Reader, open_reader
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+
+
+class SettingsError(PermanentError):
+    """The settings cannot be used; the message has a line for each problem."""
+
+
+def _problem(what: str, cure: str) -> PydanticCustomError:
+    return PydanticCustomError("settings", "{what}. Cure: {cure}.", {"what": what, "cure": cure})
+
+
+class _Frozen(BaseModel):
+    # An input may be a DSN with a password: no error repeats it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+def _store(url: str) -> str:
+    if url.startswith("file:///") or re.fullmatch(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^/?#]+)*/?", url):
+        return url.rstrip("/")
+    raise _problem("not a store", "write file:///folder, file://./folder, s3://bucket/prefix or gs://bucket/prefix")
+
+
+def _database(value: SecretStr) -> SecretStr:
+    text = value.get_secret_value()
+    if text != "embedded" and not re.fullmatch(r"env:[A-Za-z_]\w*", text) and not is_dsn(text):
+        raise _problem(
+            "not a database",
+            'write "embedded", postgresql://user@host:port/database, or env:NAME to take that from a variable',
+        )
+    return value
+
+
+class Region(_Frozen):
+    """One region: its object store and its database."""
+
+    store: Annotated[str, AfterValidator(_store)]
+    database: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("embedded")
+    """`embedded`, a postgresql:// DSN, or `env:NAME` to take one from the environment."""
+
+    def dsn(self) -> str | None:
+        """The configured DSN; None for the embedded database. Raises SettingsError where its variable has none."""
+        value = self.database.get_secret_value()
+        if value == "embedded":
+            return None
+        if not value.startswith("env:"):
+            return value
+        name = value.removeprefix("env:")
+        found = os.environ.get(name, "")
+        if not is_dsn(found):
+            raise SettingsError(
+                f"the database is {value}, and that variable {'holds no DSN' if found else 'is not set'}. "
+                f"Cure: set {name} to postgresql://user@host:port/database."
+            )
+        return found
+
+
+class Chunking(_Frozen):
+    """How documents are cut. Tokens are cl100k_base."""
+
+    max_tokens: int = Field(default=256, ge=16, le=8192, strict=True)
+    overlap: int = Field(default=32, ge=0, strict=True, validate_default=True)
+
+    @field_validator("overlap")
+    @classmethod
+    def _is_less_than_half(cls, overlap: int, info: ValidationInfo) -> int:
+        max_tokens = info.data.get("max_tokens")
+        if max_tokens is not None and 2 * overlap >= max_tokens:
+            # A chunk would begin before the middle of the one before: some texts would be stored three times.
+            raise _problem(
+                f"{overlap} is not less than half of max_tokens, {max_tokens}",
+                f"write overlap: {(max_tokens - 1) // 2} or less",
+            )
+        return overlap
+
+
+def _pattern(pattern: str) -> str:
+    if any(segment in ("", ".", "..") for segment in pattern.split("/")):
+        raise _problem("not a pattern below the source's path", 'write one such as "**/*.md" or "guide/*.txt"')
+    return pattern
+
+
+class _Source(_Frozen):
+    path: Path
+    chunking: Chunking = Chunking()
+    max_deleted: float = Field(default=0.2, ge=0, le=1, strict=True)
+    """Share of the documents that may be gone at once without somebody allowing it."""
+    max_rejected: float = Field(default=0.05, ge=0, le=1, strict=True)
+    """Share of the documents, or chunks, that may be dead letters before their check fails instead of warning."""
+
+
+class FilesSource(_Source):
+    """A folder of text, Markdown, reStructuredText and HTML files."""
+
+    kind: Literal["files"]
+    include: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1)] = (
+        "**/*.md",
+        "**/*.txt",
+        "**/*.rst",
+        "**/*.html",
+    )
+
+    def reader(self, name: str) -> Reader:
+        """What reads the source's documents."""
+        return open_reader(name, self)
+
+
+class JsonlSource(_Source):
+    """A .jsonl or .jsonl.gz file, or a glob of them: one document a line."""
+
+    kind: Literal["jsonl"]
+    id: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+    metadata: tuple[str, ...] = ()
+
+    def reader(self, name: str) -> Reader:
+        """What reads the source's documents."""
+        return open_reader(name, self)
+
+
+KINDS: Final = ("files", "jsonl")
+Source = Annotated[FilesSource | JsonlSource, Field(discriminator="kind")]
+
+
+class RunBudget(_Frozen):
+    """What one run of an embeddings asset may use before it stops; the next run goes on where it stopped."""
+
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0, strict=True)
+    max_seconds: float | None = Field(default=None, gt=0)
+
+
+class Hybrid(_Frozen):
+    """Hybrid search: what an index on the words costs is measured in `pgvector/inverted.py`."""
+
+    language: str = Field(min_length=1)
+    """A text search configuration of the database, such as `english`, or `simple` for words as they are."""
+
+
+def _quiet_hours(text: object) -> QuietHours:
+    try:
+        hours = QuietHours.parse(str(text))
+    except ValueError:
+        raise _problem("not hours of a day", 'write "01:00-05:00", in UTC, or "22:30-04:00" over midnight') from None
+    if hours.minutes < 60:
+        raise _problem(
+            f"{hours.minutes} minutes are too short: upkeep is started on the hour, and might never be in them",
+            "write an hour or more",
+        )
+    return hours
+
+
+RoleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
+
+
+class Settings(_Frozen):
+    """Sources, regions and models."""
+
+    primary_region: Name
+    regions: dict[Name, Region] = Field(min_length=1)
+    models: dict[Slot, Binding]
+    live_model: Slot
+    run_budget: RunBudget = RunBudget()
+    sources: dict[Name, Source] = Field(min_length=1)
+    hybrid: Hybrid | None = None
+    row_level_security: dict[RoleName, tuple[str, ...]] | None = None
+    """The sources that each database role may read; None, and every role that may search reads all."""
+    target_recall: float = Field(default=0.98, gt=0, le=1, strict=True)
+    """recall@10 against exact search below which an index is not published."""
+    quiet_hours: Annotated[QuietHours, BeforeValidator(_quiet_hours), PlainSerializer(str)] = QuietHours.parse(
+        "01:00-05:00"
+    )
+    """When upkeep may load the databases, in UTC."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _slots_know_their_names(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or not isinstance(given.get("models"), dict):
+            return given
+        models = {
+            slot: {**model, "slot": slot} if isinstance(model, dict) and slot in SLOTS else model
+            for slot, model in given["models"].items()
+        }
+        return {**given, "models": models}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Settings":
+        for found in misfits(shallow(self)):
+            # One is enough here: load_settings, which has the lines, looks for all of them by itself.
+            raise PydanticCustomError(
+                "misfit",
+                "{where}: {what}. Cure: {cure}.",
+                {"where": ".".join(found.loc), "what": found.what, "cure": found.cure},
+            )
+        return self
