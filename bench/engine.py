@@ -24,7 +24,7 @@ import numpy as np
 from openai import AsyncOpenAI, RateLimitError
 
 from bench.peers import environment
-from embedding_assets.embedding.engine import Text, embed
+from embedding_assets.embedding.engine.engine import Text, embed
 from embedding_assets.settings.home import home
 from embedding_assets_tests.support.standin import KEY, Standin
 

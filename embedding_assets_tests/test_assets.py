@@ -18,10 +18,11 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embedding_assets.embedding import requests, stage
-from embedding_assets.embedding.engine import embed
-from embedding_assets.embedding.gate import Patience
-from embedding_assets.embedding.vectors import normalise
+from embedding_assets.embedding import stage
+from embedding_assets.embedding.engine import requests
+from embedding_assets.embedding.engine.engine import embed
+from embedding_assets.embedding.engine.gate import Patience
+from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.errors import TransientError
 from embedding_assets.operations.status import status
 from embedding_assets.operations.verification import verify

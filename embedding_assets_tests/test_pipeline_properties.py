@@ -22,8 +22,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from embedding_assets.chunking.stage import snapshot_chunks
 from embedding_assets.embedding import journal
 from embedding_assets.embedding import stage as embedding_stage
-from embedding_assets.embedding.engine import Dead, Embedded, Text, embed
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine.engine import Dead, Embedded, Text, embed
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import snapshot_embeddings
 from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import keys, log, parts

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Sequence
 from functools import cached_property
 
-from embedding_assets.embedding.models import Binding, open_provider
+from embedding_assets.embedding.engine.vectors import normalise
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Provider
-from embedding_assets.embedding.vectors import normalise
+from embedding_assets.embedding.providers.opening import open_provider
 
 DIMENSIONS = 256
 

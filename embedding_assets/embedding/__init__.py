@@ -1,5 +1,5 @@
-"""Texts in, checked unit vectors out: the embedding engine, its providers, and the table of their errors.
+"""Texts in, checked unit vectors out: the embedding engine, its providers, and the stage that uses them.
 
-`models` says what a model version is bound to, `engine.embed` makes vectors, `stage` makes a snapshot of a source's
-chunks into one of vectors. Knows nothing of Dagster and of databases; only `stage` and `journal` keep anything.
+`options` says what a model version is bound to, `engine` makes vectors, `stage` makes a snapshot of a source's chunks
+into one of vectors. Knows nothing of Dagster and of databases; only `stage` and `journal` keep anything.
 """

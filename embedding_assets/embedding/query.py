@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.engine import Dead, Embedded, Text, embed
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine.engine import Dead, Embedded, Text, embed
+from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError
 
 

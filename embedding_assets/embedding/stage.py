@@ -15,9 +15,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.engine import UNLIMITED, Budget, Dead, Embedded, Progress, Text, Usage, embed
+from embedding_assets.embedding.engine.engine import (
+    UNLIMITED,
+    Budget,
+    Dead,
+    Embedded,
+    Progress,
+    Text,
+    Usage,
+    embed,
+)
 from embedding_assets.embedding.journal import Journal, open_journal
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.binary import vector_hashes

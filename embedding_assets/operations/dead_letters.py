@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from embedding_assets.embedding.errors import may_heal
+from embedding_assets.embedding.engine.errors import may_heal
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector import dead_letters as table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.options import Binding
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.options import QuietHours
 from embedding_assets.settings.fit import is_dsn, misfits, shallow

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.engine import Dead, Embedded, Text
-from embedding_assets.embedding.gate import Patience
+from embedding_assets.embedding.engine.engine import Dead, Embedded, Text
+from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets_tests.support.standin import Standin, unit_vector
 
 _TOKENIZER = bpe_openai.get_encoding("cl100k_base")

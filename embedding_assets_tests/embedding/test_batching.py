@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.batching import batches
-from embedding_assets.embedding.items import Text
+from embedding_assets.embedding.engine.batching import batches
+from embedding_assets.embedding.engine.items import Text
 from embedding_assets.embedding.providers import Caps
 
 texts = st.lists(st.integers(0, 40), max_size=60).map(

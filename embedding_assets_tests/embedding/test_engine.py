@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_assets.embedding import engine
-from embedding_assets.embedding.engine import Budget, BudgetSpent, Dead, Embedded, Progress, Stopped, Text, embed
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine import engine
+from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Dead, Embedded, Progress, Stopped, Text, embed
+from embedding_assets.embedding.options import Binding
 from embedding_assets_tests.embedding.conftest import Delivered, texts_of
 from embedding_assets_tests.support.standin import Standin
 

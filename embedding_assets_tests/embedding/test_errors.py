@@ -2,8 +2,8 @@
 
 import pytest
 
-from embedding_assets.embedding import errors
-from embedding_assets.embedding.errors import Kind, by_status, may_heal
+from embedding_assets.embedding.engine import errors
+from embedding_assets.embedding.engine.errors import Kind, by_status, may_heal
 
 PAGE = "<html><h1>Forbidden</h1></html>"
 NO_MONEY = '{"error": {"code": "insufficient_quota"}}'

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.engine import Progress, Usage, embed
-from embedding_assets.embedding.errors import ProviderDown
-from embedding_assets.embedding.gate import Patience
+from embedding_assets.embedding.engine.engine import Progress, Usage, embed
+from embedding_assets.embedding.engine.errors import ProviderDown
+from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.support.standin import KEY, Standin

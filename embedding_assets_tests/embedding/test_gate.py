@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from embedding_assets.embedding.errors import ProviderDown
-from embedding_assets.embedding.gate import Gate, Patience, Ticket
-from embedding_assets.embedding.limits import Quota
+from embedding_assets.embedding.engine.errors import ProviderDown
+from embedding_assets.embedding.engine.gate import Gate, Patience, Ticket
+from embedding_assets.embedding.engine.limits import Quota
 from embedding_assets.errors import PermanentError, TransientError
 
 PATIENCE = Patience(backoff_seconds=0.02, longest_backoff_seconds=0.02)

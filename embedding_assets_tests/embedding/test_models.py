@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from embedding_assets.embedding.models import Binding, open_provider
+from embedding_assets.embedding.options import Binding
+from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError
 
 OPENAI = {"slot": "v2", "provider": "openai", "name": "text-embedding-3-large", "dimensions": 1536}

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embedding_assets.embedding.errors import Kind, RequestError
-from embedding_assets.embedding.models import Binding, open_provider
+from embedding_assets.embedding.engine.errors import Kind, RequestError
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Answer
 from embedding_assets.embedding.providers.openai import OpenAIProvider, _proxy, _same_model
+from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError
 from embedding_assets_tests.support.standin import KEY, Standin
 from embedding_assets_tests.support.standin.vectors import vector

@@ -2,7 +2,7 @@
 
 import pytest
 
-from embedding_assets.embedding.engine import embed
+from embedding_assets.embedding.engine.engine import embed
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.support.standin import Standin
 

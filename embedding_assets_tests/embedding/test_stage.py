@@ -18,7 +18,7 @@ import obstore
 import pyarrow as pa
 import pytest
 
-from embedding_assets.embedding.engine import Usage
+from embedding_assets.embedding.engine.engine import Usage
 from embedding_assets.embedding.stage import BindingChanged, Bought, snapshot_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from embedding_assets.embedding import engine
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine import engine
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import snapshot_embeddings
 from embedding_assets.snapshots import derivation
 from embedding_assets.snapshots.keys import part_key

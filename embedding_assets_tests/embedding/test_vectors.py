@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.vectors import normalise
+from embedding_assets.embedding.engine.vectors import normalise
 
 
 @given(

@@ -14,7 +14,7 @@ import dagster as dg
 import psycopg
 
 from embedding_assets.embedding import stage
-from embedding_assets.embedding.engine import Dead, Embedded, Text
+from embedding_assets.embedding.engine.engine import Dead, Embedded, Text
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration import driver

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.limits import Quota
+from embedding_assets.embedding.engine.limits import Quota
 
 
 class Caps(NamedTuple):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Answer, Caps
 from embedding_assets.embedding.providers.bundled import MODELS, Model, verified
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from openai import AsyncOpenAI
 
-from embedding_assets.embedding import errors
-from embedding_assets.embedding.errors import RequestError
-from embedding_assets.embedding.limits import quota, told_wait
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine import errors
+from embedding_assets.embedding.engine.errors import RequestError
+from embedding_assets.embedding.engine.limits import quota, told_wait
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Answer, Caps
 from embedding_assets.errors import PermanentError
 

@@ -8,9 +8,9 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.engine import Budget
-from embedding_assets.embedding.figures import Progress
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine.engine import Budget
+from embedding_assets.embedding.engine.figures import Progress
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import STAGE, Bought, snapshot_embeddings
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.options import Binding
 from embedding_assets_tests.support.standin.vectors import vector
 
 KEY_VARIABLE = "STANDIN_API_KEY"

@@ -16,14 +16,14 @@ import numpy as np
 import uvloop
 from numpy.typing import NDArray
 
-from embedding_assets.embedding import errors
-from embedding_assets.embedding.errors import Kind, ProviderDown, RequestError
-from embedding_assets.embedding.figures import Counts
-from embedding_assets.embedding.gate import Gate, Patience, Ticket
-from embedding_assets.embedding.items import Dead, Embedded, Text, tokens_of
-from embedding_assets.embedding.models import Binding
+from embedding_assets.embedding.engine import errors
+from embedding_assets.embedding.engine.errors import Kind, ProviderDown, RequestError
+from embedding_assets.embedding.engine.figures import Counts
+from embedding_assets.embedding.engine.gate import Gate, Patience, Ticket
+from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
+from embedding_assets.embedding.engine.vectors import normalise
+from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Provider
-from embedding_assets.embedding.vectors import normalise
 from embedding_assets.errors import PermanentError, PipelineError
 
 _CANARY: Final = Text(b"", "ok", 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from embedding_assets.embedding.items import Text
+from embedding_assets.embedding.engine.items import Text
 from embedding_assets.embedding.providers import Caps
 
 

@@ -30,7 +30,7 @@ after the last attempt. A text over `max_tokens_per_item` is a dead letter (`too
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from embedding_assets.embedding.limits import Quota
+from embedding_assets.embedding.engine.limits import Quota
 from embedding_assets.errors import TransientError
 
 

@@ -4,7 +4,6 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from embedding_assets.embedding.providers import Provider
 from embedding_assets.embedding.providers.bundled import MODELS
 from embedding_assets.snapshots.slots import Slot
 
@@ -116,18 +115,3 @@ class Binding(BaseModel):
         if self.provider == "local":
             identity["weights"] = MODELS[self.name].weights.sha256
         return identity
-
-
-def open_provider(binding: Binding) -> Provider:
-    """The provider of a binding, ready to embed.
-
-    Raises `PermanentError` when the key is missing or a bundled model's files are not what they should be.
-    """
-    # Imported here: onnxruntime and openai cost a second together, and most processes need one or neither.
-    if binding.provider == "local":
-        from embedding_assets.embedding.providers.local import LocalProvider
-
-        return LocalProvider(binding)
-    from embedding_assets.embedding.providers.openai import OpenAIProvider
-
-    return OpenAIProvider(binding)

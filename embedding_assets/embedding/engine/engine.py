@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
-from embedding_assets.embedding import errors
-from embedding_assets.embedding.batching import batches
-from embedding_assets.embedding.figures import Progress, Usage
-from embedding_assets.embedding.gate import PATIENCE, Patience
-from embedding_assets.embedding.items import Dead, Embedded, Text, tokens_of
-from embedding_assets.embedding.limits import BURST_SECONDS
-from embedding_assets.embedding.models import Binding, open_provider
-from embedding_assets.embedding.requests import Requests, Settled
+from embedding_assets.embedding.engine import errors
+from embedding_assets.embedding.engine.batching import batches
+from embedding_assets.embedding.engine.figures import Progress, Usage
+from embedding_assets.embedding.engine.gate import PATIENCE, Patience
+from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
+from embedding_assets.embedding.engine.limits import BURST_SECONDS
+from embedding_assets.embedding.engine.requests import Requests, Settled
+from embedding_assets.embedding.options import Binding
+from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError, TransientError
 
 __all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Progress", "Stopped", "Text", "Usage", "embed"]

@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from embedding_assets.embedding.errors import ProviderDown
-from embedding_assets.embedding.limits import LONGEST_RESET_SECONDS, Bucket, Quota
+from embedding_assets.embedding.engine.errors import ProviderDown
+from embedding_assets.embedding.engine.limits import LONGEST_RESET_SECONDS, Bucket, Quota
 from embedding_assets.errors import PermanentError, PipelineError
 
 
