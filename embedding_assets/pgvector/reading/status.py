@@ -14,7 +14,7 @@ class IndexStatus(NamedTuple):
     size_bytes: int
 
 
-class SourceStatus(NamedTuple):
+class ServedSource(NamedTuple):
     """A source as this region serves it. `rows` is what was loaded and checked; `ledger` maps shards to their keys."""
 
     source: str
@@ -27,7 +27,7 @@ class SourceStatus(NamedTuple):
     ledger: dict[int, str]
 
 
-def region_status(conn: Connection) -> list[SourceStatus]:
+def region_status(conn: Connection) -> list[ServedSource]:
     """Every source that this region serves."""
     with pipeline_errors("asking for the region's state"):
         rows = conn.execute(
@@ -46,7 +46,7 @@ def region_status(conn: Connection) -> list[SourceStatus]:
             """
         ).fetchall()
     return [
-        SourceStatus(
+        ServedSource(
             source=source,
             generation=generation,
             target_root=target_root,
