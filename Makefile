@@ -1,4 +1,4 @@
-# Two commands to know: `make demo` and `make test`. README.md says what they show.
+# Two commands to know: `make demo` and `make test`. README.md says what they show; `make help` lists all.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,18 +7,21 @@ export DAGSTER_HOME ?= $(EMBEDDING_ASSETS_HOME)/dagster
 # Nothing of the tools' own writing outside the project either.
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test test-slow lint ui stop clean bench
+.PHONY: demo help test test-slow lint ui stop clean bench
 
 demo: .venv/installed ## real documents, searchable in two regions
 	$(BIN)/embedding-assets demo
 
-test: .venv/installed ## everything but the slow tier
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+test: .venv/installed ## all tests but the slow tier
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed ## the kill sweep and other minutes-long tests
 	$(BIN)/python -m pytest -n 4 --dist loadgroup -m slow # more than cores: they wait for processes that they kill
 
-lint: .venv/installed
+lint: .venv/installed ## format, style, types, what may import what, declared dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -32,7 +35,7 @@ ui: .venv/installed ## the Dagster UI on http://127.0.0.1:3000, with what the de
 bench: .venv/installed ## side by side with peers, which get an environment of their own
 	$(BIN)/python -m bench
 
-stop: ## the embedded Postgres
+stop: ## stops the embedded Postgres
 	if [ -x $(BIN)/embedding-assets ]; then $(BIN)/embedding-assets stop; fi
 
 clean: stop ## leaves nothing behind, no process either

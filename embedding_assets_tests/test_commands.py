@@ -1,11 +1,13 @@
 """The command lines, as a user types them: what they print, how they end, and what they never print."""
 
 import json
+import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from embedding_assets.settings.home import CONFIG
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import Collected
 from embedding_assets.snapshots.names import REGION_ASSETS, SOURCE_ASSETS
-from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.harness import PRIMARY, PROJECT, REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.support.standin import KEY_VARIABLE, Standin
 
 BIN = Path(sys.executable).parent
@@ -531,6 +533,16 @@ def test_every_command_has_help_and_json(command: str) -> None:
     assert ended.exit_code == 0
     assert "--json" in ended.stdout
     assert len(ended.stdout.split("Options:")[0].split()) > 10
+
+
+def test_every_command_stands_in_the_readme_or_the_docs() -> None:
+    import_module("embedding_assets.__main__")  # which adds the demo's command to the others
+    pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    written = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+
+    missing = [command for command in commands(cli) if not re.search(rf"embedding-assets {command}\b", written)]
+
+    assert missing == []
 
 
 def test_the_help_documents_the_fields_of_json() -> None:

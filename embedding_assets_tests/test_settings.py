@@ -16,7 +16,7 @@ from embedding_assets.settings.home import CONFIG, HOME, home
 from embedding_assets.settings.models import FilesSource, JsonlSource, Region, Settings, SettingsError
 from embedding_assets.settings.yaml_file import load_settings
 
-# The schema that the issue fixes, on purpose with its own spelling and order.
+# A settings file as users have them, which has to stay valid: on purpose with a spelling and order of its own.
 FIXED = """\
 primary_region: us-east-1
 regions:

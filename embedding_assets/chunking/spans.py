@@ -49,8 +49,8 @@ def split(text: str, *, max_tokens: int, overlap: int) -> list[Span]:
       of a code block that is kept whole, or where it would push such a block, or the rest of the text, out of the
       chunk.
 
-    The result depends on the arguments and cl100k_base alone. Time is linear in the text (FIELD §6 asks for 5 MB a
-    CPU second; 8 to 10 measured, bench/chunking.py); memory is about 20 bytes a character.
+    The result depends on the arguments and cl100k_base alone. Time is linear in the text (5 MB a CPU second are
+    asked for; 8 to 10 measured, bench/chunking.py); memory is about 20 bytes a character.
 
     Raises PermanentError if `max_tokens` is below 4, or `overlap` is negative or not below half of `max_tokens`;
     UnicodeEncodeError for a lone surrogate, which no reader lets through.

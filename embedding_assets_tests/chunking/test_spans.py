@@ -144,7 +144,7 @@ def test_a_document_of_many_megabytes_is_cut_in_seconds() -> None:
 
 
 def test_chunking_costs_a_few_times_the_encoding_and_no_more() -> None:
-    """5 MB a CPU second at 256 tokens is 5 × the encoding on the machine that FIELD §6 was measured on."""
+    """5 MB a CPU second at 256 tokens is 5 × the encoding on the machine where that was first asked for."""
     documents = real_texts()
 
     def seconds(work: object) -> float:

@@ -1,7 +1,8 @@
 """The indexes of a generation: primary key and inverted ones, and an HNSW index for each model version.
 
-Built after the load, on the detached table: inserting under a live HNSW index takes several times longer (FIELD §5).
-What a published generation lacks is built while readers go on, and never takes a lock that keeps them waiting.
+Built after the load, on the detached table: inserting under a live HNSW index takes several times longer
+(docs/decisions/0006). What a published generation lacks is built while readers go on, and never takes a lock that keeps
+them waiting.
 """
 
 import logging

@@ -5,7 +5,7 @@ A document lies in one shard, so no reader sees half of its change, and the live
 replaced the generation holds no root; a crash between two of them leaves that to be seen, and the ledger to go on by.
 
 Rows go straight into the table, after a DELETE of those that they replace. A staging table and a merge would write each
-twice: 26 µs of server CPU a row against 17 (FIELD §4), for the same new row version and index entries.
+twice: 26 µs of server CPU a row against 17 (docs/decisions/0002), for the same new row version and index entries.
 """
 
 from collections.abc import Callable, Sequence, Set

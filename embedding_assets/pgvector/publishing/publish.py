@@ -1,6 +1,7 @@
 """Publishing: a generation that is loaded, indexed and checked takes the place of the one that readers see.
 
-Detach and attach are one short transaction: 10–20 ms in which readers wait; they never see nothing, or both (FIELD §5).
+Detach and attach are one short transaction: 10–20 ms in which readers wait; they never see nothing, or both
+(docs/decisions/0006).
 """
 
 import logging

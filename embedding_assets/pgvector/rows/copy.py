@@ -2,7 +2,7 @@
 
 A row is the join of a few columns of bytes: fixed-size headers (field counts and lengths, big-endian, written by NumPy
 structured arrays) between the texts and the vectors. `binary_join_element_wise` interleaves them, and its value buffer
-is the stream: no Python object for a row or a field (FIELD §4).
+is the stream: no Python object for a row or a field (docs/decisions/0008).
 
 Each row carries a digest of its content, made of the hashes that its parts bring along: hashing all of a row's bytes
 here took as long as all else that the loader does, and its small fields alone a fifth of a load.

@@ -124,7 +124,8 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
     conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
     # ::vector, without dimensions, keeps the view's column type whatever the model, so that it can be replaced under
-    # prepared statements, and still lets the index of a vector be used (FIELD §5); ::halfvec does so for a halfvec.
+    # prepared statements, and still lets the index of a vector be used; ::halfvec does so for a halfvec
+    # (docs/decisions/0005).
     conn.execute(
         sql.SQL(
             """
