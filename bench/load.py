@@ -15,7 +15,7 @@ and the median of the ratios within a round. Server CPU is that of all processes
 recall measured and published as well) and what follows them: the same root again, the ledger lost, and one document of
 a hundred with other texts and vectors, which is in every shard. `of_whole` is their share of the whole load's seconds.
 Without HNSW the medians of eighteen rounds count, with it one round does: a graph takes minutes. Random vectors are the
-worst case for a graph, to build and to insert into alike. `pgvector/costs.py` takes its constants from these.
+worst case for a graph, to build and to insert into alike. `pgvector/loading/costs.py` takes its constants from these.
 """
 
 import argparse

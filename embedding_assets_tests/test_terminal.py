@@ -10,6 +10,7 @@ import pytest
 
 from embedding_assets_tests.support.harness import MODELS, REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.support.pseudo_terminal import Ended, in_terminal
+from embedding_assets_tests.support.standin import Standin
 
 COMMAND = Path(sys.executable).parent / "embedding-assets"
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9](;[0-9]+)*m")
@@ -18,10 +19,11 @@ TEXTS = {f"page{number}": f"# Page {number}\n\nAbout item {number}. " + "More of
 
 
 @pytest.fixture
-def box(sandbox: Sandbox) -> Sandbox:
-    """Twelve pages, one model of which takes a second or two for them."""
+def box(sandbox: Sandbox, standin: Standin) -> Sandbox:
+    """Twelve pages, and an endpoint that takes one at a time, a third of a second each."""
     sandbox.write(**TEXTS)
-    slow = {"provider": "local", "name": "minilm-l6-384", "dimensions": 384}
+    standin.reset(latency_seconds=0.33)
+    slow = standin.model(max_items=1, max_in_flight=1, api_key_env=None)
     return replace(sandbox, models={**MODELS, "v2": slow})
 
 
@@ -44,7 +46,7 @@ def test_a_first_run_shows_its_bars_and_then_its_lines(box: Sandbox, columns: in
     ended = run(box, "materialize", columns=columns, **variables)
 
     assert ended.code == 0, ended.shown
-    assert re.search(rf"embeddings_v2 of {SOURCE} .* 0/12", ended.shown), "no bar while vectors are computed"
+    assert re.search(rf"embeddings_v2 of {SOURCE} .* [1-9]/12", ended.shown), "no bar while vectors are computed"
     assert f"pgvector_table of {REGIONS[0]}|{SOURCE}" in ended.shown
     assert ended.shown.count("✓") == 1 + len(REGIONS)
     assert bool(COLOUR.search(ended.shown)) == (not variables)
@@ -71,14 +73,14 @@ def test_what_there_is_to_see_fits_the_terminal(box: Sandbox, columns: int, vari
 
 
 @pytest.mark.slow
-def test_control_c_stops_a_run_with_a_sentence_and_the_next_one_goes_on(box: Sandbox) -> None:
-    box.write(**{f"more{number}": f"# More {number}\n\n" + f"Item {number} again. " * 90 for number in range(90)})
+def test_control_c_stops_a_run_with_a_sentence_and_the_next_one_goes_on(box: Sandbox, standin: Standin) -> None:
+    standin.reset(latency_seconds=2)
 
     stopped = run(box, "materialize", interrupt_at=f"embeddings_v2 of {SOURCE}")
 
     assert stopped.code == 1
     assert "Told to stop" in stopped.shown
-    assert "Item" not in stopped.shown
+    standin.reset()
     assert run(box, "materialize").code == 0
     assert run(box, "verify").code == 0
 

@@ -159,7 +159,7 @@ class RunBudget(_Frozen):
 
 
 class Hybrid(_Frozen):
-    """Hybrid search: what an index on the words costs is measured in `pgvector/inverted.py`."""
+    """Hybrid search: what an index on the words costs is measured in `pgvector/indexes/inverted.py`."""
 
     language: str = Field(min_length=1)
     """A text search configuration of the database, such as `english`, or `simple` for words as they are."""
@@ -194,7 +194,7 @@ class Settings(_Frozen):
     row_level_security: dict[RoleName, tuple[str, ...]] | None = None
     """The sources that each database role may read; None, and every role that may search reads all."""
     target_recall: float = Field(default=0.98, gt=0, le=1, strict=True)
-    """recall@10 against exact search below which an index is not published."""
+    """recall@10 against exact search; an index below it is served, and said to be degraded."""
     quiet_hours: Annotated[QuietHours, BeforeValidator(_quiet_hours), PlainSerializer(str)] = QuietHours.parse(
         "01:00-05:00"
     )

@@ -1,7 +1,7 @@
 """New generations: a table of a source, built aside from what readers see, one transaction for each shard.
 
 A killed load leaves a detached table and its ledger; the next load of the same root goes on with the missing shards.
-Whether a source gets one is decided in `delta`; publishing is another module's work.
+Whether a source gets one is decided in `load`; publishing is another module's work.
 """
 
 import logging
