@@ -102,6 +102,23 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_work(box: Sandbox) -> None:
 
 
 @pytest.mark.slow
+def test_a_full_disk_behind_the_output_is_told_of_and_does_not_stop_the_work(box: Sandbox) -> None:
+    ended = subprocess.run(
+        ["bash", "-c", f"'{COMMAND}' materialize > /dev/full"],
+        env=box.environment(),
+        cwd=box.root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == "standard output can't be written: No space left on device. The work goes on unseen.\n"
+    assert len(box.rows(REGIONS[0])) == len(TEXTS)
+
+
+@pytest.mark.slow
 def test_an_output_that_knows_no_check_mark_gets_a_question_mark(box: Sandbox) -> None:
     ended = subprocess.run(
         [COMMAND, "materialize"],

@@ -5,6 +5,7 @@ import os
 import sys
 from typing import Any
 
+import click
 from rich.console import Console
 
 
@@ -23,8 +24,10 @@ class Screen(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         try:
             super().print(*objects, **options)
-        except OSError:
+        except OSError as error:
             self._give_up()
+            if not self.stderr:
+                click.echo(f"standard output can't be written: {error.strerror}. The work goes on unseen.", err=True)
 
     def on_broken_pipe(self) -> None:
         self._give_up()
