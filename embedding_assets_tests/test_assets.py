@@ -29,11 +29,7 @@ from embedding_assets.operations.verification import verify
 from embedding_assets.orchestration.assets import (
     boundary,
     chunks,
-    embeddings,
-    hnsw_index,
     pgvector_table,
-    raw_docs,
-    s3_replica,
 )
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
@@ -51,7 +47,6 @@ from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, San
 from embedding_assets_tests.support.standin import KEY, KEY_VARIABLE, Standin
 from embedding_assets_tests.support.webhook import webhook
 
-MODULES = (raw_docs, chunks, embeddings, s3_replica, pgvector_table, hnsw_index)
 ASSETS = (*SOURCE_ASSETS, *REGION_ASSETS)
 TEXTS = {
     "lists": "# Lists\n\nLists are mutable sequences of items.",
@@ -70,8 +65,8 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def box(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     """A sandbox with three documents, whose retries do not wait."""
     sandbox.write(**TEXTS)
-    for module in (boundary, *MODULES):
-        monkeypatch.setattr(module, "PATIENT", dg.RetryPolicy(max_retries=boundary.PATIENT.max_retries, delay=0.01))
+    patient = dg.RetryPolicy(max_retries=boundary.PATIENT.max_retries, delay=0.01)
+    monkeypatch.setattr(boundary, "PATIENT", patient)
     return sandbox
 
 

@@ -3,9 +3,9 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import dagster as dg
 
@@ -23,6 +23,40 @@ PATIENT: Final = dg.RetryPolicy(
 SNAPSHOT: Final = dg.PythonObjectDagsterType(Snapshot, name="Snapshot")
 """What a snapshot asset hands on. Said to Dagster by name: with checks on the asset it reads a return annotation of
 `MaterializeResult` as "nothing"."""
+
+
+Declared = Callable[[Callable[..., Any]], dg.AssetsDefinition]
+
+
+def stage_asset(
+    name: str,
+    partitions: dg.PartitionsDefinition[str],
+    kinds: set[str],
+    checks: Sequence[dg.AssetCheckSpec],
+    **more: Any,
+) -> Declared:
+    """Declares an asset of the flow: what all seven have alike, once."""
+    declared: Declared = dg.asset(
+        name=name,
+        partitions_def=partitions,
+        group_name="documents_to_search",
+        kinds=kinds,
+        retry_policy=PATIENT,
+        check_specs=checks,
+        **more,
+    )
+    return declared
+
+
+def snapshot_asset(
+    name: str,
+    partitions: dg.PartitionsDefinition[str],
+    kinds: set[str],
+    checks: Sequence[dg.AssetCheckSpec],
+    **more: Any,
+) -> Declared:
+    """Declares an asset whose value is a snapshot: the next one finds it in its log."""
+    return stage_asset(name, partitions, kinds, checks, io_manager_key="snapshots", dagster_type=SNAPSHOT, **more)
 
 
 _stopped: Final[set[str]] = set()

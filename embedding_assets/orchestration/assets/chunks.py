@@ -8,7 +8,7 @@ import dagster as dg
 from embedding_assets.chunking.stage import snapshot_chunks
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
@@ -24,15 +24,11 @@ _SAMPLE: Final = 8
 def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     """`chunks`, one partition a source."""
 
-    @dg.asset(
-        name=CHUNKS,
-        partitions_def=partitions,
-        group_name="documents_to_search",
-        kinds={"python", "parquet"},
-        io_manager_key="snapshots",
-        dagster_type=SNAPSHOT,
-        retry_policy=PATIENT,
-        check_specs=[
+    @snapshot_asset(
+        CHUNKS,
+        partitions,
+        {"python", "parquet"},
+        [
             inline.spec(
                 CHUNKS, "offsets_reproduce_text", "Every chunk is the span of its document that it names.", partitions
             )

@@ -15,13 +15,7 @@ from embedding_assets.embedding.stage import STAGE, Bought, snapshot_embeddings
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import (
-    PATIENT,
-    SNAPSHOT,
-    Stopwatch,
-    domain_errors,
-    drained_on_signal,
-)
+from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, drained_on_signal, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.resources.progress import ProgressDisplay
 from embedding_assets.snapshots import log
@@ -42,18 +36,11 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
     """`embeddings_v1` or `embeddings_v2`, one partition a source."""
     asset = asset_of(slot)
 
-    @dg.asset(
-        name=asset,
-        partitions_def=partitions,
-        group_name="documents_to_search",
-        kinds={"openai" if provider == "openai" else "python", "parquet"},
-        # Slots of this pool divide the provider's quota between runs.
-        pool="embedding-api",
-        io_manager_key="snapshots",
-        dagster_type=SNAPSHOT,
-        retry_policy=PATIENT,
-        description=f"Unit vectors of every chunk by model {slot}; only texts without a stored vector are sent.",
-        check_specs=[
+    @snapshot_asset(
+        asset,
+        partitions,
+        {"openai" if provider == "openai" else "python", "parquet"},
+        [
             inline.spec(asset, "normalization", "Every vector is finite and of unit length.", partitions),
             inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter.", partitions),
             inline.spec(
@@ -64,6 +51,9 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 blocking=False,
             ),
         ],
+        # Slots of this pool divide the provider's quota between runs.
+        pool="embedding-api",
+        description=f"Unit vectors of every chunk by model {slot}; only texts without a stored vector are sent.",
     )
     def embeddings(
         context: dg.AssetExecutionContext,

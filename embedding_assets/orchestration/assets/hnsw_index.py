@@ -7,7 +7,7 @@ import dagster as dg
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.replica_shards import shard_refs
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import PATIENT, Stopwatch, domain_errors
+from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, stage_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.alerts import alert
@@ -24,14 +24,11 @@ from embedding_assets.snapshots.slots import Slot
 def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     """`hnsw_index`, one partition a region and source."""
 
-    @dg.asset(
-        name=INDEX,
-        deps=[TABLE],
-        partitions_def=partitions,
-        group_name="documents_to_search",
-        kinds={"postgres"},
-        retry_policy=PATIENT,
-        check_specs=[
+    @stage_asset(
+        INDEX,
+        partitions,
+        {"postgres"},
+        [
             inline.spec(INDEX, "index_valid", "Every index of what readers see exists and is valid.", partitions),
             inline.spec(
                 INDEX,
@@ -41,6 +38,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 blocking=False,
             ),
         ],
+        deps=[TABLE],
     )
     def hnsw_index(
         context: dg.AssetExecutionContext,

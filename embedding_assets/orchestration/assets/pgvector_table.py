@@ -7,7 +7,7 @@ import dagster as dg
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import PATIENT, Stopwatch, domain_errors
+from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, stage_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.progress import ProgressDisplay
@@ -21,15 +21,11 @@ from embedding_assets.snapshots.snapshot import Snapshot
 def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     """`pgvector_table`, one partition a region and source."""
 
-    @dg.asset(
-        name=TABLE,
-        partitions_def=partitions,
-        group_name="documents_to_search",
-        kinds={"postgres"},
-        retry_policy=PATIENT,
-        check_specs=[
-            inline.spec(TABLE, "parity", "The table holds the snapshot's rows, by count and fingerprint.", partitions)
-        ],
+    @stage_asset(
+        TABLE,
+        partitions,
+        {"postgres"},
+        [inline.spec(TABLE, "parity", "The table holds the snapshot's rows, by count and fingerprint.", partitions)],
     )
     def pgvector_table(
         context: dg.AssetExecutionContext,

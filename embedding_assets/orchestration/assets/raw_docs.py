@@ -5,7 +5,7 @@ import dagster as dg
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
@@ -23,15 +23,11 @@ class RawDocsConfig(dg.Config):
 def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     """`raw_docs`, one partition a source."""
 
-    @dg.asset(
-        name=RAW_DOCS,
-        partitions_def=partitions,
-        group_name="documents_to_search",
-        kinds={"python", "parquet"},
-        io_manager_key="snapshots",
-        dagster_type=SNAPSHOT,
-        retry_policy=PATIENT,
-        check_specs=[
+    @snapshot_asset(
+        RAW_DOCS,
+        partitions,
+        {"python", "parquet"},
+        [
             inline.spec(RAW_DOCS, "completeness", "The parts hold every document that the source listed.", partitions),
             inline.spec(
                 RAW_DOCS,

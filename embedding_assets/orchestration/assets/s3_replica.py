@@ -4,7 +4,7 @@ import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import PATIENT, SNAPSHOT, Stopwatch, domain_errors
+from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.snapshots.names import REPLICA
@@ -16,15 +16,11 @@ from embedding_assets.work.pool import in_process
 def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     """`s3_replica`, one partition a region and source."""
 
-    @dg.asset(
-        name=REPLICA,
-        partitions_def=partitions,
-        group_name="documents_to_search",
-        kinds={"s3", "parquet"},
-        io_manager_key="snapshots",
-        dagster_type=SNAPSHOT,
-        retry_policy=PATIENT,
-        check_specs=[
+    @snapshot_asset(
+        REPLICA,
+        partitions,
+        {"s3", "parquet"},
+        [
             inline.spec(
                 REPLICA, "parity", "The region's replica is the primary's snapshots, byte for byte.", partitions
             ),
