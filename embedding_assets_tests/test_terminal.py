@@ -39,6 +39,19 @@ def run(box: Sandbox, *arguments: str, columns: int = 80, interrupt_at: str | No
     return ended
 
 
+def shell(box: Sandbox, line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A line whose output goes elsewhere than to a terminal."""
+    return subprocess.run(
+        ["bash", "-c", line],
+        env=box.environment(**variables),
+        cwd=box.root,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("columns", "variables"), [(80, {}), pytest.param(200, {"NO_COLOR": "1"}, marks=pytest.mark.slow)]
 )
@@ -87,15 +100,7 @@ def test_control_c_stops_a_run_with_a_sentence_and_the_next_one_goes_on(box: San
 
 @pytest.mark.slow
 def test_a_pipe_that_nobody_reads_does_not_stop_the_work(box: Sandbox) -> None:
-    ended = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; '{COMMAND}' materialize | true"],
-        env=box.environment(),
-        cwd=box.root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = shell(box, f"set -o pipefail; '{COMMAND}' materialize | true")
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert len(box.rows(REGIONS[0])) == len(TEXTS)
@@ -103,15 +108,7 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_work(box: Sandbox) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_behind_the_output_is_told_of_and_does_not_stop_the_work(box: Sandbox) -> None:
-    ended = subprocess.run(
-        ["bash", "-c", f"'{COMMAND}' materialize > /dev/full"],
-        env=box.environment(),
-        cwd=box.root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = shell(box, f"'{COMMAND}' materialize > /dev/full")
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == "standard output can't be written: No space left on device. The work goes on unseen.\n"
@@ -120,15 +117,7 @@ def test_a_full_disk_behind_the_output_is_told_of_and_does_not_stop_the_work(box
 
 @pytest.mark.slow
 def test_an_output_that_knows_no_check_mark_gets_a_question_mark(box: Sandbox) -> None:
-    ended = subprocess.run(
-        [COMMAND, "materialize"],
-        env=box.environment(PYTHONIOENCODING="ascii"),
-        cwd=box.root,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    ended = shell(box, f"'{COMMAND}' materialize", PYTHONIOENCODING="ascii")
 
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("? ") >= 1 + len(REGIONS)

@@ -14,7 +14,7 @@ class Screen(Console):
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, emoji=False)
-        # A terminal wraps within words; a file keeps its lines whole.
+        # Wrapped between words on a terminal, which would do so within them; a file keeps its lines whole.
         self.soft_wrap = not self.is_terminal
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):

@@ -162,7 +162,7 @@ def _rates(now: Progress) -> str:
 
 
 def _map(deployment: Deployment, asset: str, this: str, binding: Binding) -> dg.MarkdownMetadataValue:
-    """Some vectors of the first shard of this source and of a few others."""
+    """The picture of some vectors, of the first shard of this source and of a few others."""
     samples: dict[str, NDArray[np.float32]] = {}
     others = [source for source in sorted(deployment.settings.sources) if source != this]
     shown = sorted([this, *others[: _MAP_SOURCES - 1]])
