@@ -280,10 +280,10 @@ def test_verify_names_a_part_that_is_harmed(
         part.write_bytes(data)
 
     assert ran.code == 1
-    named = [line for line in ran.json["differences"] if line.startswith(f"{region}|{SOURCE}: ")]
-    assert len(named) == 1
-    assert part.name in named[0]
-    assert ("is missing from" if harm == "deleted" else "has other bytes than recorded") in named[0]
+    (found,) = ran.json["differences"]
+    assert found.keys() == {"kind", "source", "region", "asset", "path", "shard", "what", "cure"}
+    assert found["kind"] == ("part missing" if harm == "deleted" else "part damaged")
+    assert (found["source"], found["region"], found["path"]) == (SOURCE, region, replica.parts[0].path(SOURCE))
 
 
 @pytest.mark.parametrize("column", ["content", "embedding_v1", "metadata"])
@@ -309,7 +309,8 @@ def test_verify_names_a_table_whose_row_somebody_changed(
 
     assert ran.code == 1
     (difference,) = ran.json["differences"]
-    assert difference.startswith(f"{EU}|{SOURCE}: shard 0: content differs: fingerprint ")
+    assert (difference["kind"], difference["region"], difference["shard"]) == ("rows differ", EU, 0)
+    assert difference["what"].startswith("content differs: fingerprint ")
 
 
 @pytest.mark.parametrize(
@@ -359,8 +360,10 @@ def test_a_table_that_is_behind_its_replica_is_for_the_next_run_to_load(
         finally:
             conn.execute("UPDATE embedding_assets.generations SET target_root = %s", serving[1:])
 
-    told = f"{EU}|{SOURCE}: the table was not loaded from this replica. Cure: embedding-assets materialize"
-    assert (ran.code, ran.json) == (1, {"repaired": [], "differences": [told]})
+    (found,) = ran.json["differences"]
+    assert (ran.code, ran.json["repaired"]) == (1, [])
+    assert (found["kind"], found["what"]) == ("behind", "the table was not loaded from this replica")
+    assert found["cure"] == f"embedding-assets materialize --source {SOURCE} --region {EU}"
 
 
 @pytest.mark.parametrize("harm", ["deleted", "flipped"])

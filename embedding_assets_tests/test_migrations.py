@@ -27,6 +27,7 @@ EU: Final = "eu-west-1"
 FILES: Final = sorted(migrations.MIGRATIONS.glob("[0-9]*_*.sql"))
 BROUGHT_TO: Final = pytest.mark.parametrize("files", range(len(FILES) + 1), ids=["nothing", *(f.stem for f in FILES)])
 CURE: Final = "Cure: embedding-assets materialize"
+LOAD_CURE: Final = f"{CURE} --source {SOURCE} --region {EU}"
 QUESTION: Final = "how do refunds work"
 
 # What a kill leaves behind a migration's own transaction: its record is written in another one.
@@ -112,12 +113,13 @@ def test_every_command_says_what_is_the_matter_and_the_cure(
     box = replace(served, dsns={**served.dsns, EU: dsn})
 
     for missing in states(dsn, files):
-        row, found, differences = told(box), asked(box), verification.verify(box.deployment, [SOURCE], [EU])
+        row, found = told(box), asked(box)
+        differences = [str(one) for one in verification.verify(box.deployment, [SOURCE], [EU])]
         assert not row.current
         if not files:
             assert (row.error, row.index) == (None, "none")
             assert found == f"region {EU} serves nothing yet. {CURE}"
-            assert differences == [f"{EU}|{SOURCE}: nothing was loaded yet. {CURE}"]
+            assert differences == [f"{EU}|{SOURCE}: no table was published yet. {LOAD_CURE}"]
         elif missing:
             assert row.error == f"database 'older' needs migrating: it lacks {', '.join(missing)}. {CURE}"
             assert found == row.error
@@ -125,7 +127,7 @@ def test_every_command_says_what_is_the_matter_and_the_cure(
         else:
             assert row.error is None
             assert found == f"region {EU} serves nothing yet. {CURE}"
-            assert differences == [f"{EU}|{SOURCE}: has no published generation in this region"]
+            assert differences == [f"{EU}|{SOURCE}: no table was published yet. {LOAD_CURE}"]
 
     upkept = list(keep_up(box.deployment, [EU], lambda: True))
 
@@ -191,7 +193,7 @@ def test_every_command_names_a_newer_version_and_that_version_goes_on(
     )
     assert words in str(told(box).error)
     assert words in asked(box)
-    assert words in verification.verify(box.deployment, [SOURCE], [EU])[0]
+    assert words in str(verification.verify(box.deployment, [SOURCE], [EU])[0])
     assert words in next(keep_up(box.deployment, [EU], lambda: True)).saw
     with pytest.raises(PermanentError, match="newer version"):
         dead_letters.listed(primary, None, dead_letters.OPEN)

@@ -94,26 +94,32 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     \b
     With --repair, while readers go on:
     parts of a replica, missing or damaged    copied from the primary again
+    a replica that is lost or behind          replicated
     shards whose rows differ                  replaced by the replica's rows
     indexes, missing or invalid               built again
-    What it cannot mend, such as a damaged part of the primary, is named with its cure.
+    What it cannot mend is named with its cure.
 
-    With --json {differences}, a sentence each; with --repair {repaired, differences}.
+    With --json {differences}, a list of {kind, source, region, asset, path, shard, what, cure}; with --repair
+    {repaired, differences}, repaired a sentence each. path and shard are null where it is not about one.
     """
     from embedding_assets.operations import verification
 
     deployment = current_deployment()
     sources = chosen(source, deployment.settings.sources, "source")
     regions = chosen(region, deployment.settings.regions, "region")
-    repaired = verification.repair(deployment, sources, regions) if repair else []
-    differences = verification.verify(deployment, sources, regions)
+    repaired: list[str] = []
+    if repair:
+        repaired, found = verification.verify_and_repair(deployment, sources, regions)
+    else:
+        found = verification.verify(deployment, sources, regions)
     if as_json:
+        differences = [finding.as_json() for finding in found]
         print_json({"repaired": repaired, "differences": differences} if repair else {"differences": differences})
     else:
-        for line in (*repaired, *differences):
+        for line in (*repaired, *map(str, found)):
             OUT.print(line, markup=False)
-        OUT.print("everything is as recorded" if not differences else f"{len(differences)} differences")
-    sys.exit(1 if differences else 0)
+        OUT.print("everything is as recorded" if not found else f"{len(found)} differences")
+    sys.exit(1 if found else 0)
 
 
 @click.command()

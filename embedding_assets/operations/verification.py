@@ -1,10 +1,12 @@
 """Everything read again: what differs from what is recorded, and what can be mended of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Final
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
@@ -13,97 +15,211 @@ from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS, TABLE
-from embedding_assets.snapshots.replication import copy_again, missing_or_damaged, target
+from embedding_assets.snapshots.names import CHUNKS, INDEX, RAW_DOCS, REPLICA, SOURCE_ASSETS, TABLE, VECTORS
+from embedding_assets.snapshots.replication import copy_again, harmed, replicate
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.stores import Store
+from embedding_assets.work.pool import in_process
 
-_PRIMARY_CURE: Final = "Cure: copy the file from another region's store, which has the same bytes under the same path"
+_PRIMARY_CURE: Final = "copy the file from another region's store, which has the same bytes under the same path"
+
+_PARTS: Final = (Kind.PART_MISSING, Kind.PART_DAMAGED)
+
+_ROUNDS: Final = 3
+"""Of looking and mending: a table can be compared once the parts that it was loaded from are whole."""
 
 
-def verify(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[str]:
-    """Hash every part again, compare the logs and the tables: a sentence for each difference."""
-    primary = deployment.primary
-    found: list[str] = []
+def verify(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[Finding]:
+    """Hash every part again, and compare every link from a source's snapshot to the rows that readers see."""
+    found: list[Finding] = []
     for source in sources:
-        for asset in SOURCE_ASSETS:
-            try:
-                snapshot = log.head(primary, asset, source)
-                if snapshot is None:
-                    found.append(f"{asset} of source {source} was never materialized")
-                else:
-                    found += [f"{line}. {_PRIMARY_CURE}" for line in missing_or_damaged(primary, snapshot)]
-            except PipelineError as error:
-                found.append(str(error))
+        of_primary = list(_verify_primary(deployment, source))
+        found += of_primary
         for region in region_names:
-            found += [f"{region}|{source}: {line}" for line in _verify_region(deployment, region, source)]
+            # The primary's own replica lies in its store: what is harmed there has been named.
+            named = {(one.where.region, one.where.path) for one in of_primary}
+            found += [
+                one
+                for one in _verify_region(deployment, region, source)
+                if one.where.path is None or (region, one.where.path) not in named
+            ]
     return found
 
 
-def repair(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[str]:
-    """Mend what `verify` finds, where it can be mended without the source's own run: a sentence for each thing done.
+def repair(deployment: Deployment, findings: Sequence[Finding]) -> list[str]:
+    """Mend what was found, where it can be mended without the source's own run: a sentence for each thing done.
 
-    Parts of a replica come from the primary again, shards whose rows differ from the replica, and indexes are built
-    anew while readers go on. What is left, `verify` names.
+    Parts of a replica come from the primary again, a replica that is behind is replicated, shards whose rows differ are
+    replaced by the replica's, and indexes are built anew while readers go on. What it can't mend it leaves alone.
     """
     done: list[str] = []
-    for source in sources:
-        for region in region_names:
-            try:
-                done += [f"{region}|{source}: {line}" for line in _repair_region(deployment, region, source)]
-            except PipelineError as error:
-                done.append(f"{region}|{source}: not repaired: {error}")
+
+    def place(finding: Finding) -> tuple[str, str]:
+        return finding.where.region, finding.where.source
+
+    for (region, source), some in groupby(sorted(findings, key=place), key=place):
+        try:
+            done += [f"{region}|{source}: {line}" for line in _repair(deployment, region, source, list(some))]
+        except PipelineError as error:
+            done.append(f"{region}|{source}: not repaired: {error}")
     return done
 
 
-def _repair_region(deployment: Deployment, region: str, source: str) -> Iterator[str]:
-    store = deployment.store(region)
-    replica = log.head(store, REPLICA, source)
-    if replica is None:
-        return
-    for path in copy_again(deployment.primary, store, replica):
-        yield f"{path} copied again from the primary"
-    refs, read = shard_refs(replica), read_shard(store, replica)
-    with deployment.sole_writer(TABLE, region, source), deployment.database(region) as conn:
-        differences = compare(conn, source, refs, read)
-        serving = published_generation(conn, source)
-        if not differences or serving is None or serving.target_root != replica.root:
-            return
-        if bad := {difference.shard for difference in differences if difference.shard is not None}:
-            repaired = delta.repair(conn, source, replica.root, refs, read, bad)
-            yield (
-                f"{len(bad)} shards replaced by the replica's rows: {repaired.rows_written:,} written, "
-                f"{repaired.rows_deleted:,} deleted"
-            )
-        if lost := invalid_indexes(conn, serving):
-            build_indexes(conn, source, replica.root, deployment.hnsw, deployment.settings.target_recall)
-            yield f"index {', '.join(lost)} built again"
+def verify_and_repair(
+    deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]
+) -> tuple[list[str], list[Finding]]:
+    """Look, mend what was found, and look again: (what was done, what is left)."""
+    done: list[str] = []
+    found = verify(deployment, sources, region_names)
+    for _ in range(_ROUNDS):
+        did = repair(deployment, found)
+        if not did:
+            break
+        done += did
+        found = verify(deployment, sources, region_names)
+    return list(dict.fromkeys(done)), found
 
 
-def _verify_region(deployment: Deployment, region: str, source: str) -> list[str]:
+def materialize_cure(source: str, region: str | None = None) -> str:
+    """The line that brings a source, or one region of it, up to date."""
+    return f"embedding-assets materialize --source {source}" + (f" --region {region}" if region else "")
+
+
+def _repair_cure(source: str, region: str) -> str:
+    return f"embedding-assets verify --repair --source {source} --region {region}"
+
+
+def _verify_primary(deployment: Deployment, source: str) -> Iterator[Finding]:
+    primary, region = deployment.primary, deployment.settings.primary_region
+    heads: dict[str, Snapshot] = {}
+    for asset in SOURCE_ASSETS:
+        where = Where(source, region, asset)
+        try:
+            snapshot = log.head(primary, asset, source)
+            if snapshot is None:
+                yield Finding(Kind.NEVER_MADE, where, f"{asset} was never materialized", materialize_cure(source))
+            else:
+                heads[asset] = snapshot
+                yield from _harmed(primary, snapshot, region, _PRIMARY_CURE)
+        except PipelineError as error:
+            yield could_not_be(f"{asset} could not be read", where, error)
+    yield from (
+        Finding(Kind.BEHIND, Where(source, region, asset), what, materialize_cure(source))
+        for asset, what in links_behind(heads)
+    )
+
+
+def links_behind(heads: Mapping[str, Snapshot]) -> Iterator[tuple[str, str]]:
+    """(asset, sentence) of each of a source's heads that was derived from another snapshot than the one before it."""
+    for asset, upstream in ((CHUNKS, RAW_DOCS), *((vectors, CHUNKS) for vectors in VECTORS)):
+        if asset in heads and upstream in heads and heads[asset].upstream.get(upstream) != heads[upstream].root:
+            yield asset, f"{asset} was not derived from the newest {upstream}"
+
+
+def _verify_region(deployment: Deployment, region: str, source: str) -> Iterator[Finding]:
+    where, cure = Where(source, region, REPLICA), materialize_cure(source, region)
     try:
         store = deployment.store(region)
         replica = log.head(store, REPLICA, source)
         if replica is None:
-            return ["nothing was replicated yet"]
-        found = missing_or_damaged(store, replica)
-        wanted = target(deployment.primary, source)
-        if replica.root != wanted:
-            found.append(
-                f"the replica is {replica.root[:12]}…, the primary's snapshots make {str(wanted)[:12]}…. "
-                "Cure: embedding-assets materialize"
-            )
-        if found:
-            return found
+            yield Finding(Kind.NEVER_MADE, where, "nothing was replicated yet", cure)
+            return
+        damage = list(_harmed(store, replica, region, _repair_cure(source, region)))
+        yield from damage
+        newest = {
+            asset: head.root
+            for asset in (CHUNKS, *VECTORS)
+            if (head := log.head(deployment.primary, asset, source)) is not None
+        }
+        if replica.upstream != newest:
+            yield Finding(Kind.BEHIND, where, "the replica is not of the primary's newest snapshots", cure)
     except PipelineError as error:
-        return [f"the replica could not be compared: {error}"]
+        yield could_not_be("the replica could not be compared", where, error)
+        return
+    if not damage:
+        yield from _verify_table(deployment, region, replica, store)
+
+
+def _verify_table(deployment: Deployment, region: str, replica: Snapshot, store: Store) -> Iterator[Finding]:
+    source = replica.source
+    where, cure = Where(source, region, TABLE), materialize_cure(source, region)
     try:
-        read = read_shard(store, replica)
         with connect(deployment.dsn(region)) as conn, pipeline_errors("reading the table"):
-            if not is_migrated(conn):
-                return [*found, "nothing was loaded yet. Cure: embedding-assets materialize"]
-            differences = compare(conn, source, shard_refs(replica), read)
-            serving = published_generation(conn, source)
-            if serving is not None and serving.target_root != replica.root:
-                found.append("the table was not loaded from this replica. Cure: embedding-assets materialize")
-            return [*found, *map(str, differences)]
+            serving = published_generation(conn, source) if is_migrated(conn) else None
+            if serving is None:
+                yield Finding(Kind.NEVER_MADE, where, "no table was published yet", cure)
+            elif serving.target_root != replica.root:
+                yield Finding(Kind.BEHIND, where, "the table was not loaded from this replica", cure)
+            else:
+                cure = _repair_cure(source, region)
+                for difference in compare(conn, source, shard_refs(replica), read_shard(store, replica)):
+                    if difference.shard is None:
+                        at = Where(source, region, INDEX)
+                        yield Finding(Kind.INDEX_INVALID, at, difference.what, cure)
+                    else:
+                        at = Where(source, region, TABLE, shard=difference.shard)
+                        yield Finding(Kind.ROWS_DIFFER, at, difference.what, cure)
     except PipelineError as error:
-        return [f"the table could not be compared: {error}"]
+        yield could_not_be("the table could not be compared", where, error)
+
+
+def _harmed(store: Store, snapshot: Snapshot, region: str, cure: str) -> Iterator[Finding]:
+    for harm in harmed(store, snapshot):
+        if harm.path is None:
+            where = Where(snapshot.source, region, snapshot.asset)
+            yield Finding(Kind.ENTRY_DAMAGED, where, harm.what, materialize_cure(snapshot.source))
+        else:
+            kind = Kind.PART_MISSING if harm.missing else Kind.PART_DAMAGED
+            where = Where(snapshot.source, region, snapshot.asset, path=harm.path)
+            yield Finding(kind, where, harm.what, cure)
+
+
+def _repair(deployment: Deployment, region: str, source: str, findings: Sequence[Finding]) -> Iterator[str]:
+    """Parts first: what is behind them is read from them."""
+    parts = [one.where for one in findings if one.kind in _PARTS]
+    for where in parts:
+        if _mend_part(deployment, where):
+            yield f"{where.path} copied again from the primary"
+    if any(one.where.asset == REPLICA and one.kind in (Kind.NEVER_MADE, Kind.BEHIND) for one in findings):
+        yield from _replicate(deployment, region, source)
+    shards = {one.where.shard for one in findings if one.kind == Kind.ROWS_DIFFER and one.where.shard is not None}
+    rebuild = any(one.kind == Kind.INDEX_INVALID for one in findings)
+    if shards or rebuild:
+        yield from _repair_table(deployment, region, source, shards, rebuild)
+
+
+def _mend_part(deployment: Deployment, where: Where) -> bool:
+    """Put a part of a region's store back from where its bytes are whole; whether that could be done."""
+    if where.region == deployment.settings.primary_region or where.path is None:
+        return False
+    store = deployment.store(where.region)
+    snapshot = log.head(store, where.asset, where.source)
+    return snapshot is not None and copy_again(deployment.primary, store, snapshot, where.path)
+
+
+def _replicate(deployment: Deployment, region: str, source: str) -> Iterator[str]:
+    upstream = [log.head(deployment.primary, asset, source) for asset in (CHUNKS, *VECTORS)]
+    newest = [snapshot for snapshot in upstream if snapshot is not None]
+    if len(newest) == len(upstream):
+        with deployment.sole_writer(REPLICA, region, source):
+            _, parts, copied = replicate(deployment.primary, deployment.store(region), source, newest, in_process)
+        yield f"replicated again, {parts} parts and {copied:,} bytes copied"
+
+
+def _repair_table(deployment: Deployment, region: str, source: str, shards: set[int], rebuild: bool) -> Iterator[str]:
+    store = deployment.store(region)
+    with deployment.sole_writer(TABLE, region, source), deployment.database(region) as conn:
+        replica = log.head(store, REPLICA, source)
+        serving = published_generation(conn, source)
+        if replica is None or serving is None or serving.target_root != replica.root:
+            return  # it has moved since it was looked at
+        if shards:
+            refs, read = shard_refs(replica), read_shard(store, replica)
+            repaired = delta.repair(conn, source, replica.root, refs, read, shards)
+            yield (
+                f"{len(shards)} shards replaced by the replica's rows: {repaired.rows_written:,} written, "
+                f"{repaired.rows_deleted:,} deleted"
+            )
+        if rebuild and (lost := invalid_indexes(conn, serving)):
+            build_indexes(conn, source, replica.root, deployment.hnsw, deployment.settings.target_recall)
+            yield f"index {', '.join(lost)} built again"

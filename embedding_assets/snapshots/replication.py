@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -99,42 +100,45 @@ def _copy(primary: Store, region: Store, source: str, part: Part) -> int:
     return 0
 
 
-def copy_again(primary: Store, region: Store, replica: Snapshot) -> list[str]:
-    """Put the primary's bytes where a replica's part is missing or damaged; the paths of the parts mended.
+class Harm(NamedTuple):
+    """Something of a snapshot that its store does not have as recorded."""
 
-    Reads every byte of the region's store. What the primary has only damaged is left as it is. An error between the two
-    steps leaves a part missing, which the next time mends.
+    what: str
+    path: str | None
+    """Of the part; None where the entry itself is wrong."""
+    missing: bool
+
+
+def copy_again(primary: Store, region: Store, snapshot: Snapshot, path: str) -> bool:
+    """Put the primary's bytes where a part of a region's snapshot is missing or damaged; whether that was done.
+
+    What the primary has only damaged is left as it is. An error between the two steps leaves a part missing, which the
+    next time mends.
     """
-    if primary.url == region.url:
-        return []
-    mended = []
-    for part in replica.parts:
-        path = part.path(replica.source)
-        try:
-            read_bytes(region, replica.source, part)
-        except PartDamaged:
-            try:
-                data = read_bytes(primary, replica.source, part)
-            except PartDamaged:
-                continue
-            region.delete([path])
-            region.put_if_absent(path, data)
-            mended.append(path)
-    return mended
+    part = next((part for part in snapshot.parts if part.path(snapshot.source) == path), None)
+    if part is None or primary.url == region.url:
+        return False
+    try:
+        data = read_bytes(primary, snapshot.source, part)
+    except PartDamaged:
+        return False
+    region.delete([path])
+    region.put_if_absent(path, data)
+    return True
 
 
-def missing_or_damaged(store: Store, snapshot: Snapshot) -> list[str]:
-    """Every part of the snapshot that is not in the store as recorded, as a sentence each. Reads every byte."""
-    found: list[str] = []
+def harmed(store: Store, snapshot: Snapshot) -> list[Harm]:
+    """Everything of the snapshot that is not in the store as recorded. Reads every byte."""
+    found: list[Harm] = []
     if not snapshot.root_holds:
-        found.append(f"{snapshot.asset} of {snapshot.source} in {store.url}: the root is not that of its parts")
+        found.append(Harm(f"the root of {snapshot.asset} in {store.url} is not that of its parts", None, False))
     for part in snapshot.parts:
         path = part.path(snapshot.source)
         data = store.get(path)
         if data is None:
-            found.append(f"{path} is missing from {store.url}")
+            found.append(Harm(f"{path} is missing from {store.url}", path, True))
         elif hashlib.sha256(data).hexdigest() != part.sha256:
-            found.append(f"{path} in {store.url} has other bytes than recorded")
+            found.append(Harm(f"{path} in {store.url} has other bytes than recorded", path, False))
         elif pq.ParquetFile(io.BytesIO(data)).metadata.num_rows != part.rows:
-            found.append(f"{path} in {store.url} has other rows than recorded")
+            found.append(Harm(f"{path} in {store.url} has other rows than recorded", path, False))
     return found

@@ -13,7 +13,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import Collected, collect
 from embedding_assets.snapshots.log import entry_path
 from embedding_assets.snapshots.parts import read_part
-from embedding_assets.snapshots.replication import missing_or_damaged
+from embedding_assets.snapshots.replication import harmed
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import contents
@@ -103,7 +103,7 @@ def test_every_retained_snapshot_still_reads_after_a_collection(store: Store) ->
     for number in (4, 5):
         snapshot = log.entry(store, "raw_docs", SOURCE, number)
         assert snapshot is not None
-        assert missing_or_damaged(store, snapshot) == []
+        assert harmed(store, snapshot) == []
 
 
 def test_parts_of_a_run_under_way_stay(store: Store) -> None:
@@ -140,7 +140,7 @@ def test_the_head_of_a_log_always_stays(store: Store, keep: int) -> None:
 
     assert log.numbers(store, "raw_docs", SOURCE) == [2]
     assert head_of(store, "raw_docs") == second
-    assert missing_or_damaged(store, second) == []
+    assert harmed(store, second) == []
 
 
 def test_nothing_goes_from_a_store_with_an_entry_that_cannot_be_read(store: Store) -> None:
@@ -169,4 +169,4 @@ def test_a_collection_that_died_between_entries_and_parts_is_finished_by_the_nex
 
     assert log.numbers(store, "raw_docs", SOURCE) == [2]
     assert collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY).parts == 1
-    assert missing_or_damaged(store, second) == []
+    assert harmed(store, second) == []

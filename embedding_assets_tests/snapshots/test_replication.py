@@ -14,7 +14,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.parts import PartDamaged
-from embedding_assets.snapshots.replication import Behind, current, missing_or_damaged, replicate, target
+from embedding_assets.snapshots.replication import Behind, Harm, current, harmed, replicate, target
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
@@ -83,7 +83,7 @@ def test_a_replica_names_the_parts_of_chunks_and_embeddings_and_has_their_bytes(
     assert replica.root == target(regions.primary, SOURCE)
     assert parts_of(regions.region) == parts_of(regions.primary)
     assert (copied, size) == (6, sum(part.bytes for part in replica.parts))
-    assert missing_or_damaged(regions.region, replica) == []
+    assert harmed(regions.region, replica) == []
 
 
 def test_only_what_the_region_lacks_is_copied(regions: Regions) -> None:
@@ -169,7 +169,7 @@ def test_a_model_that_moves_to_the_other_slot_is_copied_there(regions: Regions) 
     replica, copied, _ = regions.replicate([chunks, v1, v2])
 
     assert copied == 1
-    assert missing_or_damaged(regions.region, replica) == []
+    assert harmed(regions.region, replica) == []
 
 
 def test_a_damaged_part_is_not_copied(regions: Regions) -> None:
@@ -248,24 +248,24 @@ def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:
 
 def test_verification_names_each_part_that_is_not_as_recorded(regions: Regions) -> None:
     replica, *_ = regions.replicate(regions.derive([{"a": "1" * 100}]))
-    lost, harmed, sound = (part.path(SOURCE) for part in replica.parts)
+    lost, flipped, _ = (part.path(SOURCE) for part in replica.parts)
     regions.region.delete([lost])
-    damage(regions.region, harmed)
+    damage(regions.region, flipped)
 
-    found = missing_or_damaged(regions.region, replica)
+    found = harmed(regions.region, replica)
 
-    assert len(found) == 2
-    assert f"{lost} is missing from {regions.region.url}" in found
-    assert f"{harmed} in {regions.region.url} has other bytes than recorded" in found
-    assert not any(sound in sentence for sentence in found)
+    assert found == [
+        Harm(f"{lost} is missing from {regions.region.url}", lost, missing=True),
+        Harm(f"{flipped} in {regions.region.url} has other bytes than recorded", flipped, missing=False),
+    ]
 
 
 def test_verification_names_a_root_that_is_not_that_of_its_parts(folder_store: Store) -> None:
     replica = commit(folder_store, [write(folder_store, {"a": "1"})])
     forged = replica.model_copy(update={"root": "0" * 64})
 
-    assert missing_or_damaged(folder_store, forged) == [
-        f"raw_docs of {SOURCE} in {folder_store.url}: the root is not that of its parts"
+    assert harmed(folder_store, forged) == [
+        Harm(f"the root of raw_docs in {folder_store.url} is not that of its parts", None, missing=False)
     ]
 
 
