@@ -11,3 +11,14 @@ class TransientError(PipelineError):
 
 class PermanentError(PipelineError):
     """Trying again cannot help until somebody acts: bad settings, credentials, a wrong dimension, a guard."""
+
+
+class Problem(ValueError):
+    """A setting that cannot be: `what` is wrong with it, without its value, and the `cure`, both without a full stop.
+
+    A ValueError, so that pydantic tells where it stands.
+    """
+
+    def __init__(self, what: str, cure: str) -> None:
+        super().__init__(f"{what}. Cure: {cure}.")
+        self.what, self.cure = what, cure

@@ -6,7 +6,8 @@ from pathlib import Path
 from embedding_assets.demo.input import PACKAGES_BYTES, write_demo_input
 from embedding_assets.settings.default import default_settings
 from embedding_assets.sources.documents import Document
-from embedding_assets.sources.walk import Item
+from embedding_assets.sources.places import Item
+from embedding_assets.sources.reader import open_reader
 
 
 def state(home: Path) -> dict[str, tuple[int, bytes]]:
@@ -21,7 +22,7 @@ def test_both_sources_of_the_demo_are_read_without_a_rejection(tmp_path: Path) -
     home = tmp_path / "a home"
     write_demo_input(home)
     for name, source in default_settings(home).sources.items():
-        reader = source.reader(name)
+        reader = open_reader(name, source)
         documents = []
         for item in reader.list_items():
             assert isinstance(item, Item)
@@ -33,7 +34,7 @@ def test_both_sources_of_the_demo_are_read_without_a_rejection(tmp_path: Path) -
 
 def test_reference_topics_have_titles(tmp_path: Path) -> None:
     write_demo_input(tmp_path)
-    reader = default_settings(tmp_path).sources["reference"].reader("reference")
+    reader = open_reader("reference", default_settings(tmp_path).sources["reference"])
     items = {item.name: item for item in reader.list_items() if isinstance(item, Item)}
     [found] = reader.read_item(items["lambda.rst"])
     assert isinstance(found, Document)

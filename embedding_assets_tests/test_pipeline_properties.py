@@ -34,6 +34,7 @@ from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.documents import normalised
+from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import snapshot_source
 
 SOURCE: Final = "handbook"
@@ -267,7 +268,7 @@ class Pipeline(RuleBasedStateMachine):
             raw_docs, self.looked = snapshot_source(
                 store,
                 SOURCE,
-                self.source.settings().reader(SOURCE),
+                open_reader(SOURCE, self.source.settings()),
                 computer.home / "catalog.sqlite",
                 max_deleted=0,
                 allow_deletes=True,

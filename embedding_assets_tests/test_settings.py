@@ -96,13 +96,16 @@ def test_a_file_named_relative_to_the_working_directory_resolves_against_its_own
         (changed("  v2:", "  v3:"), "7: models.v3: is not known here. Cure: write 'v1' or 'v2'"),
         (changed("3072", "4001"), "7: models.v2.dimensions: 4001 is more than 4000, the most that pgvector's HNSW"),
         (changed("3072", "0"), "7: models.v2.dimensions: it should be greater than or equal to 1"),
-        (changed("dimensions: 256", "dimensions: 257"), "6: models.v1: wordllama-256 has 256 dimensions, not 257"),
+        (
+            changed("dimensions: 256", "dimensions: 257"),
+            "6: models.v1: wordllama-256 has 256 dimensions, not 257. Cure: write dimensions: 256",
+        ),
         (changed("provider: openai", "provider: opneai"), "7: models.v2.provider: is not known here"),
         (changed("provider: openai, ", ""), "7: models.v2.provider: is missing"),
         (changed("3072,", "3072, hnsw: {m: 101},"), "7: models.v2.hnsw.m: it should be less than or equal to 100"),
         (
             changed("3072,", "3072, hnsw: {m: 32, ef_construction: 63},"),
-            "7: models.v2.hnsw: ef_construction, 63, is less than twice m, 32. Cure: Write ef_construction: 64 or more",
+            "7: models.v2.hnsw: ef_construction, 63, is less than twice m, 32. Cure: write ef_construction: 64 or more",
         ),
         (
             changed("live_model: v1", "live_model: v1\nquiet_hours: 1-5"),

@@ -5,6 +5,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from embedding_assets.embedding.providers.bundled import MODELS
+from embedding_assets.errors import Problem
 from embedding_assets.snapshots.slots import Slot
 
 # What holds when the settings say nothing. openai: the caps of OpenAI's endpoint and the quota of its first paid
@@ -46,9 +47,9 @@ class Hnsw(BaseModel):
     @model_validator(mode="after")
     def _has_candidates_for_its_links(self) -> Self:
         if self.ef_construction < 2 * self.m:
-            raise ValueError(
-                f"ef_construction, {self.ef_construction}, is less than twice m, {self.m}. "
-                f"Write ef_construction: {2 * self.m} or more."
+            raise Problem(
+                f"ef_construction, {self.ef_construction}, is less than twice m, {self.m}",
+                f"write ef_construction: {2 * self.m} or more",
             )
         return self
 
@@ -91,12 +92,16 @@ class Binding(BaseModel):
         if self.provider == "local":
             model = MODELS.get(self.name)
             if model is None:
-                raise ValueError(
-                    f"no bundled model is named {self.name!r}; there are {', '.join(sorted(MODELS))}. "
-                    "Any other model needs provider: openai and the base_url of a server that has it."
+                raise Problem(
+                    f"no bundled model is named {self.name!r}",
+                    f"write {' or '.join(sorted(MODELS))}; any other model needs provider: openai and the base_url of "
+                    "a server that has it",
                 )
             if model.dimensions != self.dimensions:
-                raise ValueError(f"{self.name} has {model.dimensions} dimensions, not {self.dimensions}")
+                raise Problem(
+                    f"{self.name} has {model.dimensions} dimensions, not {self.dimensions}",
+                    f"write dimensions: {model.dimensions}",
+                )
         return self
 
     def identity(self) -> dict[str, object]:

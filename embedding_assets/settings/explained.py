@@ -1,25 +1,27 @@
 """What pydantic finds wrong, in words for whoever wrote the file, and the line it stands on."""
 
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from embedding_assets.errors import Problem
 from embedding_assets.settings.fit import Misfit, one_of
-from embedding_assets.settings.models import KINDS, Settings
+from embedding_assets.settings.models import Settings, Source
 
 
 def explained(details: ErrorDetails, given: dict[str, Any]) -> Misfit | None:
     """What pydantic found, in our words; None for what only follows from another problem."""
     path = [str(step) for step in details["loc"] if step != "[key]"]
     model = _model_at(path)
-    if path[:1] == ["sources"] and path[2:3] and path[2] in KINDS:
+    if path[:1] == ["sources"] and path[2:3] and path[2] in _KINDS:
         del path[2]  # the union's tag
     loc, kind = tuple(path), details["type"]
-    if kind == "settings":
-        return Misfit(loc, details["ctx"]["what"], details["ctx"]["cure"])
+    problem = details.get("ctx", {}).get("error")
+    if isinstance(problem, Problem):
+        return Misfit(loc, problem.what, problem.cure)
     if kind == "missing":
         if path[:1] == ["models"] and path[-1] not in ("provider", "name", "dimensions"):
             return None  # has a default once the provider is known
@@ -31,13 +33,10 @@ def explained(details: ErrorDetails, given: dict[str, Any]) -> Misfit | None:
         reason = "not a name: names are partition keys and parts of paths"
         return Misfit(loc, reason, "take 1 to 48 of a-z, 0-9, _ and -, the first a letter or digit")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        kinds = " or ".join(f"`kind: {each}`" for each in KINDS)
+        kinds = " or ".join(f"`kind: {each}`" for each in _KINDS)
         return Misfit((*loc, "kind"), "is missing, or unknown", f"write {kinds}")
     if kind == "literal_error":
         return Misfit(loc, "is not known here", f"write {details['ctx']['expected']}")
-    if kind == "value_error":
-        what, _, cure = details["msg"].removeprefix("Value error, ").partition(". ")
-        return Misfit(loc, what.rstrip("."), cure.rstrip(".") or "correct one of the two")
     if details["loc"][-1:] == ("[key]",):
         return Misfit(loc, "the name is not a string", "put it in quotes")
     field = model.model_fields.get(path[-1]) if model is not None else None
@@ -80,6 +79,9 @@ def _tag(model: type[BaseModel]) -> str | None:
     """What tells a model from the others of its union: its `kind`."""
     kind = model.model_fields.get("kind")
     return get_args(kind.annotation)[0] if kind is not None else None
+
+
+_KINDS: Final = tuple(filter(None, map(_tag, _choices(Source))))
 
 
 def line_of(document: yaml.Node, loc: tuple[str, ...]) -> tuple[int, str]:

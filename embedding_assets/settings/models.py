@@ -2,8 +2,7 @@
 
 import os
 import re
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -14,28 +13,23 @@ from pydantic import (
     PlainSerializer,
     SecretStr,
     StringConstraints,
-    ValidationInfo,
-    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
+from embedding_assets.chunking.options import Chunking
 from embedding_assets.embedding.options import Binding
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, Problem
 from embedding_assets.pgvector.options import QuietHours
 from embedding_assets.settings.fit import is_dsn, misfits, shallow
 from embedding_assets.snapshots.slots import SLOTS, Slot
-from embedding_assets.sources.reader import Reader, open_reader
+from embedding_assets.sources.options import FilesOptions, JsonlOptions
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 
 
 class SettingsError(PermanentError):
     """The settings cannot be used; the message has a line for each problem."""
-
-
-def _problem(what: str, cure: str) -> PydanticCustomError:
-    return PydanticCustomError("settings", "{what}. Cure: {cure}.", {"what": what, "cure": cure})
 
 
 class _Frozen(BaseModel):
@@ -46,13 +40,13 @@ class _Frozen(BaseModel):
 def _store(url: str) -> str:
     if url.startswith("file:///") or re.fullmatch(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^/?#]+)*/?", url):
         return url.rstrip("/")
-    raise _problem("not a store", "write file:///folder, file://./folder, s3://bucket/prefix or gs://bucket/prefix")
+    raise Problem("not a store", "write file:///folder, file://./folder, s3://bucket/prefix or gs://bucket/prefix")
 
 
 def _database(value: SecretStr) -> SecretStr:
     text = value.get_secret_value()
     if text != "embedded" and not re.fullmatch(r"env:[A-Za-z_]\w*", text) and not is_dsn(text):
-        raise _problem(
+        raise Problem(
             "not a database",
             'write "embedded", postgresql://user@host:port/database, or env:NAME to take that from a variable',
         )
@@ -83,70 +77,22 @@ class Region(_Frozen):
         return found
 
 
-class Chunking(_Frozen):
-    """How documents are cut. Tokens are cl100k_base."""
+class _Handling(BaseModel):
+    """What holds for a source of any kind."""
 
-    max_tokens: int = Field(default=256, ge=16, le=8192, strict=True)
-    overlap: int = Field(default=32, ge=0, strict=True, validate_default=True)
-
-    @field_validator("overlap")
-    @classmethod
-    def _is_less_than_half(cls, overlap: int, info: ValidationInfo) -> int:
-        max_tokens = info.data.get("max_tokens")
-        if max_tokens is not None and 2 * overlap >= max_tokens:
-            # A chunk would begin before the middle of the one before: some texts would be stored three times.
-            raise _problem(
-                f"{overlap} is not less than half of max_tokens, {max_tokens}",
-                f"write overlap: {(max_tokens - 1) // 2} or less",
-            )
-        return overlap
-
-
-def _pattern(pattern: str) -> str:
-    if any(segment in ("", ".", "..") for segment in pattern.split("/")):
-        raise _problem("not a pattern below the source's path", 'write one such as "**/*.md" or "guide/*.txt"')
-    return pattern
-
-
-class _Source(_Frozen):
-    path: Path
     chunking: Chunking = Chunking()
-    max_deleted: float = Field(default=0.2, ge=0, le=1, strict=True)
-    """Share of the documents that may be gone at once without somebody allowing it."""
     max_rejected: float = Field(default=0.05, ge=0, le=1, strict=True)
     """Share of the documents, or chunks, that may be dead letters before their check fails instead of warning."""
 
 
-class FilesSource(_Source):
-    """A folder of text, Markdown, reStructuredText and HTML files."""
-
-    kind: Literal["files"]
-    include: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1)] = (
-        "**/*.md",
-        "**/*.txt",
-        "**/*.rst",
-        "**/*.html",
-    )
-
-    def reader(self, name: str) -> Reader:
-        """What reads the source's documents."""
-        return open_reader(name, self)
+class FilesSource(FilesOptions, _Handling):
+    """A folder of files, and what holds for it."""
 
 
-class JsonlSource(_Source):
-    """A .jsonl or .jsonl.gz file, or a glob of them: one document a line."""
-
-    kind: Literal["jsonl"]
-    id: str = Field(min_length=1)
-    text: str = Field(min_length=1)
-    metadata: tuple[str, ...] = ()
-
-    def reader(self, name: str) -> Reader:
-        """What reads the source's documents."""
-        return open_reader(name, self)
+class JsonlSource(JsonlOptions, _Handling):
+    """JSON lines, and what holds for them."""
 
 
-KINDS: Final = ("files", "jsonl")
 Source = Annotated[FilesSource | JsonlSource, Field(discriminator="kind")]
 
 
@@ -169,9 +115,9 @@ def _quiet_hours(text: object) -> QuietHours:
     try:
         hours = QuietHours.parse(str(text))
     except ValueError:
-        raise _problem("not hours of a day", 'write "01:00-05:00", in UTC, or "22:30-04:00" over midnight') from None
+        raise Problem("not hours of a day", 'write "01:00-05:00", in UTC, or "22:30-04:00" over midnight') from None
     if hours.minutes < 60:
-        raise _problem(
+        raise Problem(
             f"{hours.minutes} minutes are too short: upkeep is started on the hour, and might never be in them",
             "write an hour or more",
         )

@@ -14,9 +14,12 @@ from typing import Final, NamedTuple
 from embedding_assets.snapshots.keys import document_bucket
 from embedding_assets.sources.documents import Document, Rejected
 
-_SCHEMA = """
+_SCHEMA_VERSION: Final = 2
+"""Goes up whenever a table changes. A catalog of another version is emptied, which costs reading the source once."""
+
+_SCHEMA: Final = """
 create table if not exists about (name text primary key, value text not null);
-create table if not exists items (name text primary key, size integer, modified_ns integer, looked_ns integer);
+create table if not exists items (name text primary key, mark text not null);
 create table if not exists documents (
     item text, position integer, line integer, document_id text not null, bucket integer not null,
     content_hash blob not null, bytes integer not null, text text, metadata text, primary key (item, position)
@@ -37,10 +40,6 @@ from documents as d where not exists (
     select 1 from documents as e
     where e.document_id = d.document_id and (e.item, e.position) < (d.item, d.position))
 """
-
-# A file changed within this time of being looked at may change again without its time moving, as git found for its
-# index ("racy git"): it is read again.
-_RACY_NS = 2_000_000_000
 
 
 class Row(NamedTuple):
@@ -88,15 +87,15 @@ class Catalog:
             for table, column in _OF_AN_ITEM:
                 self._db.execute(f"delete from {table} where {column} not in (select name from listed)")  # noqa: S608
 
-    def unchanged(self, name: str, size: int, modified_ns: int) -> bool:
+    def unchanged(self, name: str, mark: str) -> bool:
         """Whether an item looks as it did when it was read."""
-        row = self._db.execute("select size, modified_ns, looked_ns from items where name = ?", (name,)).fetchone()
-        return row is not None and row[:2] == (size, modified_ns) and modified_ns < row[2] - _RACY_NS
+        return self._db.execute("select 1 from items where (name, mark) = (?, ?)", (name, mark)).fetchone() is not None
 
-    def replace(
-        self, name: str, size: int, modified_ns: int, looked_ns: int, found: Iterable[Document | Rejected]
-    ) -> None:
-        """Put what an item holds now in place of what it held, all or nothing."""
+    def replace(self, name: str, mark: str | None, found: Iterable[Document | Rejected]) -> None:
+        """Put what an item holds now in place of what it held, all or nothing.
+
+        An item without a mark, since its mark says nothing yet, is read again at the next look.
+        """
         with self._db:
             self._forget(name)
             readable = True
@@ -120,8 +119,8 @@ class Catalog:
                     ),
                 )
             # What could not be read may be readable next time without looking any different: a permission, a mount.
-            if readable:
-                self._db.execute("insert into items values (?, ?, ?, ?)", (name, size, modified_ns, looked_ns))
+            if readable and mark is not None:
+                self._db.execute("insert into items values (?, ?)", (name, mark))
 
     def totals(self) -> tuple[int, int]:
         """(documents, bytes of text) of the source."""
@@ -198,5 +197,9 @@ def open_catalog(path: Path) -> Iterator[Catalog]:
         connection.execute("pragma journal_mode = wal")
         # A power cut may cost the last items, which are read again; waiting for the disk at each of 10,000 took 50 s.
         connection.execute("pragma synchronous = normal")
+        if connection.execute("pragma user_version").fetchone() != (_SCHEMA_VERSION,):
+            for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
+                connection.execute(f'drop table "{table}"')  # of another version of the schema: the next look fills it
+            connection.execute(f"pragma user_version = {_SCHEMA_VERSION}")
         connection.executescript(_SCHEMA)
         yield Catalog(connection)

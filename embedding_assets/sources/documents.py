@@ -99,6 +99,16 @@ def reject(
     return Rejected(source, document_id, item, position, error_class, reason, CURES[error_class])
 
 
+def unreadable(error: Exception, *, source: str, item: str, position: int | None = None) -> Rejected:
+    """The rejection of an item, or of its rest from a line on, that could not be read."""
+    return reject("unreadable", why(error), source=source, item=item, position=position)
+
+
+def why(error: Exception) -> str:
+    """What an error says, without the path that an OSError repeats."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
 def rejected_doubled(document: Document, *, item: str, first_item: str, first_position: int | None) -> Rejected:
     """The rejection of a document whose id another one of the source took first."""
     first = first_item if first_position is None else f"{first_item}, line {first_position}"

@@ -1,64 +1,46 @@
-"""The one way to read a source, whatever its kind."""
+"""Reading a source: the items of its place, as its format understands them."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Literal, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from embedding_assets.sources.documents import Document, Rejected
-from embedding_assets.sources.files import FilesReader
-from embedding_assets.sources.jsonl import JsonlReader
-from embedding_assets.sources.walk import Item
+from embedding_assets.sources.documents import Document, Rejected, unreadable
+from embedding_assets.sources.formats import Format
+from embedding_assets.sources.formats.jsonl import Jsonl
+from embedding_assets.sources.formats.text import Text
+from embedding_assets.sources.options import FilesOptions, JsonlOptions
+from embedding_assets.sources.places import Item, Place
+from embedding_assets.sources.places.folder import Folder
+from embedding_assets.sources.places.pattern import Pattern
 
 
-class Reader(Protocol):
+@dataclass(frozen=True)
+class Reader:
     """Reads one source."""
+
+    source: str
+    place: Place
+    format: Format
 
     @property
     def version(self) -> str:
-        """Changes when reading would give other documents for the same bytes."""
+        """Changes when reading would give other documents for the same items."""
+        return self.format.version
 
     def list_items(self) -> Iterator[Item | Rejected]:
-        """The source's input files in ascending order of name, and what cannot be one.
-
-        Raises:
-            PermanentError: the source's path is not there, or matches nothing: that is not "everything was deleted".
-        """
+        """As the place's `list_items`."""
+        return self.place.list_items(self.source)
 
     def read_item(self, item: Item) -> Iterator[Document | Rejected]:
-        """The item's documents in the order they stand in it, and what cannot be one. Streamed: one is held at a time.
-
-        Ids that occur twice, in one item or in several, are not looked for.
-        """
-
-
-class Files(Protocol):
-    """What the settings say of a source of kind `files`."""
-
-    @property
-    def kind(self) -> Literal["files"]: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def include(self) -> Sequence[str]: ...
+        """As the format's `documents`; an item that cannot be read is rejected."""
+        try:
+            with item.open() as stream:
+                yield from self.format.documents(self.source, item.name, item.size, stream)
+        except OSError as error:
+            yield unreadable(error, source=self.source, item=item.name)
 
 
-class Jsonl(Protocol):
-    """What the settings say of a source of kind `jsonl`."""
-
-    @property
-    def kind(self) -> Literal["jsonl"]: ...
-    @property
-    def path(self) -> Path: ...
-    @property
-    def id(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def metadata(self) -> Sequence[str]: ...
-
-
-def open_reader(name: str, source: Files | Jsonl) -> Reader:
+def open_reader(name: str, options: FilesOptions | JsonlOptions) -> Reader:
     """The reader of the source called `name`. Nothing is opened yet."""
-    if source.kind == "files":
-        return FilesReader(name, source.path, tuple(source.include))
-    return JsonlReader(name, source.path, source.id, source.text, tuple(source.metadata))
+    if isinstance(options, FilesOptions):
+        return Reader(name, Folder(options.path, options.include), Text())
+    return Reader(name, Pattern(options.path), Jsonl(options.id, options.text, options.metadata))

@@ -7,7 +7,6 @@ text is taken from the last snapshot's part if its shard has to be written anew.
 import hashlib
 import itertools
 import json
-import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -128,8 +127,8 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str], on_item: Cal
             continue
         listed += 1
         catalog.list_item(item.name)
-        if item.name in again or not catalog.unchanged(item.name, item.size, item.modified_ns):
-            catalog.replace(item.name, item.size, item.modified_ns, time.time_ns(), reader.read_item(item))
+        if item.name in again or not catalog.unchanged(item.name, item.mark):
+            catalog.replace(item.name, item.mark if item.settled else None, reader.read_item(item))
             read += 1
             on_item(read)
     catalog.end_listing()

@@ -1,4 +1,6 @@
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -6,9 +8,7 @@ import pytest
 from embedding_assets.sources.catalog import Catalog, Row, open_catalog
 from embedding_assets.sources.documents import Document, Rejected, reject, validate
 
-SECOND = 1_000_000_000
-NOW = 1_700_000_000 * SECOND
-LONG_AGO = NOW - 3600 * SECOND
+MARK = "a mark"
 
 
 @pytest.fixture
@@ -28,12 +28,12 @@ def refused(item: str, why: str = "empty") -> Rejected:
     return reject("unreadable" if why == "unreadable" else "empty_text", why, source="handbook", item=item)
 
 
-def look(catalog: Catalog, *found: tuple[str, list[Document | Rejected]], modified: int = LONG_AGO) -> None:
+def look(catalog: Catalog, *found: tuple[str, list[Document | Rejected]], mark: str | None = MARK) -> None:
     """A look at items with these things in them."""
     catalog.begin_listing()
     for name, things in found:
         catalog.list_item(name)
-        catalog.replace(name, 10, modified, NOW, things)
+        catalog.replace(name, mark, things)
     catalog.end_listing()
 
 
@@ -41,37 +41,34 @@ def texts(catalog: Catalog) -> dict[str, str | None]:
     return {row.document_id: row.text for row in catalog.rows(0, 0)}
 
 
-def test_an_item_is_unchanged_while_its_size_and_time_are(catalog: Catalog) -> None:
+def test_an_item_is_unchanged_while_its_mark_is(catalog: Catalog) -> None:
     look(catalog, ("a", [document("a", "text")]))
 
-    assert catalog.unchanged("a", 10, LONG_AGO)
-    assert not catalog.unchanged("a", 11, LONG_AGO)
-    assert not catalog.unchanged("a", 10, LONG_AGO + 1)
-    assert not catalog.unchanged("b", 10, LONG_AGO)
+    assert catalog.unchanged("a", MARK)
+    assert not catalog.unchanged("a", "another mark")
+    assert not catalog.unchanged("b", MARK)
 
 
-@pytest.mark.parametrize(("age", "unchanged"), [(1 * SECOND, False), (-5 * SECOND, False), (3 * SECOND, True)])
-def test_an_item_that_changed_just_before_the_look_is_read_again(catalog: Catalog, age: int, unchanged: bool) -> None:
-    """It may have changed once more within the same tick of the file system's clock, or that clock is ahead of ours."""
-    look(catalog, ("a", [document("a", "text")]), modified=NOW - age)
+def test_an_item_whose_mark_said_nothing_yet_is_read_again(catalog: Catalog) -> None:
+    look(catalog, ("a", [document("a", "text")]), mark=None)
 
-    assert catalog.unchanged("a", 10, NOW - age) is unchanged
+    assert not catalog.unchanged("a", MARK)
 
 
 def test_an_item_that_could_not_be_read_is_read_again(catalog: Catalog) -> None:
     """A permission or a mount heals without the file looking any different."""
     look(catalog, ("a", [document("a", "text"), refused("a", "unreadable")]))
 
-    assert not catalog.unchanged("a", 10, LONG_AGO)
+    assert not catalog.unchanged("a", MARK)
 
 
 def test_an_item_without_anything_in_it_is_remembered_and_forgotten_too(catalog: Catalog) -> None:
     look(catalog, ("empty", []))
-    assert catalog.unchanged("empty", 10, LONG_AGO)
+    assert catalog.unchanged("empty", MARK)
 
     look(catalog)
 
-    assert not catalog.unchanged("empty", 10, LONG_AGO)
+    assert not catalog.unchanged("empty", MARK)
 
 
 def test_what_an_item_held_goes_with_it(catalog: Catalog) -> None:
@@ -91,10 +88,10 @@ def test_a_look_that_breaks_off_within_an_item_leaves_what_was_known_of_it(catal
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011
-        catalog.replace("a", 20, LONG_AGO, NOW, half())
+        catalog.replace("a", "another mark", half())
 
     assert texts(catalog) == {"a": "old"}
-    assert catalog.unchanged("a", 10, LONG_AGO)
+    assert catalog.unchanged("a", MARK)
 
 
 def test_what_the_listing_refused_is_noted_once_however_often_it_is_listed(catalog: Catalog) -> None:
@@ -102,7 +99,7 @@ def test_what_the_listing_refused_is_noted_once_however_often_it_is_listed(catal
     for _ in range(3):
         catalog.begin_listing()
         catalog.list_item("é.md")
-        catalog.replace("é.md", 10, LONG_AGO, NOW, [document("é.md", "text")])
+        catalog.replace("é.md", MARK, [document("é.md", "text")])
         catalog.refuse(refused("é.md", "a twin"))
         catalog.end_listing()
 
@@ -142,7 +139,7 @@ def test_a_catalog_about_another_reader_or_snapshot_is_thrown_away(catalog: Cata
 
     assert catalog.totals() == (0, 0)
     assert list(catalog.rejected()) == []
-    assert not catalog.unchanged("a", 10, LONG_AGO)
+    assert not catalog.unchanged("a", MARK)
 
 
 def test_documents_come_by_shard_in_the_order_of_their_ids_bytes(catalog: Catalog) -> None:
@@ -161,3 +158,20 @@ def test_a_row_has_what_the_part_needs(catalog: Catalog) -> None:
     look(catalog, ("1", [one]))
 
     assert catalog.rows(0, 0) == [Row("a", one.content_hash, "text", "{}")]
+
+
+def test_a_catalog_of_another_version_of_its_schema_is_emptied(tmp_path: Path) -> None:
+    """It is a cache: what it held is read again from the source."""
+    path = tmp_path / "catalog.sqlite"
+    with closing(sqlite3.connect(path)) as old:
+        old.execute("create table items (name text primary key, size integer, modified_ns integer)")
+        old.execute("create table about (name text primary key, value text not null)")
+        old.executemany("insert into about values (?, ?)", [("reader", "reader-1"), ("root", "")])
+        old.execute("insert into items values ('a', 1, 2)")
+        old.commit()
+
+    for kept in (False, True):
+        with open_catalog(path) as catalog:
+            catalog.reset("reader-1", "")
+            assert catalog.unchanged("a", MARK) is kept
+            look(catalog, ("a", [document("a", "text")]))

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
-from embedding_assets.sources.reader import Reader
+from embedding_assets.sources.options import FilesOptions, JsonlOptions
+from embedding_assets.sources.reader import Reader, open_reader
 from embedding_assets.sources.stage import Looked, MassDelete, snapshot_source
 
 SOURCE = "handbook"
@@ -47,9 +47,8 @@ class Source:
 
     def reader(self, kind: str) -> Reader:
         if kind == "files":
-            return FilesSource.model_validate({"kind": "files", "path": str(self.docs)}).reader(SOURCE)
-        path = str(self.docs / "*.jsonl")
-        return JsonlSource.model_validate({"kind": "jsonl", "path": path, "id": "id", "text": "body"}).reader(SOURCE)
+            return open_reader(SOURCE, FilesOptions(kind="files", path=self.docs))
+        return open_reader(SOURCE, JsonlOptions(kind="jsonl", path=self.docs / "*.jsonl", id="id", text="body"))
 
     def snapshot(
         self, kind: str = "files", max_deleted: float = 1, allow_deletes: bool = False

@@ -16,6 +16,7 @@ from embedding_assets.orchestration.resources.alerts import ALERT_WEBHOOK, alert
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.replication import target
+from embedding_assets.sources.places import Item
 from embedding_assets.sources.reader import Reader
 
 # Dagster cuts a sensor off at 60 s: what was not looked at by then comes first in the next tick.
@@ -30,7 +31,7 @@ def source_sweep() -> dg.SensorDefinition:
         job_name=SOURCE_JOB,
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Starts a source's run when its files changed: names, sizes, times.",
+        description="Starts a source's run when its items look changed: their names, or their marks.",
     )
     def sweep(context: dg.SensorEvaluationContext, deployment: dg.ResourceParam[Deployment]) -> dg.SensorResult:
         cursor: dict[str, str] = json.loads(context.cursor or "{}")
@@ -64,13 +65,13 @@ def source_sweep() -> dg.SensorDefinition:
 
 
 def fingerprint(reader: Reader, deadline: float) -> str | None:
-    """What a source looks like without opening a file: a hash over names, sizes and times. None after the deadline, a
+    """What a source looks like without opening a file: a hash over names and marks. None after the deadline, a
     time of the monotonic clock."""
     digest = hashlib.sha256(reader.version.encode())
     for item in reader.list_items():
         if time.monotonic() > deadline:
             return None
-        digest.update(repr(item).encode())
+        digest.update(repr((item.name, item.mark) if isinstance(item, Item) else item).encode())
     return digest.hexdigest()
 
 

@@ -1,27 +1,35 @@
-"""Input files below a folder: which there are, and how one is opened. Nothing outside the folder is ever read."""
+"""Files below a folder: which there are, and how one is opened. Nothing outside the folder is ever read."""
 
 import os
 import stat
+import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Final, NamedTuple
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.sources.documents import Rejected, id_problem, reject, shown
+from embedding_assets.sources.documents import Rejected, id_problem, reject, shown, unreadable, why
+from embedding_assets.sources.places import Item
+
+# A file changed within this time of being looked at may change again without its time moving, as git found for its
+# index ("racy git").
+_RACY_NS: Final = 2_000_000_000
 
 
-class Item(NamedTuple):
-    """One input file, as it was listed."""
+@dataclass(frozen=True)
+class Folder:
+    """The files below `root` that one of the patterns in `include` names."""
 
-    name: str
-    """Relative to the source's path, `/` between folders, Unicode NFC."""
-    size: int
-    modified_ns: int
-    path: Path
-    """Where it really lies: no component was a link when it was listed."""
+    root: Path
+    include: tuple[str, ...]
+
+    def list_items(self, source: str) -> Iterator[Item | Rejected]:
+        """As `walk`."""
+        return walk(source, self.root, self.include)
 
 
 def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rejected]:
@@ -69,7 +77,7 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rej
                 stack.append(_Folder(f"{name}/", found.real, by_link, _entries(found.real)))
                 continue
             except OSError as error:
-                found = reject("unreadable", _why(error), source=source, item=f"{name}/")
+                found = unreadable(error, source=source, item=f"{name}/")
         if found is not None:
             empty = False
             yield found
@@ -80,24 +88,25 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rej
         )
 
 
-def open_item(item: Item) -> BinaryIO:
-    """The item's bytes.
+def file_item(name: str, path: Path, found: os.stat_result) -> Item:
+    """The item that a file is: `path` is where it really lies, no component being a link, `found` its state there."""
+    return Item(
+        name,
+        mark=f"{found.st_size} {found.st_mtime_ns}",
+        settled=found.st_mtime_ns < time.time_ns() - _RACY_NS,
+        size=found.st_size,
+        open=partial(_open, path),
+    )
 
-    Raises:
-        OSError: it is gone, is not allowed to be read, or is no regular file (any more).
-    """
+
+def _open(path: Path) -> BinaryIO:
     # A link put in its place since it was listed is not followed, a FIFO does not block.
-    descriptor = os.open(item.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     stream = os.fdopen(descriptor, "rb", buffering=1 << 20)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         stream.close()
         raise OSError(0, "not a regular file")
     return stream
-
-
-def unreadable(error: Exception, *, source: str, item: Item, position: int | None = None) -> Rejected:
-    """The rejection of an item, or of its rest from a line on, that could not be read."""
-    return reject("unreadable", _why(error), source=source, item=item.name, position=position)
 
 
 class _Entry(NamedTuple):
@@ -161,7 +170,7 @@ def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> It
     except OSError as error:
         if not entry.is_link:
             return None  # deleted since the folder was read
-        return of_ours(reject("unreadable", f"a link: {_why(error)}", source=source, item=shown(name)))
+        return of_ours(reject("unreadable", f"a link: {why(error)}", source=source, item=shown(name)))
     is_folder = stat.S_ISDIR(found.st_mode)
     if not is_folder and not matches:
         return None
@@ -180,7 +189,7 @@ def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> It
         return _Way(real, entry.is_link)
     if not stat.S_ISREG(found.st_mode):
         return reject("unreadable", "not a regular file", source=source, item=item)
-    return Item(name, found.st_size, found.st_mtime_ns, Path(real))
+    return file_item(name, Path(real), found)
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -192,7 +201,3 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     if not parts or (parts[0].startswith(".") and not first.startswith(".")):
         return False
     return fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

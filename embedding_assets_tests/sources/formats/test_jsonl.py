@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.errors import PermanentError
 from embedding_assets.sources.documents import Document, Rejected
-from embedding_assets.sources.jsonl import MAX_LINE_BYTES, MAX_NESTING, JsonlReader
-from embedding_assets.sources.walk import Item
+from embedding_assets.sources.formats.jsonl import MAX_LINE_BYTES, MAX_NESTING, Jsonl
+from embedding_assets.sources.places import Item
+from embedding_assets.sources.places.pattern import Pattern
+from embedding_assets.sources.reader import Reader
 
 GOOD = b'{"id": "good", "body": "text"}'
 
 
-def reader(path: Path, metadata: tuple[str, ...] = ("title", "team")) -> JsonlReader:
-    return JsonlReader("tickets", path, "id", "body", metadata)
+def reader(path: Path, metadata: tuple[str, ...] = ("title", "team")) -> Reader:
+    return Reader("tickets", Pattern(path), Jsonl("id", "body", metadata))
 
 
 def stream(path: Path) -> Iterator[Document | Rejected]:
@@ -217,57 +218,8 @@ def test_a_file_that_vanished_since_it_was_listed_is_unreadable(tmp_path: Path) 
     assert rejected.error_class == "unreadable"
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("a.jsonl", ["a.jsonl"]),
-        ("*.jsonl", ["a.jsonl", "b.jsonl"]),
-        ("*.jsonl*", ["a.jsonl", "b.jsonl", "c.jsonl.gz"]),
-        ("**/*.jsonl", ["a.jsonl", "b.jsonl", "sub/d.jsonl"]),
-        ("s*/d.jsonl", ["sub/d.jsonl"]),
-        ("[ab].jsonl", ["a.jsonl", "b.jsonl"]),
-    ],
-)
-def test_a_path_is_one_file_or_a_pattern_also_in_a_folder_whose_name_looks_like_one(
-    tmp_path: Path, pattern: str, expected: list[str]
-) -> None:
-    folder = tmp_path / "[2024] *all*"
-    (folder / "sub").mkdir(parents=True)
-    for name in ("a.jsonl", "b.jsonl", "c.jsonl.gz", "sub/d.jsonl", "sub/e.txt"):
-        (folder / name).write_bytes(GOOD)
-    assert [item.name for item in reader(folder / pattern).list_items() if isinstance(item, Item)] == expected
-
-
-def test_a_single_file_may_be_a_link_since_the_settings_name_it(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "real.jsonl").write_bytes(GOOD)
-    (tmp_path / "data" / "t.jsonl").symlink_to("../real.jsonl")
-    [found] = stream(tmp_path / "data" / "t.jsonl")
-    assert isinstance(found, Document)
-
-
-def test_a_link_that_a_pattern_finds_must_stay_inside(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "real.jsonl").write_bytes(GOOD)
-    (tmp_path / "data" / "t.jsonl").symlink_to("../real.jsonl")
-    [rejected] = reader(tmp_path / "data" / "*.jsonl").list_items()
-    assert isinstance(rejected, Rejected)
-    assert rejected.error_class == "outside_link"
-
-
-@pytest.mark.parametrize("path", ["missing.jsonl", "missing/t.jsonl", "*.jsonl", "folder", "missing/*.jsonl"])
-def test_a_path_that_is_not_there_is_an_error_and_not_an_empty_source(tmp_path: Path, path: str) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(PermanentError) as refused:
-        list(reader(tmp_path / path).list_items())
-    message = str(refused.value)
-    assert "tickets" in message
-    assert str(tmp_path) in message
-    assert "Cure:" in message
-
-
 def test_the_version_changes_with_the_fields_that_are_read_and_not_with_their_order() -> None:
-    version = reader(Path("t.jsonl")).version
-    assert reader(Path("other.jsonl"), ("team", "title")).version == version
-    assert reader(Path("t.jsonl"), ("team",)).version != version
-    assert JsonlReader("tickets", Path("t.jsonl"), "body", "id", ("title", "team")).version != version
+    version = Jsonl("id", "body", ("title", "team")).version
+    assert Jsonl("id", "body", ("team", "title")).version == version
+    assert Jsonl("id", "body", ("team",)).version != version
+    assert Jsonl("body", "id", ("title", "team")).version != version

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from embedding_assets.sources.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
+from embedding_assets.sources.formats.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
 
 
 def text(markup: str) -> str:

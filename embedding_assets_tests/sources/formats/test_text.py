@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, Rejected
-from embedding_assets.sources.files import FilesReader
-from embedding_assets.sources.html import MAX_HTML_BYTES
-from embedding_assets.sources.walk import Item
+from embedding_assets.sources.formats.html import MAX_HTML_BYTES
+from embedding_assets.sources.formats.text import Text
+from embedding_assets.sources.places import Item
+from embedding_assets.sources.places.folder import Folder
+from embedding_assets.sources.reader import Reader
 
 
-def reader(root: Path) -> FilesReader:
-    return FilesReader("handbook", root, ("**/*",))
+def reader(root: Path) -> Reader:
+    return Reader("handbook", Folder(root, ("**/*",)), Text())
 
 
 def item(root: Path, name: str) -> Item:
@@ -114,7 +116,7 @@ def test_a_file_over_the_limit_is_rejected_without_being_read(tmp_path: Path) ->
     tracemalloc.stop()
     assert isinstance(rejected, Rejected)
     assert rejected.error_class == "too_large"
-    assert peak < 1 << 20
+    assert peak < 2 << 20
 
 
 def test_a_file_that_grew_over_the_limit_since_it_was_listed_is_rejected(tmp_path: Path) -> None:

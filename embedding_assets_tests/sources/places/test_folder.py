@@ -1,4 +1,5 @@
 import os
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.sources.documents import Rejected
-from embedding_assets.sources.walk import Item, open_item, walk
+from embedding_assets.sources.places import Item
+from embedding_assets.sources.places.folder import walk
 
 AsUser = Callable[[], AbstractContextManager[None]]
 
@@ -67,19 +69,39 @@ def test_items_come_in_the_byte_order_of_their_names(
     assert names(root) == wanted
 
 
-def test_an_item_tells_size_and_time_of_the_file_it_is(tmp_path: Path) -> None:
+def only_item(root: Path) -> Item:
+    [item] = listed(root)
+    assert isinstance(item, Item)
+    return item
+
+
+def test_an_item_tells_its_size_and_its_mark_changes_with_size_and_time(tmp_path: Path) -> None:
+    marks = []
+    for text, modified_ns in (("a", 1), ("a", 2), ("ab", 2)):
+        (tmp_path / "a.md").write_text(text)
+        os.utime(tmp_path / "a.md", ns=(1, modified_ns))
+        item = only_item(tmp_path)
+        assert item.size == len(text)
+        marks.append(item.mark)
+        assert only_item(tmp_path).mark == item.mark
+    assert len(set(marks)) == 3
+
+
+@pytest.mark.parametrize(("age", "settled"), [(1, False), (-5, False), (3600, True)])
+def test_a_file_that_changed_just_before_the_look_is_not_settled(tmp_path: Path, age: int, settled: bool) -> None:
+    """It may change once more within the same tick of the file system's clock, or that clock is ahead of ours."""
     write(tmp_path, "a.md")
-    os.utime(tmp_path / "a.md", ns=(1, 1_234_567_890_123_456_789))
-    [item] = listed(tmp_path)
-    assert item == Item("a.md", len("text of a.md"), 1_234_567_890_123_456_789, tmp_path.resolve() / "a.md")
+    modified = time.time() - age
+    os.utime(tmp_path / "a.md", (modified, modified))
+
+    assert only_item(tmp_path).settled is settled
 
 
 def test_a_name_in_another_normal_form_is_listed_in_nfc_and_opened_as_it_is(tmp_path: Path) -> None:
     write(tmp_path, "cafe\u0301/e\u0301.md")
-    [item] = listed(tmp_path)
-    assert isinstance(item, Item)
+    item = only_item(tmp_path)
     assert item.name == "caf\u00e9/\u00e9.md"
-    with open_item(item) as stream:
+    with item.open() as stream:
         assert stream.read()
 
 
@@ -202,9 +224,8 @@ def test_a_source_that_is_not_there_is_an_error_and_not_an_empty_source(
 
 def test_a_link_put_in_an_items_place_after_listing_is_not_followed(tmp_path: Path) -> None:
     write(tmp_path, "root/a.md", "secret.md")
-    [item] = listed(tmp_path / "root")
-    assert isinstance(item, Item)
-    item.path.unlink()
-    item.path.symlink_to(tmp_path / "secret.md")
+    item = only_item(tmp_path / "root")
+    (tmp_path / "root" / "a.md").unlink()
+    (tmp_path / "root" / "a.md").symlink_to(tmp_path / "secret.md")
     with pytest.raises(OSError, match="symbolic link"):
-        open_item(item)
+        item.open()

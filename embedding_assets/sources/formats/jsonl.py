@@ -1,4 +1,4 @@
-"""JSON lines, one document a line, from one file or many; `.gz` files are unpacked on the way."""
+"""JSON lines, one document a line; `.gz` items are unpacked on the way."""
 
 import gzip
 import json
@@ -7,21 +7,18 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from glob import escape, has_magic
-from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
-from embedding_assets.errors import PermanentError
 from embedding_assets.sources.documents import (
     MAX_TEXT_BYTES,
     Document,
     ErrorClass,
     Rejected,
     reject,
+    unreadable,
     validate,
 )
 from embedding_assets.sources.jsonb import MAX_DIGITS
-from embedding_assets.sources.walk import Item, open_item, unreadable, walk
 
 MAX_LINE_BYTES: Final = MAX_TEXT_BYTES
 
@@ -30,12 +27,9 @@ MAX_NESTING: Final = 200
 
 
 @dataclass(frozen=True)
-class JsonlReader:
+class Jsonl:
     """Documents from the named fields of each line's object; a metadata field that a line lacks is left out."""
 
-    source: str
-    path: Path
-    """A file, or a glob pattern over files."""
     id: str
     text: str
     metadata: tuple[str, ...]
@@ -45,57 +39,29 @@ class JsonlReader:
         """Changes when reading would give other documents for the same bytes."""
         return f"jsonl-1 {json.dumps([self.id, self.text, sorted(self.metadata)])}"
 
-    def list_items(self) -> Iterator[Item | Rejected]:
-        """As `walk`, from the part of the path that has no wildcards; a path without any is that one file.
-
-        Raises:
-            PermanentError: there is no such file, or the pattern matches none.
-        """
-        root, pattern = _split(self.path)
-        if not has_magic(pattern):
-            return iter([self._single()])
-        return walk(self.source, root, [pattern])
-
-    def _single(self) -> Item:
-        try:
-            # The settings name this very file, so a link is followed wherever it leads.
-            real = self.path.resolve(strict=True)
-            found = real.stat()
-        except OSError as error:
-            raise PermanentError(
-                f"source {self.source}: {self.path} cannot be read: {error.strerror}. "
-                "Cure: correct the source's path; to remove a source, remove it from the settings."
-            ) from error
-        if real.is_dir():
-            raise PermanentError(
-                f"source {self.source}: {self.path} is a folder. Cure: name a file, or {self.path}/*.jsonl."
-            )
-        return Item(self.path.name, found.st_size, found.st_mtime_ns, real)
-
-    def read_item(self, item: Item) -> Iterator[Document | Rejected]:
+    def documents(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Iterator[Document | Rejected]:
         """Each line's document, or why there is none; blank lines are passed over. Holds one line at a time."""
         position = 0
         try:
-            with open_item(item) as stream:
-                for position, line in enumerate(_lines(_unpacked(item, stream)), start=1):
-                    if line is None:
-                        reason = f"the line has over {MAX_LINE_BYTES:,} bytes"
-                        yield reject("too_large", reason, source=self.source, item=item.name, position=position)
-                        continue
-                    read = self._document(item, position, line)
-                    if read is not None:
-                        yield read
+            for position, line in enumerate(_lines(_unpacked(item, stream)), start=1):
+                if line is None:
+                    reason = f"the line has over {MAX_LINE_BYTES:,} bytes"
+                    yield reject("too_large", reason, source=source, item=item, position=position)
+                    continue
+                read = self._document(source, item, position, line)
+                if read is not None:
+                    yield read
         except (OSError, EOFError, zlib.error) as error:
             # The lines before stand. Where bytes were turned over, some may hold nonsense: gzip's checksum comes last.
-            yield unreadable(error, source=self.source, item=item, position=position + 1)
+            yield unreadable(error, source=source, item=item, position=position + 1)
 
-    def _document(self, item: Item, position: int, line: bytes) -> Document | Rejected | None:
+    def _document(self, source: str, item: str, position: int, line: bytes) -> Document | Rejected | None:
         def refused(error_class: ErrorClass, reason: str, document_id: str | None = None) -> Rejected:
             return reject(
                 error_class,
                 reason,
-                source=self.source,
-                item=item.name,
+                source=source,
+                item=item,
                 position=position,
                 document_id=document_id,
             )
@@ -119,8 +85,8 @@ class JsonlReader:
             reason = f"the field {self.text} is missing, or not a string"
             return refused("missing_text", reason, document_id)
         return validate(
-            source=self.source,
-            item=item.name,
+            source=source,
+            item=item,
             position=position,
             document_id=document_id,
             text=text,
@@ -128,19 +94,8 @@ class JsonlReader:
         )
 
 
-def _split(path: Path) -> tuple[Path, str]:
-    """The folder to walk and the pattern below it: a folder that exists is never taken for a pattern."""
-    root = Path(path.anchor)
-    parts = path.parts[1:]
-    for done, part in enumerate(parts):
-        if has_magic(part) and not (root / part).exists():
-            return root, "/".join(parts[done:])
-        root /= part
-    return path.parent, escape(path.name)
-
-
-def _unpacked(item: Item, stream: BinaryIO) -> BinaryIO:
-    return gzip.GzipFile(fileobj=stream) if item.name.endswith(".gz") else stream  # type: ignore[return-value]
+def _unpacked(item: str, stream: BinaryIO) -> BinaryIO:
+    return gzip.GzipFile(fileobj=stream) if item.endswith(".gz") else stream  # type: ignore[return-value]
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes | None]:

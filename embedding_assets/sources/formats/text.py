@@ -1,12 +1,11 @@
-"""A folder of text, Markdown, reStructuredText and HTML files, one document each."""
+"""Text, Markdown, reStructuredText and HTML, one document an item."""
 
 import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from embedding_assets.sources.documents import (
     MAX_TEXT_BYTES,
@@ -17,49 +16,36 @@ from embedding_assets.sources.documents import (
     reject,
     validate,
 )
-from embedding_assets.sources.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
-from embedding_assets.sources.walk import Item, open_item, unreadable, walk
+from embedding_assets.sources.formats.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
 
 HTML: Final = (".html", ".htm", ".xhtml")
 MARKDOWN: Final = (".md", ".markdown")
 
 
 @dataclass(frozen=True)
-class FilesReader:
-    """Documents whose id is their path below `root`, with the metadata `path` and, where one is found, `title`."""
-
-    source: str
-    root: Path
-    include: tuple[str, ...]
+class Text:
+    """An item is one document under the item's name, with the metadata `path` and, where one is found, `title`."""
 
     @property
     def version(self) -> str:
         """Changes when reading would give other documents for the same bytes."""
         return f"files-1 inscriptis-{version('inscriptis')}"
 
-    def list_items(self) -> Iterator[Item | Rejected]:
-        """As `walk`."""
-        return walk(self.source, self.root, self.include)
-
-    def read_item(self, item: Item) -> Iterator[Document | Rejected]:
+    def documents(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Iterator[Document | Rejected]:
         """The item's one document, or why there is none."""
-        yield self._document(item)
+        yield self._document(source, item, size, stream)
 
-    def _document(self, item: Item) -> Document | Rejected:
+    def _document(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Document | Rejected:
         def refused(error_class: ErrorClass, reason: str) -> Rejected:
-            return reject(error_class, reason, source=self.source, item=item.name, document_id=item.name)
+            return reject(error_class, reason, source=source, item=item, document_id=item)
 
-        is_html = item.name.lower().endswith(HTML)
+        is_html = item.lower().endswith(HTML)
         limit = MAX_HTML_BYTES if is_html else MAX_TEXT_BYTES
-        if item.size > limit:
-            return refused("too_large", f"the file has {item.size:,} bytes, {limit:,} are allowed")
-        try:
-            with open_item(item) as stream:
-                data = stream.read(limit + 1)
-        except OSError as error:
-            return unreadable(error, source=self.source, item=item)
+        if size is not None and size > limit:
+            return refused("too_large", f"the file has {size:,} bytes, {limit:,} are allowed")
+        data = stream.read(limit + 1)
         if len(data) > limit:
-            return refused("too_large", f"the file grew beyond {limit:,} bytes while it was read")
+            return refused("too_large", f"the file has over {limit:,} bytes")
         try:
             text = _decoded(data)
         except UnicodeDecodeError as error:
@@ -72,13 +58,13 @@ class FilesReader:
             except BrokenHtmlError as error:
                 return refused("broken_html", f"the page cannot be read to its end: {error}")
         else:
-            title = _heading(normalised(text[:_HEAD]), markdown=item.name.lower().endswith(MARKDOWN))
-        metadata = {"path": item.name} | ({"title": title[:_MAX_TITLE]} if title else {})
+            title = _heading(normalised(text[:_HEAD]), markdown=item.lower().endswith(MARKDOWN))
+        metadata = {"path": item} | ({"title": title[:_MAX_TITLE]} if title else {})
         return validate(
-            source=self.source,
-            item=item.name,
+            source=source,
+            item=item,
             position=None,
-            document_id=item.name,
+            document_id=item,
             text=text,
             metadata=metadata,
         )

@@ -1,0 +1,46 @@
+"""What may be said of a source: the place of its items, their format, and how much of it may be gone at once.
+
+A kind of source is one place with one format.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from embedding_assets.errors import Problem
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    path: Path
+    max_deleted: float = Field(default=0.2, ge=0, le=1, strict=True)
+    """Share of the documents that may be gone at once without somebody allowing it."""
+
+
+def _pattern(pattern: str) -> str:
+    if any(segment in ("", ".", "..") for segment in pattern.split("/")):
+        raise Problem("not a pattern below the source's path", 'write one such as "**/*.md" or "guide/*.txt"')
+    return pattern
+
+
+class FilesOptions(_Options):
+    """A folder of text, Markdown, reStructuredText and HTML files."""
+
+    kind: Literal["files"]
+    include: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1)] = (
+        "**/*.md",
+        "**/*.txt",
+        "**/*.rst",
+        "**/*.html",
+    )
+
+
+class JsonlOptions(_Options):
+    """A .jsonl or .jsonl.gz file, or a glob of them: one document a line."""
+
+    kind: Literal["jsonl"]
+    id: str = Field(min_length=1)
+    text: str = Field(min_length=1)
+    metadata: tuple[str, ...] = ()
