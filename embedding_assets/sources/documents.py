@@ -34,7 +34,7 @@ ErrorClass = Literal[
 ]
 
 CURES: Final[dict[ErrorClass, str]] = {
-    "undecodable": "save it as UTF-8, or as UTF-16 with a byte order mark",
+    "undecodable": "save it as UTF-8, or as UTF-16 with a byte order mark, and let it declare no other charset",
     "broken_json": "write one JSON object a line, each key once",
     "broken_html": "simplify the page's markup, or supply its text",
     "missing_id": "give each document an id: a string, or an integer",

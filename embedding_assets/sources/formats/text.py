@@ -4,8 +4,9 @@ import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import BinaryIO, Final
+
+from lxml import etree
 
 from embedding_assets.sources.documents import (
     MAX_TEXT_BYTES,
@@ -16,6 +17,7 @@ from embedding_assets.sources.documents import (
     reject,
     validate,
 )
+from embedding_assets.sources.formats.charsets import page_charset
 from embedding_assets.sources.formats.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
 
 HTML: Final = (".html", ".htm", ".xhtml")
@@ -29,7 +31,7 @@ class Text:
     @property
     def version(self) -> str:
         """Changes when reading would give other documents for the same bytes."""
-        return f"files-1 inscriptis-{version('inscriptis')}"
+        return "files-2 libxml2-" + ".".join(map(str, etree.LIBXML_VERSION))
 
     def documents(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Iterator[Document | Rejected]:
         """The item's one document, or why there is none."""
@@ -46,15 +48,17 @@ class Text:
         data = stream.read(limit + 1)
         if len(data) > limit:
             return refused("too_large", f"the file has over {limit:,} bytes")
+        charset = page_charset(data) if is_html else _charset(data)
         try:
-            text = _decoded(data)
+            text = data.decode(charset)
         except UnicodeDecodeError as error:
-            return refused("undecodable", f"byte {error.start:,} of the file is not {error.encoding.upper()}")
+            whose = "" if charset in ("utf-8", "utf-16") else ", the charset that it declares"
+            return refused("undecodable", f"byte {error.start:,} of the file is not {charset.upper()}{whose}")
 
         title: str | None
         if is_html and "\0" not in text:  # the parser would hide it
             try:
-                text, title = html_to_text(text)
+                text, title = html_to_text(text.removeprefix("\ufeff"))
             except BrokenHtmlError as error:
                 return refused("broken_html", f"the page cannot be read to its end: {error}")
         else:
@@ -70,10 +74,8 @@ class Text:
         )
 
 
-def _decoded(data: bytes) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
-    return data.decode("utf-8")
+def _charset(data: bytes) -> str:
+    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
 
 
 _HEAD: Final = 16_384

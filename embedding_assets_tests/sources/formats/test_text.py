@@ -79,6 +79,25 @@ def test_html_is_stored_as_the_text_that_a_reader_sees(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("declaration", "charset"),
+    [
+        ('<meta http-equiv="Content-Type" content="text/html; charset=iso-8859-1">', "latin-1"),
+        ('<?xml version="1.0" encoding="iso-8859-1"?><html><body>', "latin-1"),
+        ("<meta charset=windows-1252>", "cp1252"),
+        ("<meta charset=utf-8>", "utf-8"),
+        ("", "utf-8-sig"),
+        ("<meta charset=gbk>", "utf-8-sig"),
+        ("", "utf-16"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.html", "A.HTM", "a.xhtml"])
+def test_a_page_is_read_in_the_charset_that_it_declares(
+    tmp_path: Path, name: str, declaration: str, charset: str
+) -> None:
+    assert document(tmp_path, name, f"{declaration}<p>Größe</p>".encode(charset)).text == "Größe"
+
+
+@pytest.mark.parametrize(
     ("name", "data", "error_class", "reason"),
     [
         ("latin.txt", "café".encode("latin-1"), "undecodable", "byte 3 "),
@@ -87,7 +106,8 @@ def test_html_is_stored_as_the_text_that_a_reader_sees(tmp_path: Path) -> None:
         ("odd16.txt", codecs.BOM_UTF16_LE + b"a", "undecodable", "UTF-16"),
         ("half16.txt", codecs.BOM_UTF16_LE + b"\x00\xd8", "undecodable", "UTF-16"),
         ("surrogate.txt", b"\xed\xa0\x80", "undecodable", "byte 0 "),
-        ("latin.html", "<p>café".encode("latin-1"), "undecodable", "byte 6 "),
+        ("latin.html", "<p>café".encode("latin-1"), "undecodable", "byte 6 of the file is not UTF-8"),
+        ("wrong.html", b"<meta charset=gbk><p>\xff", "undecodable", "GB18030, the charset that it declares"),
         ("nul.txt", b"a\0b", "nul_byte", "character 1"),
         ("nul.html", b"<p>\0", "nul_byte", "character 3"),
         ("utf32.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "nul_byte", "NUL"),
