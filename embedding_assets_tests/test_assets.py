@@ -313,7 +313,7 @@ def test_a_transient_error_that_stays_fails_the_run_in_its_own_words(
     def always(*_: Any, **__: Any) -> None:
         raise TransientError("the store is busy")
 
-    monkeypatch.setattr(chunks, "snapshot_chunks", always)
+    monkeypatch.setattr(chunks, "prepare_chunks", always)
     result = source_run(box, instance)
 
     assert steps(result, dg.DagsterEventType.STEP_UP_FOR_RETRY) == ["chunks"] * boundary.PATIENT.max_retries

@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from embedding_assets.chunking.stage import snapshot_chunks
+from embedding_assets.chunking.stage import prepare_chunks
 from embedding_assets.embedding import journal
 from embedding_assets.embedding import stage as embedding_stage
 from embedding_assets.embedding.engine.engine import Dead, Embedded, Text, embed
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.stage import snapshot_embeddings
+from embedding_assets.embedding.stage import prepare_embeddings
 from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import keys, log, parts
-from embedding_assets.snapshots.derivation import Wanted
+from embedding_assets.snapshots.derivation import Make, Task
 from embedding_assets.snapshots.keys import document_bucket, shard_of
 from embedding_assets.snapshots.log import CommitConflict
 from embedding_assets.snapshots.parts import read_part
@@ -35,7 +35,7 @@ from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.documents import normalised
 from embedding_assets.sources.reader import open_reader
-from embedding_assets.sources.stage import snapshot_source
+from embedding_assets.sources.stage import prepare_source, remember
 
 SOURCE: Final = "handbook"
 MODEL: Final = Binding.model_validate(
@@ -265,16 +265,21 @@ class Pipeline(RuleBasedStateMachine):
         store = store or self.store
         before, self.running = self.running, computer
         try:
-            raw_docs, self.looked = snapshot_source(
+            catalog = computer.home / "catalog.sqlite"
+            draft, self.looked = prepare_source(
                 store,
                 SOURCE,
                 open_reader(SOURCE, self.source.settings()),
-                computer.home / "catalog.sqlite",
+                catalog,
                 max_deleted=0,
                 allow_deletes=True,
             )
-            chunks = snapshot_chunks(store, raw_docs, max_tokens=24, overlap=6, run_shards=one_by_one)
-            vectors, _ = snapshot_embeddings(store, chunks, MODEL, computer.home / "journals", live=True)
+            raw_docs = log.append(store, draft)
+            remember(catalog, raw_docs)
+            draft = prepare_chunks(store, raw_docs, max_tokens=24, overlap=6, run_shards=one_by_one)
+            chunks = log.append(store, draft)
+            draft, _ = prepare_embeddings(store, chunks, MODEL, computer.home / "journals", live=True)
+            vectors = log.append(store, draft)
             made = [raw_docs, chunks, vectors]
             assert made == [log.entry(store, asset, SOURCE, s.number) for asset, s in zip(ASSETS, made, strict=True)]
             return made
@@ -419,9 +424,9 @@ def content(snapshot: Snapshot) -> dict[str, Any]:
     return snapshot.model_dump(exclude={"number", "created_at"})
 
 
-def one_by_one(make: Callable[[Wanted], Part], wanted: Sequence[Wanted]) -> list[Part]:
+def one_by_one(work: Make[Task], store: Store, tasks: Sequence[Task]) -> list[Part]:
     """In a fixed order, so that what fails fails again."""
-    return [make(want) for want in wanted]
+    return [work(store, task) for task in tasks]
 
 
 @pytest.mark.parametrize("kind", [Folder, Lines])

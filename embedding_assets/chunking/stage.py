@@ -1,7 +1,10 @@
 """The chunks stage: every raw_docs part becomes the chunks part of the same shard."""
 
+from typing import NamedTuple
+
 from embedding_assets.chunking.chunks import STAGE_VERSION, chunk_documents
 from embedding_assets.snapshots import derivation, log
+from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.parts import read_part, write_part
@@ -9,17 +12,20 @@ from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 
 
-def snapshot_chunks(
-    store: Store,
-    raw_docs: Snapshot,
-    *,
-    max_tokens: int,
-    overlap: int,
-    run_shards: derivation.RunShards,
-    accept: derivation.Accept = lambda snapshot, made: None,
-) -> Snapshot:
-    """Commit the chunks of these documents, if `accept` does not raise; only shards whose documents changed are
-    read."""
+class ChunkTask(NamedTuple):
+    """One shard to be chunked."""
+
+    source: str
+    want: derivation.Wanted
+    documents: Part
+    max_tokens: int
+    overlap: int
+
+
+def prepare_chunks(
+    store: Store, raw_docs: Snapshot, *, max_tokens: int, overlap: int, run_shards: derivation.RunShards
+) -> Draft:
+    """Make the chunks of these documents; only shards whose documents changed are read."""
     source = raw_docs.source
     version = f"{STAGE_VERSION} max_tokens={max_tokens} overlap={overlap}"
     previous = log.head(store, CHUNKS, source)
@@ -28,24 +34,30 @@ def snapshot_chunks(
         derivation.Wanted(part.shard, part_key(CHUNKS, version, [part.key]), (part.key,)) for part in raw_docs.parts
     ]
     plan = derivation.plan(store, CHUNKS, source, wanted, previous)
-
-    def make(want: derivation.Wanted) -> Part:
-        documents = read_part(store, source, inputs[want.inputs[0]])
-        chunks = chunk_documents(source, documents, max_tokens=max_tokens, overlap=overlap)
-        return write_part(
-            store, chunks, asset=CHUNKS, source=source, shard=want.shard, key=want.key, inputs=want.inputs
-        )
-
-    parts = [*plan.kept, *run_shards(make, plan.missing)]
-    return derivation.commit(
-        store,
-        previous,
+    tasks = [ChunkTask(source, want, inputs[want.inputs[0]], max_tokens, overlap) for want in plan.missing]
+    parts = [*plan.kept, *run_shards(make_chunks, store, tasks)]
+    return prepare(
         asset=CHUNKS,
         source=source,
         version=version,
         shard_bits=raw_docs.shard_bits,
         parts=parts,
         counts={"chunks": sum(part.rows for part in parts)},
-        upstream={raw_docs.asset: raw_docs.root},
-        accept=accept,
+        upstream=[raw_docs],
+        after=previous,
+    )
+
+
+def make_chunks(store: Store, task: ChunkTask) -> Part:
+    """Chunk one shard's documents into its part."""
+    documents = read_part(store, task.source, task.documents)
+    chunks = chunk_documents(task.source, documents, max_tokens=task.max_tokens, overlap=task.overlap)
+    return write_part(
+        store,
+        chunks,
+        asset=CHUNKS,
+        source=task.source,
+        shard=task.want.shard,
+        key=task.want.key,
+        inputs=task.want.inputs,
     )

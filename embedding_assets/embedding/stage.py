@@ -30,6 +30,7 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.binary import vector_hashes
+from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.schemas import vectors
@@ -58,7 +59,7 @@ DeadLetter = dict[str, Any]
 error_class, reason, attempts."""
 
 
-def snapshot_embeddings(
+def prepare_embeddings(
     store: Store,
     chunks: Snapshot,
     binding: Binding,
@@ -71,9 +72,8 @@ def snapshot_embeddings(
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
     on_dead: Callable[[DeadLetter], None] = lambda letter: None,
-    accept: derivation.Accept = lambda snapshot, made: None,
-) -> tuple[Snapshot, Bought]:
-    """Commit the vectors of these chunks by one model; the snapshot, and what it cost.
+) -> tuple[Draft, Bought]:
+    """Make the vectors of these chunks by one model; the draft, and what it cost.
 
     Args:
         journals: folder of the journals of vectors that no part holds yet.
@@ -84,7 +84,6 @@ def snapshot_embeddings(
         stop: ends the run when it is set, with what is in flight delivered.
         on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
         on_dead: told of each new dead letter at once, whatever becomes of the run.
-        accept: raises if the snapshot must not be committed.
 
     Raises:
         BindingChanged: the slot is live and was filled by another model.
@@ -142,21 +141,19 @@ def snapshot_embeddings(
     parts = [*plan.kept, *made]
     dead = sorted({text_hash for part in parts for text_hash in part.dead})
     rows = sum(part.rows for part in parts)
-    snapshot = derivation.commit(
-        store,
-        previous,
+    draft = prepare(
         asset=asset,
         source=source,
         version=version,
         shard_bits=chunks.shard_bits,
         parts=parts,
         counts={f"vectors_{binding.slot}": rows, f"dead_{binding.slot}": len(dead)},
-        upstream={chunks.asset: chunks.root},
+        upstream=[chunks],
+        after=previous,
         rejected=[rejected[text_hash] for text_hash in dead],
         model=identity,
-        accept=accept,
     )
-    return snapshot, Bought(new, rows - new, usage)
+    return draft, Bought(new, rows - new, usage)
 
 
 def _index(journal: Journal, store: Store, source: str, parts: Iterable[Part], may_be_damaged: bool) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,7 +16,7 @@ from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots.slots import SLOTS, Slot
-from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.snapshots.stores import Store, opened
 from embedding_assets.sources.reader import Reader, open_reader
 
 
@@ -30,7 +29,7 @@ class Deployment:
 
     def store(self, region: str) -> Store:
         """The region's object store."""
-        return _opened(self.settings.regions[region].store)
+        return opened(self.settings.regions[region].store)
 
     @property
     def primary(self) -> Store:
@@ -90,8 +89,3 @@ class Deployment:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path):
             yield
-
-
-@lru_cache
-def _opened(url: str) -> Store:
-    return open_store(url)

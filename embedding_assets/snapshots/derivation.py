@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
-from embedding_assets.snapshots import log
 from embedding_assets.snapshots.keys import PartKey
 from embedding_assets.snapshots.parts import find_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
+from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 
 
@@ -18,10 +17,6 @@ class Wanted(NamedTuple):
     key: PartKey
     inputs: tuple[str, ...] = ()
     dead: tuple[str, ...] = ()
-
-
-Accept = Callable[[Snapshot, Sequence[Part]], None]
-"""Looks at a snapshot that is about to be committed, and at those of its parts that the last one had not."""
 
 
 @dataclass(frozen=True)
@@ -58,44 +53,14 @@ def plan(store: Store, asset: str, source: str, wanted: Iterable[Wanted], previo
     return Plan(tuple(kept), tuple(missing))
 
 
-def commit(
-    store: Store,
-    previous: Snapshot | None,
-    *,
-    asset: str,
-    source: str,
-    version: str,
-    shard_bits: int,
-    parts: Sequence[Part],
-    counts: dict[str, int],
-    upstream: dict[str, str],
-    rejected: Sequence[dict[str, object]] = (),
-    model: dict[str, object] | None = None,
-    accept: Accept = lambda snapshot, made: None,
-) -> Snapshot:
-    """Append the snapshot of these parts to the log, unless the log's head says the same already.
-
-    `accept` is called first, and raises where the snapshot must not be. What it refused it is asked again by the next
-    run, since the parts that nobody committed are found by name; so what is committed was accepted, whoever crashed.
-    """
-    ordered = sorted_parts(list(parts))
-    snapshot = Snapshot(
-        asset=asset,
-        source=source,
-        root=root_of_parts(ordered),
-        version=version,
-        shard_bits=shard_bits,
-        parts=ordered,
-        counts=counts,
-        rejected=tuple(rejected),
-        upstream=upstream,
-        model=model,
-        created_at="",
-    )
-    known = {part.key for part in previous.parts} if previous else set()
-    accept(snapshot, [part for part in ordered if part.key not in known])
-    return log.append(store, snapshot, after=previous)
+Task = TypeVar("Task")
+Make = Callable[[Store, Task], Part]
+"""Makes the part that a task names. It is a function of a module, and the task is a value of plain fields: both can be
+sent to another process, which opens the store by its URL."""
 
 
-RunShards = Callable[[Callable[[Wanted], Part], Sequence[Wanted]], list[Part]]
-"""How shards are worked on: calls the function once for each, in any order, and returns the parts."""
+class RunShards(Protocol):
+    """How shards are worked on: in this process, or by a queue's workers."""
+
+    def __call__(self, work: Make[Task], store: Store, tasks: Sequence[Task]) -> list[Part]:
+        """Call `work` once for each task, in any order; the parts in the order of the tasks."""

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.failpoints import failpoint
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
@@ -18,6 +19,11 @@ def head(store: Store, asset: str, source: str) -> Snapshot | None:
     """The current snapshot of an asset's source in this store; None before the first commit."""
     newest = max(numbers(store, asset, source), default=0)
     return entry(store, asset, source, newest) if newest else None
+
+
+def newest(store: Store, snapshot: Snapshot) -> Snapshot:
+    """The head of a snapshot's own log. What was read before a lock was waited for may be it no longer."""
+    return head(store, snapshot.asset, snapshot.source) or snapshot
 
 
 def numbers(store: Store, asset: str, source: str) -> list[int]:
@@ -45,33 +51,41 @@ def entry(store: Store, asset: str, source: str, number: int) -> Snapshot | None
         ) from error
 
 
-def append(store: Store, snapshot: Snapshot, *, after: Snapshot | None) -> Snapshot:
-    """Commit a snapshot that was derived while `after` was the head; the committed entry.
+def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Snapshot:
+    """Commit a draft; the committed entry.
 
-    A snapshot with the head's content is not written again. Of two writers racing with the same content, both get
+    A draft that says what the head says is not written again. Of two writers racing with the same content, both get
     the one entry.
 
+    Args:
+        derived_in: the store with the logs of its upstream, where that is another one.
+
     Raises:
-        CommitConflict: another writer committed another content since `after`.
+        CommitConflict: another writer committed another content since the draft was begun, or its upstream moved on.
     """
-    if after is not None and snapshot.same_content(after):
-        return after
-    number = (after.number if after else 0) + 1
-    committed = snapshot.model_copy(
-        update={"number": number, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
-    )
+    if draft.after is not None and draft.after.same_content(draft):
+        return draft.after
+    for asset, root in draft.upstream.items():
+        upstream = head(derived_in or store, asset, draft.source)
+        if upstream is None or upstream.root != root:
+            raise CommitConflict(
+                f"{draft.asset} of source {draft.source} was derived from {asset} {root[:12]}…, and another run has "
+                "committed a newer one since. Nothing is lost; run again to build on it."
+            )
+    number = (draft.after.number if draft.after else 0) + 1
+    committed = draft.numbered(number, datetime.now(UTC).isoformat(timespec="seconds"))
     failpoint("before-log")
     written = store.put_if_absent(
-        entry_path(snapshot.asset, snapshot.source, number), committed.model_dump_json(indent=1).encode()
+        entry_path(draft.asset, draft.source, number), committed.model_dump_json(indent=1).encode()
     )
     failpoint("after-log")
     if written:
         return committed
-    current = head(store, snapshot.asset, snapshot.source)
-    if current is not None and current.same_content(snapshot):
+    current = head(store, draft.asset, draft.source)
+    if current is not None and current.same_content(draft):
         return current
     raise CommitConflict(
-        f"{snapshot.asset} of source {snapshot.source}: another run committed snapshot {number} first, with other "
+        f"{draft.asset} of source {draft.source}: another run committed snapshot {number} first, with other "
         "content. Nothing is lost; run again to build on it."
     )
 

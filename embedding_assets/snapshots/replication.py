@@ -3,19 +3,19 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import pyarrow.parquet as pq
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.derivation import commit
+from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.failpoints import failpoint
 from embedding_assets.snapshots.keys import Root
 from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
 from embedding_assets.snapshots.parts import PartDamaged, read_bytes
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
-from embedding_assets.snapshots.stores import Store
+from embedding_assets.snapshots.stores import Store, opened
 
 VERSION = "replica-1"
 
@@ -24,14 +24,26 @@ class Behind(TransientError):
     """The embeddings were not derived from the current chunks; the source's own run has to finish first."""
 
 
-def replicate(
-    primary: Store,
-    region: Store,
-    source: str,
-    upstream: Sequence[Snapshot],
-    run_copies: Callable[[Callable[[Part], int], Sequence[Part]], list[int]],
-) -> tuple[Snapshot, int, int]:
-    """Bring a region's store in step with snapshots of the primary: (the replica's snapshot, parts, bytes copied).
+class CopyTask(NamedTuple):
+    """One part to be copied into the region's store."""
+
+    primary: str
+    """URL of the store that has it."""
+    source: str
+    part: Part
+
+
+class RunCopies(Protocol):
+    """How parts are copied: in this process, or by a queue's workers."""
+
+    def __call__(self, work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]) -> list[int]:
+        """Call `work` once for each task, in any order; the results in the order of the tasks."""
+
+
+def prepare_replica(
+    primary: Store, region: Store, source: str, upstream: Sequence[Snapshot], run_copies: RunCopies
+) -> tuple[Draft, int, int]:
+    """Copy what a region's store lacks of these snapshots of the primary: (the draft, parts, bytes copied).
 
     `upstream` is chunks and the embeddings derived from them. Every byte is verified against the hash that the
     primary's snapshot recorded, also what the region had already under that name.
@@ -48,22 +60,36 @@ def replicate(
                 f"Cure: materialize {snapshot.asset} of this source, then this partition again."
             )
     previous = log.head(region, REPLICA, source)
-    parts = sorted_parts([part for snapshot in upstream for part in snapshot.parts])
+    parts = [part for snapshot in upstream for part in snapshot.parts]
     held = set(previous.parts) if previous else set()
-    lacking = [part for part in parts if part not in held]
-    copied = run_copies(lambda part: _copy(primary, region, source, part), lacking)
-    replica = commit(
-        region,
-        previous,
+    tasks = [CopyTask(primary.url, source, part) for part in sorted_parts(parts) if part not in held]
+    copied = run_copies(copy_part, region, tasks)
+    draft = prepare(
         asset=REPLICA,
         source=source,
         version=VERSION,
         shard_bits=chunks.shard_bits,
         parts=parts,
         counts={name: value for snapshot in upstream for name, value in snapshot.counts.items()},
-        upstream={snapshot.asset: snapshot.root for snapshot in upstream},
+        upstream=upstream,
+        after=previous,
     )
-    return replica, sum(1 for size in copied if size), sum(copied)
+    return draft, sum(1 for size in copied if size), sum(copied)
+
+
+def copy_part(region: Store, task: CopyTask) -> int:
+    """Copy one part; the bytes written, 0 where the region has it already."""
+    primary, path = opened(task.primary), task.part.path(task.source)
+    if primary.url == region.url:
+        read_bytes(region, task.source, task.part)
+        return 0
+    data = read_bytes(primary, task.source, task.part)
+    failpoint("before-copy")
+    if region.put_if_absent(path, data):
+        failpoint("after-copy")
+        return len(data)
+    region.keep_young(path, read_bytes(region, task.source, task.part))
+    return 0
 
 
 def current(region: Store, source: str) -> Snapshot:
@@ -84,20 +110,6 @@ def target(primary: Store, source: str) -> Root | None:
         return None
     parts = [part for found in (chunks, *embeddings) if found is not None for part in found.parts]
     return root_of_parts(sorted_parts(parts))
-
-
-def _copy(primary: Store, region: Store, source: str, part: Part) -> int:
-    """Copy one part; the bytes written, 0 where the region has it already."""
-    if primary.url == region.url:
-        read_bytes(region, source, part)
-        return 0
-    data = read_bytes(primary, source, part)
-    failpoint("before-copy")
-    if region.put_if_absent(part.path(source), data):
-        failpoint("after-copy")
-        return len(data)
-    region.keep_young(part.path(source), read_bytes(region, source, part))
-    return 0
 
 
 class Harm(NamedTuple):

@@ -1,6 +1,6 @@
 """The snapshot format: frozen models that are the JSON in a store, validated at the door (see docs/format.md)."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -39,14 +39,27 @@ def part_path(asset: str, source: str, key: PartKey) -> str:
     return f"parts/{asset}/{source}/{key}.parquet"
 
 
+class Content(Protocol):
+    """What readers get of a snapshot: all but its place in the log."""
+
+    @property
+    def root(self) -> str: ...
+    @property
+    def parts(self) -> "tuple[Part, ...]": ...
+    @property
+    def rejected(self) -> tuple[dict[str, Any], ...]: ...
+    @property
+    def upstream(self) -> dict[str, str]: ...
+
+
 class Snapshot(_Frozen):
     """The immutable list of a stage's parts for one source. `root` names its content, `number` its place in the log."""
 
     format: Literal[1] = FORMAT
     asset: str
     source: str
-    number: int = 0
-    """Place in the snapshot log, from 1; 0 until it is appended."""
+    number: int = Field(ge=1)
+    """Place in the snapshot log, from 1."""
     root: Hex
     version: str
     """The stage's version: its code, and the settings that decide its rows."""
@@ -64,9 +77,14 @@ class Snapshot(_Frozen):
     created_at: str
     """When it was committed, ISO 8601 UTC. Not part of the root."""
 
-    def same_content(self, other: "Snapshot") -> bool:
+    def same_content(self, other: "Content") -> bool:
         """Whether committing one after the other would change nothing for any reader."""
-        return self.root == other.root and self.rejected == other.rejected and self.upstream == other.upstream
+        return (
+            self.root == other.root
+            and self.parts == other.parts
+            and self.rejected == other.rejected
+            and self.upstream == other.upstream
+        )
 
     def parts_of(self, asset: str) -> tuple[Part, ...]:
         return tuple(part for part in self.parts if part.asset == asset)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -124,6 +125,12 @@ def open_store(url: str) -> Store:
     if parts.scheme == "gs":
         return Store(url, GCSStore(parts.netloc, prefix=parts.path.strip("/") or None))
     raise PermanentError(f"store {url}: unknown kind. Cure: use file://, s3://bucket/prefix or gs://bucket/prefix.")
+
+
+@lru_cache
+def opened(url: str) -> Store:
+    """The store at a URL, opened once in this process. Raises as `open_store`."""
+    return open_store(url)
 
 
 def _folder(url: str) -> LocalStore:

@@ -16,6 +16,7 @@ import pyarrow as pa
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.changes import covering
+from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key, shard_bits
 from embedding_assets.snapshots.names import RAW_DOCS
 from embedding_assets.snapshots.parts import read_part, write_part
@@ -45,7 +46,7 @@ class Looked(NamedTuple):
     parts_written: int
 
 
-def snapshot_source(
+def prepare_source(
     store: Store,
     source: str,
     reader: Reader,
@@ -55,8 +56,10 @@ def snapshot_source(
     allow_deletes: bool,
     again: Collection[str] = (),
     on_item: Callable[[int], None] = lambda read: None,
-) -> tuple[Snapshot, Looked]:
-    """Commit the source's documents as they are now; the snapshot, and what the look at the source cost.
+) -> tuple[Draft, Looked]:
+    """Make the source's documents as they are now; the draft, and what the look at the source cost.
+
+    Once it is committed, `remember` it: else the next look reads the source anew.
 
     Args:
         catalog: the file that remembers the last look; losing it costs reading the source once.
@@ -66,18 +69,24 @@ def snapshot_source(
         on_item: told the number of items read so far.
 
     Raises:
-        MassDelete: more documents are gone than allowed. Nothing was committed.
+        MassDelete: more documents are gone than allowed.
     """
     with open_catalog(catalog) as known:
         previous = log.head(store, RAW_DOCS, source)
         try:
-            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
+            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
         except _CatalogStale:
             known.reset("stale", "")
-            return _snapshot(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
+            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
 
 
-def _snapshot(
+def remember(catalog: Path, committed: Snapshot) -> None:
+    """Keep what the last look saw, now that its documents are in this snapshot's parts."""
+    with open_catalog(catalog) as known:
+        known.committed(committed.root)
+
+
+def _prepare(
     store: Store,
     source: str,
     reader: Reader,
@@ -87,7 +96,7 @@ def _snapshot(
     allow_deletes: bool,
     again: Collection[str],
     on_item: Callable[[int], None],
-) -> tuple[Snapshot, Looked]:
+) -> tuple[Draft, Looked]:
     catalog.reset(reader.version, previous.root if previous else "")
     items, read = _look(reader, catalog, again, on_item)
     documents, text_bytes = catalog.totals()
@@ -101,20 +110,18 @@ def _snapshot(
         reason = f"the id was taken by a document in {first}"
         doubled = reject("doubled_id", reason, source=source, item=item, position=line, document_id=document_id)
         rejected.append(doubled.as_json())
-    snapshot = derivation.commit(
-        store,
-        previous,
+    draft = prepare(
         asset=RAW_DOCS,
         source=source,
         version=VERSION,
         shard_bits=bits,
         parts=[*plan.kept, *made],
         counts={"documents": documents, "text_bytes": text_bytes},
-        upstream={},
+        upstream=[],
+        after=previous,
         rejected=rejected,
     )
-    catalog.committed(snapshot.root)
-    return snapshot, Looked(items, read, len(made))
+    return draft, Looked(items, read, len(made))
 
 
 def _look(reader: Reader, catalog: Catalog, again: Collection[str], on_item: Callable[[int], None]) -> tuple[int, int]:

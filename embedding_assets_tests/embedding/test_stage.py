@@ -19,9 +19,10 @@ import pyarrow as pa
 import pytest
 
 from embedding_assets.embedding.engine.engine import Usage
-from embedding_assets.embedding.stage import BindingChanged, Bought, snapshot_embeddings
+from embedding_assets.embedding.stage import BindingChanged, Bought, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.snapshots import derivation, log
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.draft import prepare
 from embedding_assets.snapshots.garbage import collect
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
@@ -48,17 +49,17 @@ class Pipeline:
 
     def chunks(self, *shards: Sequence[str]) -> Snapshot:
         """Commit chunks with these texts: a document a shard."""
-        return derivation.commit(
-            self.store,
-            log.head(self.store, "chunks", SOURCE),
+        draft = prepare(
             asset="chunks",
             source=SOURCE,
             version="1",
             shard_bits=5,
             parts=[self.chunks_part(shard, texts) for shard, texts in enumerate(shards) if texts],
             counts={"chunks": sum(map(len, shards))},
-            upstream={},
+            upstream=[],
+            after=log.head(self.store, "chunks", SOURCE),
         )
+        return log.append(self.store, draft)
 
     def chunks_part(self, shard: int, texts: Sequence[str]) -> Part:
         rows = [
@@ -82,7 +83,8 @@ class Pipeline:
 
     def embed(self, chunks: Snapshot, live: bool = True, **binding: Any) -> tuple[Snapshot, Bought]:
         bound = self.standin.binding(**{"max_items": 4, **binding})
-        return snapshot_embeddings(self.store, chunks, bound, self.home / "journals", live=live)
+        draft, bought = prepare_embeddings(self.store, chunks, bound, self.home / "journals", live=live)
+        return log.append(self.store, draft), bought
 
     def assert_holds(self, snapshot: Snapshot, *shards: Sequence[str | None]) -> None:
         """Each shard has the vectors of these texts in this order, null for None."""

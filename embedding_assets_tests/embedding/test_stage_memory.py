@@ -12,8 +12,9 @@ import pytest
 
 from embedding_assets.embedding.engine import engine
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.stage import snapshot_embeddings
-from embedding_assets.snapshots import derivation
+from embedding_assets.embedding.stage import prepare_embeddings
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.draft import prepare
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import write_part
 from embedding_assets.snapshots.schemas import CHUNKS
@@ -70,17 +71,17 @@ def chunks_part(store: Store, shard: int) -> Part:
 
 def main(folder: Path, shards: int) -> None:
     store = open_store((folder / "store").as_uri())
-    chunks = derivation.commit(
-        store,
-        None,
+    draft = prepare(
         asset="chunks",
         source="big",
         version="1",
         shard_bits=8,
         parts=[chunks_part(store, shard) for shard in range(shards)],
         counts={"chunks": shards * SHARD},
-        upstream={},
+        upstream=[],
+        after=None,
     )
+    chunks = log.append(store, draft)
     binding = Binding.model_validate(
         {
             "slot": "v1",
@@ -95,7 +96,7 @@ def main(folder: Path, shards: int) -> None:
     provider.dimensions = DIMENSIONS
     provider.rows = np.ascontiguousarray(Prompt.rows[:, :DIMENSIONS])
     with mock.patch.object(engine, "open_provider", return_value=provider):
-        _, bought = snapshot_embeddings(store, chunks, binding, folder / "journals", live=True)
+        _, bought = prepare_embeddings(store, chunks, binding, folder / "journals", live=True)
     assert bought.new == shards * SHARD
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) // 1024)

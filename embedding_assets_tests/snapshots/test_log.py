@@ -1,5 +1,6 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from threading import Barrier
 from typing import Any
@@ -11,19 +12,23 @@ from obstore.store import MemoryStore
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.log import CommitConflict, entry_path
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents
-from embedding_assets_tests.support.shards import SOURCE, snapshot_of
+from embedding_assets_tests.support.shards import SOURCE, draft_of
 
 PATH = entry_path("raw_docs", SOURCE, 1)
 
 
-def snapshot(content: int, **changes: Any) -> Snapshot:
-    """A snapshot whose root is that of this content."""
-    part = Part(asset="raw_docs", shard=0, key=f"{content:064x}", rows=1, bytes=1, sha256="0" * 64)
-    return snapshot_of([part]).model_copy(update=changes)
+def part_of(content: int) -> Part:
+    return Part(asset="raw_docs", shard=0, key=f"{content:064x}", rows=1, bytes=1, sha256="0" * 64)
+
+
+def draft(content: int, after: Snapshot | None = None, **changes: Any) -> Draft:
+    """A draft whose root is that of this content."""
+    return replace(draft_of([part_of(content)], after=after), **changes)
 
 
 def test_a_log_begins_empty(store: Store) -> None:
@@ -34,19 +39,19 @@ def test_a_log_begins_empty(store: Store) -> None:
 def test_the_newest_entry_is_the_head_and_the_others_stay(store: Store) -> None:
     head = None
     for content in range(12):
-        head = log.append(store, snapshot(content), after=head)
+        head = log.append(store, draft(content, head))
 
     assert log.numbers(store, "raw_docs", SOURCE) == list(range(1, 13))
     assert log.head(store, "raw_docs", SOURCE) == head
     assert head is not None
-    assert (head.number, head.root) == (12, snapshot(11).root)
+    assert (head.number, head.root) == (12, draft(11).root)
     fifth = log.entry(store, "raw_docs", SOURCE, 5)
     assert fifth is not None
-    assert fifth.same_content(snapshot(4))
+    assert fifth.same_content(draft(4))
 
 
 def test_an_entry_knows_its_number_and_the_time_of_its_commit(store: Store) -> None:
-    committed = log.append(store, snapshot(1), after=None)
+    committed = log.append(store, draft(1))
 
     assert committed.number == 1
     assert committed.created_at.endswith("+00:00")
@@ -54,22 +59,39 @@ def test_an_entry_knows_its_number_and_the_time_of_its_commit(store: Store) -> N
 
 
 def test_committing_the_same_content_again_writes_nothing(store: Store) -> None:
-    committed = log.append(store, snapshot(1), after=None)
+    committed = log.append(store, draft(1))
     before = contents(store)
 
-    assert log.append(store, snapshot(1), after=committed) == committed
+    assert log.append(store, draft(1, committed)) == committed
 
     assert contents(store) == before
 
 
-@pytest.mark.parametrize("changes", [{"rejected": ({"item": "a"},)}, {"upstream": {"chunks": "ab"}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"rejected": ({"item": "a"},)}, {"parts": (part_of(1).model_copy(update={"sha256": "1" * 64}),)}],
+    ids=["rejected", "bytes"],
+)
 def test_what_readers_see_besides_the_root_is_content_too(store: Store, changes: dict[str, Any]) -> None:
-    committed = log.append(store, snapshot(1), after=None)
+    committed = log.append(store, draft(1))
 
-    again = log.append(store, snapshot(1, **changes), after=committed)
+    again = log.append(store, draft(1, committed, **changes))
 
     assert again.number == 2
     assert log.head(store, "raw_docs", SOURCE) == again
+
+
+def test_what_was_derived_from_a_superseded_upstream_is_not_committed(store: Store) -> None:
+    """Another run has committed newer documents, and perhaps their chunks, since this one read them."""
+    documents = log.append(store, draft(1))
+    stale = draft(5, None, asset="chunks", upstream={"raw_docs": documents.root})
+    newer = log.append(store, draft(2, documents))
+
+    with pytest.raises(CommitConflict, match="another run has committed a newer one since"):
+        log.append(store, stale)
+
+    assert log.head(store, "chunks", SOURCE) is None
+    assert log.append(store, replace(stale, upstream={"raw_docs": newer.root})).number == 1
 
 
 def race(store: Store, contents: list[int]) -> list[Snapshot | CommitConflict]:
@@ -79,7 +101,7 @@ def race(store: Store, contents: list[int]) -> list[Snapshot | CommitConflict]:
     def commit(content: int) -> Snapshot | CommitConflict:
         barrier.wait()
         try:
-            return log.append(store, snapshot(content), after=None)
+            return log.append(store, draft(content))
         except CommitConflict as conflict:
             return conflict
 
@@ -120,12 +142,12 @@ def test_any_interleaving_of_writers_leaves_one_history(steps: list[tuple[int, i
             continue
         base = read.get(writer)
         try:
-            committed = log.append(store, snapshot(content), after=base)
+            committed = log.append(store, draft(content, base))
         except CommitConflict:
             assert history[-1] != base
-            assert not history[-1].same_content(snapshot(content))
+            assert not history[-1].same_content(draft(content))
             continue
-        assert committed.same_content(snapshot(content))
+        assert committed.same_content(draft(content))
         if committed not in history:
             # It is new, so nothing came between what its writer had read and itself.
             assert (history[-1] if history else None) == base
@@ -142,7 +164,7 @@ def test_any_interleaving_of_writers_leaves_one_history(steps: list[tuple[int, i
     ids=["format", "unknown field", "root", "parts"],
 )
 def test_an_entry_of_another_format_is_refused_with_a_cure(store: Store, change: dict[str, object]) -> None:
-    store.put_if_absent(PATH, json.dumps(snapshot(1).model_dump(mode="json") | change).encode())
+    store.put_if_absent(PATH, json.dumps(draft(1).numbered(1, "").model_dump(mode="json") | change).encode())
 
     with pytest.raises(PermanentError) as refused:
         log.head(store, "raw_docs", SOURCE)
@@ -152,7 +174,7 @@ def test_an_entry_of_another_format_is_refused_with_a_cure(store: Store, change:
 
 
 def test_half_an_entry_is_refused(store: Store) -> None:
-    store.put_if_absent(PATH, snapshot(1).model_dump_json().encode()[:100])
+    store.put_if_absent(PATH, draft(1).numbered(1, "").model_dump_json().encode()[:100])
 
     with pytest.raises(PermanentError, match=r"is no snapshot that this version can read"):
         log.head(store, "raw_docs", SOURCE)

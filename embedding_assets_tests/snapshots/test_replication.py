@@ -14,8 +14,17 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.failpoints import VARIABLE
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.parts import PartDamaged
-from embedding_assets.snapshots.replication import Behind, Harm, current, harmed, replicate, target
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.replication import (
+    Behind,
+    CopyTask,
+    Harm,
+    RunCopies,
+    current,
+    harmed,
+    prepare_replica,
+    target,
+)
+from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
 from embedding_assets_tests.support.shards import SOURCE, commit, write
@@ -25,12 +34,15 @@ ASSETS = ("chunks", "embeddings_v1", "embeddings_v2")
 REPLICATOR = """
 import sys
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.replication import replicate
+from embedding_assets.snapshots.replication import prepare_replica
 from embedding_assets.snapshots.stores import open_store
 
 primary, region = open_store(sys.argv[1]), open_store(sys.argv[2])
 upstream = [log.head(primary, asset, sys.argv[3]) for asset in ("chunks", "embeddings_v1", "embeddings_v2")]
-replicate(primary, region, sys.argv[3], upstream, lambda copy, parts: [copy(part) for part in parts])
+draft, *_ = prepare_replica(
+    primary, region, sys.argv[3], upstream, lambda work, store, tasks: [work(store, task) for task in tasks]
+)
+log.append(region, draft, derived_in=primary)
 """
 
 
@@ -55,12 +67,13 @@ class Regions(NamedTuple):
             self.primary, parts, log.head(self.primary, asset, SOURCE), asset=asset, upstream={"chunks": chunks.root}
         )
 
-    def replicate(self, upstream: Sequence[Snapshot]) -> tuple[Snapshot, int, int]:
-        return replicate(self.primary, self.region, SOURCE, upstream, one_by_one)
+    def replicate(self, upstream: Sequence[Snapshot], run_copies: RunCopies | None = None) -> tuple[Snapshot, int, int]:
+        draft, parts, size = prepare_replica(self.primary, self.region, SOURCE, upstream, run_copies or one_by_one)
+        return log.append(self.region, draft, derived_in=self.primary), parts, size
 
 
-def one_by_one(copy: Callable[[Part], int], parts: Sequence[Part]) -> list[int]:
-    return [copy(part) for part in parts]
+def one_by_one(work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]) -> list[int]:
+    return [work(store, task) for task in tasks]
 
 
 @pytest.fixture
@@ -235,12 +248,14 @@ def test_a_part_that_the_region_had_already_is_kept_from_garbage_collection(tmp_
 def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:
     upstream = regions.derive([{"a": "1"}, {"b": "2"}])
 
-    def while_another_does_it(copy: Callable[[Part], int], parts: Sequence[Part]) -> list[int]:
-        copied = [copy(part) for part in parts]
+    def while_another_does_it(
+        work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]
+    ) -> list[int]:
+        copied = one_by_one(work, store, tasks)
         regions.replicate(upstream)
         return copied
 
-    replica, _, _ = replicate(regions.primary, regions.region, SOURCE, upstream, while_another_does_it)
+    replica, _, _ = regions.replicate(upstream, while_another_does_it)
 
     assert replica == current(regions.region, SOURCE)
     assert log.numbers(regions.region, REPLICA, SOURCE) == [1]

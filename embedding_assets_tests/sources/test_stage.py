@@ -18,7 +18,7 @@ from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.options import FilesOptions, JsonlOptions
 from embedding_assets.sources.reader import Reader, open_reader
-from embedding_assets.sources.stage import Looked, MassDelete, snapshot_source
+from embedding_assets.sources.stage import Looked, MassDelete, prepare_source, remember
 
 SOURCE = "handbook"
 
@@ -53,14 +53,13 @@ class Source:
     def snapshot(
         self, kind: str = "files", max_deleted: float = 1, allow_deletes: bool = False
     ) -> tuple[Snapshot, Looked]:
-        return snapshot_source(
-            self.store,
-            SOURCE,
-            self.reader(kind),
-            self.root / "catalog.sqlite",
-            max_deleted=max_deleted,
-            allow_deletes=allow_deletes,
+        catalog = self.root / "catalog.sqlite"
+        draft, looked = prepare_source(
+            self.store, SOURCE, self.reader(kind), catalog, max_deleted=max_deleted, allow_deletes=allow_deletes
         )
+        snapshot = log.append(self.store, draft)
+        remember(catalog, snapshot)
+        return snapshot, looked
 
     def texts(self) -> dict[str, str]:
         """The head's documents."""

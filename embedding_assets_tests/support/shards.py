@@ -4,10 +4,11 @@ from collections.abc import Mapping
 
 import pyarrow as pa
 
-from embedding_assets.snapshots import derivation
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.keys import document_bucket, part_key, shard_of
 from embedding_assets.snapshots.parts import write_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
+from embedding_assets.snapshots.snapshot import Part, Snapshot, sorted_parts
 from embedding_assets.snapshots.stores import Store
 
 SOURCE = "handbook"
@@ -33,22 +34,22 @@ def write_shards(store: Store, contents: Mapping[str, str], bits: int, asset: st
     return [write(store, rows, asset=asset, shard=shard) for shard, rows in shards.items()]
 
 
-def snapshot_of(
-    parts: list[Part], *, asset: str = "raw_docs", bits: int = 0, upstream: dict[str, str] | None = None
-) -> Snapshot:
-    """A snapshot that is in no log yet."""
-    ordered = sorted_parts(parts)
-    return Snapshot(
-        asset=asset,
-        source=SOURCE,
-        root=root_of_parts(ordered),
-        version="1",
-        shard_bits=bits,
-        parts=ordered,
-        counts={},
-        upstream=upstream or {},
-        created_at="",
-    )
+def draft_of(
+    parts: list[Part],
+    *,
+    asset: str = "raw_docs",
+    bits: int = 0,
+    after: Snapshot | None = None,
+    upstream: dict[str, str] | None = None,
+) -> Draft:
+    """A draft of these parts."""
+    counts = {f"rows_{asset}": sum(part.rows for part in parts)}
+    return Draft(asset, SOURCE, "1", bits, sorted_parts(parts), counts, upstream or {}, after)
+
+
+def snapshot_of(parts: list[Part], *, asset: str = "raw_docs", bits: int = 0) -> Snapshot:
+    """A log's first entry that no log has."""
+    return draft_of(parts, asset=asset, bits=bits).numbered(1, "2026-11-01T00:00:00+00:00")
 
 
 def commit(
@@ -59,14 +60,4 @@ def commit(
     asset: str = "raw_docs",
     upstream: dict[str, str] | None = None,
 ) -> Snapshot:
-    return derivation.commit(
-        store,
-        previous,
-        asset=asset,
-        source=SOURCE,
-        version="1",
-        shard_bits=0,
-        parts=parts,
-        counts={f"rows_{asset}": sum(part.rows for part in parts)},
-        upstream=upstream or {},
-    )
+    return log.append(store, draft_of(parts, asset=asset, after=previous, upstream=upstream))

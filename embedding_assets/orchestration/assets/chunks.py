@@ -1,15 +1,16 @@
 """The second asset: documents cut into chunks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final
 
 import dagster as dg
 
-from embedding_assets.chunking.stage import snapshot_chunks
+from embedding_assets.chunking.stage import prepare_chunks
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.names import CHUNKS
@@ -40,28 +41,20 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         chunking = deployment.settings.sources[source].chunking
-        checks: list[dg.AssetCheckResult] = []
-        made: list[Part] = []
-
-        def accept(snapshot: Snapshot, added: Sequence[Part]) -> None:
-            made.extend(added)
-            checks.append(inline.offsets_reproduce_text(store, raw_docs, snapshot, added))
-            inline.require(snapshot, added, checks)
-
         with domain_errors(context), deployment.sole_writer(CHUNKS, source):
+            documents = log.newest(store, raw_docs)
             previous = log.head(store, CHUNKS, source)
-            try:
-                snapshot = snapshot_chunks(
-                    store,
-                    raw_docs,
-                    max_tokens=chunking.max_tokens,
-                    overlap=chunking.overlap,
-                    run_shards=in_process,
-                    accept=accept,
-                )
-            except inline.CheckFailed:
-                yield from checks
-                raise
+            draft = prepare_chunks(
+                store,
+                documents,
+                max_tokens=chunking.max_tokens,
+                overlap=chunking.overlap,
+                run_shards=in_process,
+            )
+            made = draft.made
+            checks = [inline.offsets_reproduce_text(store, documents, draft)]
+            yield from judged(draft, checks)
+            snapshot = log.append(store, draft)
             seconds = watch.seconds
             changes = metadata.changes(
                 context.log, lambda: count_changes(store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)

@@ -1,7 +1,7 @@
 """The embeddings assets: one factory, one asset a model version."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import dagster as dg
@@ -11,17 +11,18 @@ from numpy.typing import NDArray
 from embedding_assets.embedding.engine.engine import Budget
 from embedding_assets.embedding.engine.figures import Progress
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.stage import STAGE, Bought, snapshot_embeddings
+from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, drained_on_signal, snapshot_asset
 from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.resources.progress import ProgressDisplay
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.slots import Slot, asset_of
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Snapshot
 
 # A picture of more is no clearer, and each source costs reading a part (24 MB at 1,536 dimensions); the principal
 # directions of so many vectors take a second or two.
@@ -64,20 +65,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         binding = deployment.binding(slot)
         settings = deployment.settings
-        checks: list[dg.AssetCheckResult] = []
-        lengths = np.zeros(0)
         pace: list[tuple[float, int]] = [(0.0, 0)]
-
-        def accept(snapshot: Snapshot, made: Sequence[Part]) -> None:
-            nonlocal lengths
-            norms = [
-                inline.norms_of(read_part(store, source, part, ["embedding"]).column("embedding"), binding.dimensions)
-                for part in made
-            ]
-            lengths = np.concatenate([lengths, *norms])
-            checks.append(inline.normalization(lengths))
-            checks.append(inline.vectors_complete(store, chunks, snapshot, made))
-            inline.require(snapshot, made, checks)
 
         def show(now: Progress, settled: int, total: int) -> None:
             pace.append((now.seconds, now.texts))
@@ -89,24 +77,24 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             dead_letters.desk(deployment, source, STAGE, slot, context.log.warning) as desk,
             drained_on_signal(context) as stop,
         ):
-            try:
-                snapshot, bought = snapshot_embeddings(
-                    store,
-                    chunks,
-                    binding,
-                    deployment.journals,
-                    live=settings.live_model == slot,
-                    known_dead=desk.known,
-                    replay=desk.replayed,
-                    budget=Budget(**settings.run_budget.model_dump()),
-                    stop=stop,
-                    on_progress=show,
-                    on_dead=desk.found,
-                    accept=accept,
-                )
-            except inline.CheckFailed:
-                yield from checks
-                raise
+            cut = log.newest(store, chunks)
+            draft, bought = prepare_embeddings(
+                store,
+                cut,
+                binding,
+                deployment.journals,
+                live=settings.live_model == slot,
+                known_dead=desk.known,
+                replay=desk.replayed,
+                budget=Budget(**settings.run_budget.model_dump()),
+                stop=stop,
+                on_progress=show,
+                on_dead=desk.found,
+            )
+            lengths = inline.lengths_of(store, draft, binding.dimensions)
+            checks = [inline.normalization(lengths), inline.vectors_complete(store, cut, draft)]
+            yield from judged(draft, checks)
+            snapshot = log.append(store, draft)
             desk.settle(snapshot)
             standing = desk.standing(snapshot.rejected)
             checks.append(inline.nothing_rejected(standing, snapshot, settings.sources[source].max_rejected))

@@ -1,5 +1,7 @@
 """The first asset: a source's documents, read, validated and hashed."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from embedding_assets.operations import dead_letters
@@ -7,10 +9,11 @@ from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.names import RAW_DOCS
-from embedding_assets.sources.stage import snapshot_source
+from embedding_assets.sources.stage import prepare_source, remember
 
 
 class RawDocsConfig(dg.Config):
@@ -40,7 +43,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     )
     def raw_docs(
         context: dg.AssetExecutionContext, config: RawDocsConfig, deployment: dg.ResourceParam[Deployment]
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """The source's documents as they are now: read, validated, normalised to text and hashed.
 
         Only files that look changed are read. What can't be used is listed with its cure, and the rest goes on.
@@ -52,17 +55,22 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             deployment.sole_writer(RAW_DOCS, source),
             dead_letters.desk(deployment, source, RAW_DOCS, None, context.log.warning) as desk,
         ):
-            previous = log.head(store, RAW_DOCS, source)
-            snapshot, looked = snapshot_source(
+            previous, catalog = log.head(store, RAW_DOCS, source), deployment.catalog(source)
+            draft, looked = prepare_source(
                 store,
                 source,
                 deployment.reader(source),
-                deployment.catalog(source),
+                catalog,
                 max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
                 again={entry["item"] for entry in (previous.rejected if previous else ()) if desk.is_replayed(entry)},
             )
+            checks = [inline.documents_complete(draft)]
+            yield from judged(draft, checks)
+            snapshot = log.append(store, draft)
+            remember(catalog, snapshot)
             desk.settle(snapshot)
+            checks.append(inline.nothing_rejected(desk.standing(snapshot.rejected), snapshot, settings.max_rejected))
             seconds = watch.seconds
             changes = metadata.changes(
                 context.log, lambda: count_changes(store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
@@ -73,14 +81,11 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             **metadata.rate("items_per_second", looked.items, seconds),
             "parts_written": looked.parts_written,
         }
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
             metadata=metadata.of_snapshot(snapshot, did, seconds),
-            check_results=[
-                inline.documents_complete(snapshot),
-                inline.nothing_rejected(desk.standing(snapshot.rejected), snapshot, settings.max_rejected),
-            ],
+            check_results=checks,
         )
 
     return raw_docs

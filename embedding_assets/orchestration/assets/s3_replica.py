@@ -1,14 +1,18 @@
 """The replica: a region's store brought in step with the primary's."""
 
+from collections.abc import Iterator
+
 import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
+from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.partitions import region_and_source
+from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA
-from embedding_assets.snapshots.replication import replicate
+from embedding_assets.snapshots.replication import prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.work.pool import in_process
 
@@ -33,28 +37,27 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         embeddings_v1: Snapshot,
         embeddings_v2: Snapshot,
         deployment: dg.ResourceParam[Deployment],
-    ) -> dg.MaterializeResult:
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """The parts of chunks and both models' vectors, in the region's own store; only what it lacks is copied."""
         region, source = region_and_source(context.partition_key)
-        watch, upstream = Stopwatch(), (chunks, embeddings_v1, embeddings_v2)
+        watch, primary, store = Stopwatch(), deployment.primary, deployment.store(region)
         with domain_errors(context), deployment.sole_writer(REPLICA, region, source):
-            snapshot, parts, copied = replicate(
-                deployment.primary, deployment.store(region), source, upstream, in_process
-            )
+            upstream = [log.newest(primary, snapshot) for snapshot in (chunks, embeddings_v1, embeddings_v2)]
+            draft, parts, copied = prepare_replica(primary, store, source, upstream, in_process)
+            checks = [inline.replica_parity(draft, upstream), inline.models_cover_same_chunks(draft)]
+            yield from judged(draft, checks)
+            snapshot = log.append(store, draft, derived_in=primary)
         seconds = watch.seconds
         did = {
             "parts_copied": parts,
             "bytes_copied": copied,
             **metadata.rate("megabytes_per_second", copied / 1e6, seconds),
         }
-        return dg.MaterializeResult(
+        yield dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
             metadata=metadata.of_snapshot(snapshot, did, seconds),
-            check_results=[
-                inline.replica_parity(snapshot, upstream),
-                inline.models_cover_same_chunks(snapshot),
-            ],
+            check_results=checks,
         )
 
     return s3_replica

@@ -7,7 +7,7 @@ they do so before the snapshot is committed: what a log names has passed its che
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import dagster as dg
@@ -19,9 +19,10 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.indexes.index import IndexReport
 from embedding_assets.pgvector.indexes.recall import shortfall
 from embedding_assets.pgvector.publishing.publish import Difference
+from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.slots import SLOTS, Slot, asset_of
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 
 # float32 unit vectors are within 1e-6 of length 1; a thousand times that is somebody's bug, not rounding.
@@ -49,14 +50,20 @@ class CheckFailed(PermanentError):
     """A blocking check refused what was about to be committed."""
 
 
-def require(snapshot: Snapshot, made: Sequence[Part], results: Sequence[dg.AssetCheckResult]) -> None:
-    """Raise CheckFailed, so that nothing is committed, if a check failed that is no mere warning."""
-    failed = [r for r in results if not r.passed and r.severity is dg.AssetCheckSeverity.ERROR]
+def judged(draft: Draft, checks: Sequence[dg.AssetCheckResult]) -> Iterator[dg.AssetCheckResult]:
+    """Let a draft pass that no check refuses; else tell the verdicts, and raise.
+
+    Raises:
+        CheckFailed: a check failed that is no mere warning. The draft must not be committed.
+    """
+    failed = [r for r in checks if not r.passed and r.severity is dg.AssetCheckSeverity.ERROR]
     if failed:
+        yield from checks
+        made = draft.made
         names = ", ".join(f"{result.check_name} ({_figures(result)})" for result in failed)
-        paths = ", ".join([part.path(snapshot.source) for part in made[:_NAMED]] + ["…"] * (len(made) > _NAMED))
+        paths = ", ".join([part.path(draft.source) for part in made[:_NAMED]] + ["…"] * (len(made) > _NAMED))
         raise CheckFailed(
-            f"{snapshot.asset} of source {snapshot.source} was not committed, the snapshot before stays. "
+            f"{draft.asset} of source {draft.source} was not committed, the snapshot before stays. "
             f"Failed: {names}. Cure: mend what went wrong, delete what it made ({paths} in the primary's store, and "
             "the source's files in the home's `journals`), and run again."
         )
@@ -86,7 +93,7 @@ def nothing_rejected(
     )
 
 
-def documents_complete(snapshot: Snapshot) -> dg.AssetCheckResult:
+def documents_complete(snapshot: Draft) -> dg.AssetCheckResult:
     """The parts hold as many documents as the source listed."""
     rows = sum(part.rows for part in snapshot.parts)
     return dg.AssetCheckResult(
@@ -96,14 +103,12 @@ def documents_complete(snapshot: Snapshot) -> dg.AssetCheckResult:
     )
 
 
-def offsets_reproduce_text(
-    store: Store, raw_docs: Snapshot, chunks: Snapshot, parts: Sequence[Part]
-) -> dg.AssetCheckResult:
+def offsets_reproduce_text(store: Store, raw_docs: Snapshot, chunks: Draft) -> dg.AssetCheckResult:
     """Every chunk made is the span of its document's text that its offsets name."""
     documents = {part.key: part for part in raw_docs.parts}
     wrong: list[str] = []
     rows = 0
-    for part in parts:
+    for part in chunks.made:
         texts_of = read_part(store, chunks.source, documents[part.inputs[0]], ["document_id", "text"]).to_pydict()
         texts = dict(zip(texts_of["document_id"], texts_of["text"], strict=True))
         columns = read_part(store, chunks.source, part, ["document_id", "ordinal", "start", "end", "text"]).to_pydict()
@@ -126,6 +131,19 @@ def norms_of(embedding: pa.ChunkedArray, dimensions: int) -> NDArray[np.float64]
     return np.where(np.isfinite(lengths), lengths, np.nan)
 
 
+def lengths_of(store: Store, embeddings: Draft, dimensions: int) -> NDArray[np.float64]:
+    """The lengths of the vectors made, as `norms_of`, read back from the store."""
+    return np.concatenate(
+        [
+            np.zeros(0),
+            *(
+                norms_of(read_part(store, embeddings.source, part, ["embedding"]).column("embedding"), dimensions)
+                for part in embeddings.made
+            ),
+        ]
+    )
+
+
 def normalization(norms: NDArray[np.float64]) -> dg.AssetCheckResult:
     """Every vector made has unit length, and only finite numbers. `norms`: (n,)."""
     wrong = int(np.count_nonzero(~(np.abs(norms - 1) <= NORM_TOLERANCE)))
@@ -141,13 +159,11 @@ def normalization(norms: NDArray[np.float64]) -> dg.AssetCheckResult:
     )
 
 
-def vectors_complete(
-    store: Store, chunks: Snapshot, embeddings: Snapshot, parts: Sequence[Part]
-) -> dg.AssetCheckResult:
+def vectors_complete(store: Store, chunks: Snapshot, embeddings: Draft) -> dg.AssetCheckResult:
     """Every chunk has a row of its own in the same place, with a vector or a dead letter."""
     of_shard = {part.key: part for part in chunks.parts}
     misplaced = without_reason = 0
-    for part in parts:
+    for part in embeddings.made:
         vectors = read_part(store, chunks.source, part)
         expected = read_part(store, chunks.source, of_shard[part.inputs[0]], ["chunk_id", "text_hash"])
         same = vectors.select(["chunk_id", "text_hash"]).equals(expected)
@@ -170,18 +186,18 @@ def vectors_complete(
     )
 
 
-def replica_parity(replica: Snapshot, upstream: Sequence[Snapshot]) -> dg.AssetCheckResult:
+def replica_parity(replica: Draft, upstream: Sequence[Snapshot]) -> dg.AssetCheckResult:
     """The region's replica names exactly the parts, and the very bytes, of the primary's snapshots."""
     expected = {(part.asset, part.key, part.sha256) for snapshot in upstream for part in snapshot.parts}
     actual = {(part.asset, part.key, part.sha256) for part in replica.parts}
     return dg.AssetCheckResult(
         check_name="parity",
-        passed=expected == actual and replica.root_holds,
+        passed=expected == actual,
         metadata={"parts": len(actual), "lacking": len(expected - actual), "beyond": len(actual - expected)},
     )
 
 
-def models_cover_same_chunks(replica: Snapshot) -> dg.AssetCheckResult:
+def models_cover_same_chunks(replica: Draft) -> dg.AssetCheckResult:
     """Both model versions have a part, of as many rows, for each chunks part: readers can be switched at any time."""
     chunks = {part.key: part.rows for part in replica.parts_of("chunks")}
     covered = {slot: {part.inputs[0]: part.rows for part in replica.parts_of(asset_of(slot))} for slot in SLOTS}
