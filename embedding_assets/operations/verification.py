@@ -16,7 +16,7 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS, INDEX, RAW_DOCS, REPLICA, SOURCE_ASSETS, TABLE, VECTORS
-from embedding_assets.snapshots.replication import copy_again, harmed, replicate
+from embedding_assets.snapshots.replication import copy_again, harmed, prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.work.pool import in_process
@@ -202,7 +202,9 @@ def _replicate(deployment: Deployment, region: str, source: str) -> Iterator[str
     newest = [snapshot for snapshot in upstream if snapshot is not None]
     if len(newest) == len(upstream):
         with deployment.sole_writer(REPLICA, region, source):
-            _, parts, copied = replicate(deployment.primary, deployment.store(region), source, newest, in_process)
+            primary, store = deployment.primary, deployment.store(region)
+            draft, parts, copied = prepare_replica(primary, store, source, newest, in_process)
+            log.append(store, draft, derived_in=primary)
         yield f"replicated again, {parts} parts and {copied:,} bytes copied"
 
 
