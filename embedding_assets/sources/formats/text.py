@@ -1,7 +1,6 @@
 """Text, Markdown, reStructuredText and HTML, one document an item."""
 
 import codecs
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Final
@@ -19,9 +18,10 @@ from embedding_assets.sources.documents import (
 )
 from embedding_assets.sources.formats.charsets import page_charset
 from embedding_assets.sources.formats.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
+from embedding_assets.sources.formats.titles import MAX_TITLE, title_of
 
 HTML: Final = (".html", ".htm", ".xhtml")
-MARKDOWN: Final = (".md", ".markdown")
+MARKDOWN: Final = (".md", ".markdown", ".mdx")
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,9 @@ class Text:
             except BrokenHtmlError as error:
                 return refused("broken_html", f"the page cannot be read to its end: {error}")
         else:
-            title = _heading(normalised(text[:_HEAD]), markdown=item.lower().endswith(MARKDOWN))
-        metadata = {"path": item} | ({"title": title[:_MAX_TITLE]} if title else {})
+            text = normalised(text)
+            title = title_of(text, markdown=item.lower().endswith(MARKDOWN))
+        metadata = {"path": item} | ({"title": title[:MAX_TITLE]} if title else {})
         return validate(
             source=source,
             item=item,
@@ -76,33 +77,3 @@ class Text:
 
 def _charset(data: bytes) -> str:
     return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8"
-
-
-_HEAD: Final = 16_384
-"""A title is looked for in so many characters."""
-
-_MAX_TITLE: Final = 200
-
-_FRONT_MATTER = re.compile(r"\A---\n.*?^---\n", re.DOTALL | re.MULTILINE)
-_HASHES = re.compile(r" {0,3}#{1,6}[ \t]+(.*?)[ \t#]*$")
-_UNDERLINE = re.compile(r"([=\-~^\"'`#*+:._])\1{2,}\s*$")
-
-
-def _heading(head: str, *, markdown: bool) -> str | None:
-    """The first heading: underlined as reStructuredText and Markdown do, or after `#` in Markdown."""
-    if markdown:
-        head = _FRONT_MATTER.sub("", head, count=1)
-    fenced = False
-    above = ""
-    for line in head.split("\n"):
-        if markdown and line.lstrip().startswith(("```", "~~~")):
-            fenced = not fenced
-        elif not fenced:
-            hashes = _HASHES.match(line) if markdown else None
-            if hashes is not None and hashes[1]:
-                return hashes[1]
-            underlined = any(c.isalnum() for c in above) and _UNDERLINE.match(line) is not None
-            if underlined and (markdown or len(line.rstrip()) >= len(above)):
-                return above
-        above = line.strip()
-    return None
