@@ -94,7 +94,9 @@ def test_a_refused_text_is_a_letter_and_the_rest_goes_on(
         "attempts": 1,
         "state": "pending",
     }
-    assert "mend the text at its source" in listed["message"]
+    assert "mend the text at its source" in listed["cure"]
+    assert "mend the text" not in listed["message"]
+    assert listed["kind"] == "text"
     assert command(box, "show", str(listed["id"]))["text"] == "# Bad\n\nWhat is forbidden."
 
 
@@ -102,9 +104,10 @@ def test_a_refused_document_is_a_letter_with_its_place_and_its_cure(box: Sandbox
     (box.docs / "empty.md").touch()
     source_run(box, instance)
     (listed,) = command(box, "list", "--source", SOURCE)
-    assert (listed["stage"], listed["error_class"], listed["payload"]) == ("raw_docs", "empty_text", "empty.md")
+    assert (listed["stage"], listed["error_class"], listed["payload"]) == ("raw_docs", "empty-text", "empty.md")
     assert listed["model_version"] is listed["chunk_id"] is None
-    assert "fill it, or remove the document from the source" in listed["message"]
+    assert listed["cure"] == "fill it, or remove the document from the source"
+    assert (listed["kind"], listed["message"]) == ("document", "the text is empty, or blank")
 
 
 @pytest.mark.slow

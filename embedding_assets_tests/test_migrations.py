@@ -20,6 +20,7 @@ from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import migrations, roles
+from embedding_assets.snapshots.rejections import ERROR_CLASSES
 from embedding_assets_tests.support.harness import PRIMARY, SOURCE, Sandbox
 from embedding_assets_tests.support.toy import Toy, bind
 
@@ -151,6 +152,49 @@ def test_the_next_load_migrates_and_is_searched(brought_to: Callable[[int], str]
         assert search(conn, query.v1, 1)[0].content == query.content  # type: ignore[arg-type]
         recorded = conn.execute("SELECT migration_id FROM embedding_assets._yoyo_migration ORDER BY 1").fetchall()
     assert recorded == [(file.stem,) for file in FILES]  # and none of what is beside them, such as roles.sql
+
+
+def test_older_dead_letters_are_respelled_and_their_cures_told_from_the_reasons(
+    brought_to: Callable[[int], str],
+) -> None:
+    dsn = brought_to([file.stem for file in FILES].index("0012_rejections"))
+    chunk = "00000000-0000-0000-0000-00000000002a"
+    older = [
+        ("a", None, "empty_text", "the text is empty, or blank; fill it, or remove the document from the source"),
+        ("b", None, "undecodable", "not UTF-8; save it as UTF-8, or as UTF-16 with a byte order mark"),
+        ("c", chunk, "too-large", "413; too; much; lower max_tokens of the source's chunking"),
+        ("d", chunk, "too-long", "9 tokens, and the provider takes 8: lower max_tokens of the source's chunking"),
+        ("e", chunk, "timeout", "no answer; lower max_items"),
+        ("f", chunk, "not-json", "truncated"),
+    ]
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.cursor().executemany(
+            "INSERT INTO embedding_assets.dead_letters"
+            " (source, stage, item, payload, attempts, chunk_id, error_class, message)"
+            " SELECT 's', 'stage', item, '', 1, chunk::uuid, error_class, message"
+            " FROM (VALUES (%s, %s, %s, %s)) AS older (item, chunk, error_class, message)",
+            older,
+        )
+
+    for _ in states(dsn, len(FILES)):  # and again, where the migration is done and its record is lost
+        migrations.migrate(dsn)
+
+    with connect(dsn) as conn:
+        letters = conn.execute(
+            "SELECT item, kind, error_class, message, cure FROM embedding_assets.dead_letters ORDER BY item"
+        ).fetchall()
+    cures = {name: known.cure for name, known in ERROR_CLASSES.items()}
+    assert letters == [
+        (item, ERROR_CLASSES[error_class].kind, error_class, message, cures[error_class])
+        for item, error_class, message in [
+            ("a", "empty-text", "the text is empty, or blank"),
+            ("b", "undecodable", "not UTF-8"),
+            ("c", "request-too-large", "413; too; much"),
+            ("d", "too-long", "9 tokens, and the provider takes 8"),
+            ("e", "timeout", "no answer"),
+            ("f", "not-json", "truncated"),
+        ]
+    ]
 
 
 @pytest.mark.parametrize("files", [0, len(FILES) // 2])

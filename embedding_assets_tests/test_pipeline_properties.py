@@ -356,7 +356,7 @@ class Pipeline(RuleBasedStateMachine):
             held |= zip(rows["document_id"], rows["text"], strict=True)
         assert held == expected
         assert raw_docs.counts["documents"] == sum(part.rows for part in raw_docs.parts) == len(expected)
-        assert sorted(str(entry["document_id"] or entry["item"]) for entry in raw_docs.rejected) == sorted(refused)
+        assert sorted(one.document_id or one.where for one in raw_docs.rejected) == sorted(refused)
 
     def check_chunks(self, raw_docs: Snapshot, chunks: Snapshot) -> None:
         """Every document has chunks, numbered, that are the spans of its text that they name."""

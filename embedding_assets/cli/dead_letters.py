@@ -33,9 +33,9 @@ _letters = click.argument("ids", metavar="ID...", nargs=-1, type=int, required=T
 def list_letters(source: str | None, with_resolved: bool, as_json: bool) -> None:
     """Every dead letter that is not resolved, seen last first.
 
-    With --json a list of {id, source, stage, model_version, item, document_id, chunk_id, payload, error_class, message,
-    attempts, replays, state, standing, first_seen, last_seen}: payload says where it can be read, standing whether the
-    last run still found it dead.
+    With --json a list of {id, source, stage, model_version, kind, item, document_id, chunk_id, payload, error_class,
+    message, cure, attempts, replays, state, standing, first_seen, last_seen}: kind is document or text, payload says
+    where it can be read, standing whether the last run still found it dead.
     """
     from embedding_assets.operations import dead_letters as letters
 

@@ -165,6 +165,7 @@ def letters_table(letters: Sequence[DeadLetter]) -> Table:
     table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
     table.add_column("error", no_wrap=True)
     table.add_column("message", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("cure", overflow="ellipsis", no_wrap=True, ratio=1)
     for letter in letters:
         table.add_row(
             str(letter.id),
@@ -173,6 +174,7 @@ def letters_table(letters: Sequence[DeadLetter]) -> Table:
             plain(f"{letter.source}/{letter.document_id or letter.payload}"),
             letter.error_class,
             plain(letter.message),
+            plain(letter.cure),
         )
     return table
 
@@ -192,6 +194,7 @@ def letter_details(letter: DeadLetter, text: str | None) -> Table:
         "payload": letter.payload,
         "error": letter.error_class,
         "message": letter.message,
+        "cure": letter.cure,
         "attempts": f"{letter.attempts}, replayed {letter.replays} times",
         "first seen": f"{letter.first_seen:%Y-%m-%d %H:%M:%S %Z}",
         "last seen": f"{letter.last_seen:%Y-%m-%d %H:%M:%S %Z}",

@@ -17,6 +17,8 @@ def embed_query(binding: Binding, question: str) -> NDArray[np.float32]:
     embed(binding, [Text(b"question", question, len(question.encode()))], answers.append)
     answer = answers[0]
     if isinstance(answer, Dead):
-        raise PermanentError(f"{binding.name} refused the question: {answer.message}")
+        raise PermanentError(
+            f"{binding.name} refused the question: {answer.reason}. Cure: ask in other words, or in fewer."
+        )
     vector: NDArray[np.float32] = answer.vectors[0]
     return vector

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ from embedding_assets.snapshots.binary import vector_hashes
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
+from embedding_assets.snapshots.rejections import ERROR_CLASSES, RejectedText
 from embedding_assets.snapshots.schemas import vectors
 from embedding_assets.snapshots.slots import asset_of
 from embedding_assets.snapshots.snapshot import Part, Snapshot
@@ -54,11 +55,6 @@ class Bought(NamedTuple):
     usage: Usage
 
 
-DeadLetter = dict[str, Any]
-"""A text without a vector: source, document_id, chunk_id and payload of the first chunk that has it, text_hash,
-error_class, reason, attempts."""
-
-
 def prepare_embeddings(
     store: Store,
     chunks: Snapshot,
@@ -66,24 +62,24 @@ def prepare_embeddings(
     journals: Path,
     *,
     live: bool,
-    known_dead: Iterable[DeadLetter] = (),
+    known_dead: Iterable[RejectedText] = (),
     replay: Collection[str] = (),
     budget: Budget = UNLIMITED,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
-    on_dead: Callable[[DeadLetter], None] = lambda letter: None,
+    on_dead: Callable[[RejectedText], None] = lambda rejection: None,
 ) -> tuple[Draft, Bought]:
     """Make the vectors of these chunks by one model; the draft, and what it cost.
 
     Args:
         journals: folder of the journals of vectors that no part holds yet.
         live: whether readers search this model version now.
-        known_dead: dead letters besides the last snapshot's, found by runs that committed nothing.
+        known_dead: rejections besides the last snapshot's, found by runs that committed nothing.
         replay: hex hashes of the texts that are sent again although they are dead letters.
         budget: what the run may use.
         stop: ends the run when it is set, with what is in flight delivered.
         on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
-        on_dead: told of each new dead letter at once, whatever becomes of the run.
+        on_dead: told of each new rejection at once, whatever becomes of the run.
 
     Raises:
         BindingChanged: the slot is live and was filled by another model.
@@ -105,8 +101,8 @@ def prepare_embeddings(
         previous_vectors = previous
     version = f"{VERSION} {json.dumps(identity, sort_keys=True)}"
     was_dead = {part.inputs[0]: part.dead for part in previous_vectors.parts} if previous_vectors else {}
-    letters = [*(previous_vectors.rejected if previous_vectors else ()), *known_dead]
-    rejected = {letter["text_hash"]: letter for letter in letters if letter["text_hash"] not in replay}
+    known = [*(previous_vectors.rejected if previous_vectors else ()), *known_dead]
+    rejected = {one.text_hash: one for one in known if isinstance(one, RejectedText) and one.text_hash not in replay}
 
     def want(part: Part, dead: frozenset[bytes]) -> derivation.Wanted:
         hashes = tuple(sorted(text_hash.hex() for text_hash in dead))
@@ -198,9 +194,9 @@ class _Assembly:
     dimensions: int
     journal: Journal
     want: Callable[[Part, frozenset[bytes]], derivation.Wanted]
-    rejected: dict[str, DeadLetter]
-    """The dead letters so far, by text hash; a text that is among them is not sent again."""
-    on_dead: Callable[[DeadLetter], None]
+    rejected: dict[str, RejectedText]
+    """The rejections so far, by text hash; a text that is among them is not sent again."""
+    on_dead: Callable[[RejectedText], None]
     new: int = 0
     settled: int = 0
     made: list[Part] = field(default_factory=list)
@@ -234,8 +230,8 @@ class _Assembly:
             self.new += len(arrived.text_hashes)
             settled = arrived.text_hashes
         else:
-            letter = self.rejected[arrived.text_hash.hex()] = self._dead_letter(arrived)
-            self.on_dead(letter)
+            rejection = self.rejected[arrived.text_hash.hex()] = self._rejection(arrived)
+            self.on_dead(rejection)
             settled = [arrived.text_hash]
         for text_hash in settled:
             for shard in self._waiting.pop(text_hash):
@@ -245,22 +241,22 @@ class _Assembly:
                 if not shard.awaited:
                     self._close(shard)
 
-    def _dead_letter(self, dead: Dead) -> DeadLetter:
+    def _rejection(self, dead: Dead) -> RejectedText:
         """What is said of a text without a vector; it stands for every chunk with that text, and names the first."""
         part = self._waiting[dead.text_hash][0].part
         table = read_part(self.store, self.source, part, ["text_hash", "document_id", "chunk_id"])
         row = table.column("text_hash").to_pylist().index(dead.text_hash)
-        chunk_id = str(uuid.UUID(bytes=table.column("chunk_id")[row].as_py()))
-        return {
-            "source": self.source,
-            "document_id": table.column("document_id")[row].as_py(),
-            "chunk_id": chunk_id,
-            "payload": f"{part.path(self.source)}#{chunk_id}",
-            "text_hash": dead.text_hash.hex(),
-            "error_class": dead.error_class,
-            "reason": dead.message,
-            "attempts": dead.attempts,
-        }
+        return RejectedText(
+            source=self.source,
+            part=part.path(self.source),
+            document_id=table.column("document_id")[row].as_py(),
+            chunk_id=str(uuid.UUID(bytes=table.column("chunk_id")[row].as_py())),
+            text_hash=dead.text_hash.hex(),
+            error_class=dead.error_class,
+            reason=dead.reason,
+            cure=ERROR_CLASSES[dead.error_class].cure,
+            attempts=dead.attempts,
+        )
 
     def _close(self, shard: _Shard) -> None:
         """Write the shard's part."""

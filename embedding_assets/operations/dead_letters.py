@@ -4,28 +4,23 @@ The snapshots say what is dead; the table in the primary region's database adds 
 database that can't be reached stops no run: it is told, and the next run of the stage puts it on record.
 """
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID
 
-from embedding_assets.embedding.engine.errors import may_heal
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector import dead_letters as table
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.dead_letters import DeadLetter, Letter, State
+from embedding_assets.pgvector.dead_letters import DeadLetter, State
 from embedding_assets.pgvector.schema.migrations import migrate
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.rejections import RejectedText, Rejection, may_heal
 from embedding_assets.snapshots.snapshot import Snapshot
-
-Entry = Mapping[str, Any]
-"""A dead letter as a snapshot's `rejected` lists it."""
 
 OPEN: Final[tuple[State, ...]] = ("pending", "replayed", "escalated")
 
@@ -35,81 +30,65 @@ MOST_REPLAYS: Final = 2
 _HISTORY_DAYS: Final = 90
 
 
-class Desk:
-    """The dead letters of a stage while it runs: what was on record when it began, and what it finds."""
+class StageRejections:
+    """What a stage rejects while it runs, beside what was on record of it when it began."""
 
     def __init__(self, on_record: Sequence[DeadLetter]) -> None:
         self._on_record = on_record
         self.replayed = {letter.item for letter in on_record if letter.state == "replayed"}
+        """Identities of those that somebody asked to try again."""
         self._accepted = {letter.item for letter in on_record if letter.state == "resolved"}
-        self._found: list[Entry] = []
+        self._noted: list[Rejection] = []
         self._complete = False
 
     @property
-    def known(self) -> list[dict[str, Any]]:
-        """The texts on record that nobody asked to try again, as a snapshot lists them."""
-        return [
-            {
-                "source": letter.source,
-                "document_id": letter.document_id,
-                "chunk_id": str(letter.chunk_id),
-                "payload": letter.payload,
-                "text_hash": letter.item,
-                "error_class": letter.error_class,
-                "reason": letter.message,
-                "attempts": letter.attempts,
-            }
-            for letter in self._on_record
-            if letter.item not in self.replayed
-        ]
+    def known(self) -> list[RejectedText]:
+        """The texts on record that nobody asked to try again."""
+        texts = [letter for letter in self._on_record if letter.kind == "text"]
+        return [letter.as_rejected_text() for letter in texts if letter.item not in self.replayed]
 
-    def is_replayed(self, entry: Entry) -> bool:
-        """Whether somebody asked to try this one again."""
-        return _item(entry) in self.replayed
+    def unaccepted(self, rejected: Sequence[Rejection]) -> list[Rejection]:
+        """Those of these that nobody has accepted as they are."""
+        return [rejection for rejection in rejected if rejection.identity not in self._accepted]
 
-    def standing(self, rejected: Sequence[Entry]) -> list[Entry]:
-        """Those that nobody has accepted as they are."""
-        return [entry for entry in rejected if _item(entry) not in self._accepted]
-
-    def found(self, entry: Entry) -> None:
+    def note(self, rejection: Rejection) -> None:
         """Note a new one: it goes on record even if the run fails."""
-        self._found.append(entry)
+        self._noted.append(rejection)
 
-    def settle(self, snapshot: Snapshot) -> None:
+    def commit(self, snapshot: Snapshot) -> None:
         """Note what a committed snapshot rejects: that is all there is."""
-        self._found, self._complete = list(snapshot.rejected), True
+        self._noted, self._complete = list(snapshot.rejected), True
 
     @property
     def has_news(self) -> bool:
         """Whether there is anything to put on record."""
-        return bool(self._found or (self._complete and self._on_record))
+        return bool(self._noted or (self._complete and self._on_record))
 
-    def put_on_record(self, conn: Connection, source: str, stage: str, model_version: str | None) -> None:
+    def record(self, conn: Connection, source: str, stage: str, model_version: str | None) -> None:
         """Tell the table what came of the run."""
-        letters = [_letter(entry) for entry in self._found]
-        table.record(conn, source, stage, model_version, letters, complete=self._complete)
+        table.record(conn, source, stage, model_version, self._noted, complete=self._complete)
 
 
 @contextmanager
-def desk(
+def rejections_of(
     deployment: Deployment, source: str, stage: str, model_version: str | None, warn: Callable[[str], None]
-) -> Iterator[Desk]:
-    """The desk of a stage's run; what comes of it goes on record at the end, however the run ends."""
+) -> Iterator[StageRejections]:
+    """Those of a stage's run; what comes of them goes on record at the end, however the run ends."""
     try:
         with _database(deployment) as conn:
-            opened = Desk(table.standing(conn, source, stage, model_version))
+            rejections = StageRejections(table.standing(conn, source, stage, model_version))
     except PipelineError as error:
         # One wait for a database that does not answer is enough: nothing is put on record at the end either.
         warn(f"The dead letters on record can't be reached ({error}). Going on; the next run puts all on record.")
-        yield Desk([])
+        yield StageRejections([])
         return
     try:
-        yield opened
+        yield rejections
     finally:
-        if opened.has_news:
+        if rejections.has_news:
             try:
                 with _database(deployment) as conn:
-                    opened.put_on_record(conn, source, stage, model_version)
+                    rejections.record(conn, source, stage, model_version)
             except PipelineError as error:
                 warn(f"The dead letters of this run were not put on record ({error}). The next run does it.")
 
@@ -164,13 +143,13 @@ def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconcile
         for_people = [letter for letter in rest if letter not in hopeful]
         table.mark(conn, _ids(orphans), "resolved")
         table.mark(conn, _ids(hopeful), "replayed")
-        escalated = for_people if for_people and alert(told(for_people)) else []
+        escalated = for_people if for_people and alert(describe(for_people)) else []
         table.mark(conn, _ids(escalated), "escalated")
         forgotten = table.forget_resolved(conn, _HISTORY_DAYS)
     return Reconciled(len(hopeful), len(escalated), len(orphans), forgotten)
 
 
-def told(letters: Sequence[DeadLetter]) -> str:
+def describe(letters: Sequence[DeadLetter]) -> str:
     """Letters for people: how many of what kind, and where to look."""
     kinds = Counter((letter.source, letter.stage, letter.error_class) for letter in letters)
     lines = [
@@ -199,39 +178,6 @@ def _by_id(conn: Connection, ids: Sequence[int]) -> list[DeadLetter]:
 
 def _ids(letters: Sequence[DeadLetter]) -> list[int]:
     return [letter.id for letter in letters]
-
-
-def _item(entry: Entry) -> str:
-    """What tells a letter from the others of its stage: the text's hash, or that of the place in the source."""
-    if "text_hash" in entry:
-        return str(entry["text_hash"])
-    place = json.dumps([entry["item"], entry["position"], entry["document_id"]])
-    return hashlib.sha256(place.encode()).hexdigest()
-
-
-def _letter(entry: Entry) -> Letter:
-    message = _plain(entry["reason"])
-    if "text_hash" in entry:
-        payload, chunk_id, attempts = entry.get("payload", ""), entry["chunk_id"], entry["attempts"]
-    else:
-        position = entry["position"]
-        payload, chunk_id, attempts = entry["item"] + (f":{position}" if position else ""), None, 1
-        message = f"{message}; {entry['cure']}"
-    document_id = entry["document_id"]
-    return Letter(
-        item=_item(entry),
-        document_id=_plain(document_id) if document_id is not None else None,
-        chunk_id=chunk_id,
-        payload=_plain(payload),
-        error_class=entry["error_class"],
-        message=message,
-        attempts=attempts,
-    )
-
-
-def _plain(text: str) -> str:
-    """A text that Postgres can hold: names of files, and ids, may be what they are rejected for."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _text_of(deployment: Deployment, letter: DeadLetter) -> str | None:

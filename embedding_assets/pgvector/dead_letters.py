@@ -1,6 +1,6 @@
 """The dead letters of the primary region: what could not be processed, how often it was tried, what people decided.
 
-`record` is given what a stage's run found dead; everything else is for people and for the reconciliation.
+`record` is given what a stage's run rejected; everything else is for people and for the reconciliation.
 """
 
 from collections.abc import Sequence
@@ -12,35 +12,30 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
+from embedding_assets.snapshots.rejections import RejectedText, Rejection, RejectionKind
 
 State = Literal["pending", "replayed", "resolved", "escalated"]
 
 
-class Letter(NamedTuple):
-    """What a run found dead. `item` tells it from the others of its stage; `payload` says where it can be read."""
-
-    item: str
-    document_id: str | None
-    chunk_id: str | None
-    payload: str
-    error_class: str
-    message: str
-    attempts: int
-
-
 class DeadLetter(NamedTuple):
-    """A letter on record. `standing`: whether the last run of its stage still found it dead."""
+    """A rejection on record, and its history.
+
+    `item` is the rejection's identity, `payload` says where it lies, `message` is its reason. `standing`: whether the
+    last run of its stage still found it dead.
+    """
 
     id: int
     source: str
     stage: str
     model_version: str | None
+    kind: RejectionKind
     item: str
     document_id: str | None
     chunk_id: UUID | None
     payload: str
     error_class: str
     message: str
+    cure: str
     attempts: int
     replays: int
     state: State
@@ -48,36 +43,57 @@ class DeadLetter(NamedTuple):
     first_seen: datetime
     last_seen: datetime
 
+    def as_rejected_text(self) -> RejectedText:
+        """The rejection of a text as a snapshot lists it."""
+        return RejectedText(
+            source=self.source,
+            part=self.payload.partition("#")[0],
+            document_id=self.document_id or "",
+            chunk_id=str(self.chunk_id),
+            text_hash=self.item,
+            error_class=self.error_class,
+            reason=self.message,
+            cure=self.cure,
+            attempts=self.attempts,
+        )
+
 
 _COLUMNS = ", ".join(DeadLetter._fields)
 
 
 def record(
-    conn: Connection, source: str, stage: str, model_version: str | None, letters: Sequence[Letter], *, complete: bool
+    conn: Connection,
+    source: str,
+    stage: str,
+    model_version: str | None,
+    rejected: Sequence[Rejection],
+    *,
+    complete: bool,
 ) -> None:
-    """Put what a run found dead on record.
+    """Put what a run rejected on record.
 
     A letter seen again keeps its state, but for one that was tried again, or was resolved by having gone: that is
     pending anew. `complete`: these are all there are, so that whatever else stands for this stage is resolved.
     """
-    entries = Jsonb([letter._asdict() for letter in letters])
+    letters = Jsonb([_columns(rejection) for rejection in rejected])
     with pipeline_errors(f"recording the dead letters of source {source!r}"), conn.transaction():
         # The last of several wins: an upsert may not meet a row twice.
         conn.execute(
             """
             INSERT INTO embedding_assets.dead_letters AS known (
-                source, stage, model_version, item, document_id, chunk_id, payload, error_class, message, attempts
+                source, stage, model_version,
+                kind, item, document_id, chunk_id, payload, error_class, message, cure, attempts
             )
             SELECT DISTINCT ON (item)
                    %(source)s, %(stage)s, %(model)s,
-                   item, document_id, chunk_id, payload, error_class, message, attempts
-            FROM jsonb_to_recordset(%(letters)s) AS found (
-                item text, document_id text, chunk_id uuid, payload text, error_class text, message text,
-                attempts integer
+                   kind, item, document_id, chunk_id, payload, error_class, message, cure, attempts
+            FROM jsonb_to_recordset(%(letters)s) AS rejected (
+                kind text, item text, document_id text, chunk_id uuid, payload text, error_class text, message text,
+                cure text, attempts integer
             )
             ON CONFLICT (source, stage, coalesce(model_version, ''), item) DO UPDATE SET
                 document_id = excluded.document_id, chunk_id = excluded.chunk_id, payload = excluded.payload,
-                error_class = excluded.error_class, message = excluded.message,
+                error_class = excluded.error_class, message = excluded.message, cure = excluded.cure,
                 attempts = CASE WHEN known.state = 'replayed' THEN known.attempts ELSE 0 END + excluded.attempts,
                 replays = known.replays + (known.state = 'replayed')::integer,
                 state = CASE
@@ -85,7 +101,7 @@ def record(
                 END,
                 standing = true, last_seen = now()
             """,
-            {"source": source, "stage": stage, "model": model_version, "letters": entries},
+            {"source": source, "stage": stage, "model": model_version, "letters": letters},
         )
         if complete:
             conn.execute(
@@ -94,8 +110,28 @@ def record(
                 WHERE source = %s AND stage = %s AND model_version IS NOT DISTINCT FROM %s AND standing
                   AND item <> ALL (%s)
                 """,
-                [source, stage, model_version, [letter.item for letter in letters]],
+                [source, stage, model_version, [rejection.identity for rejection in rejected]],
             )
+
+
+def _columns(rejection: Rejection) -> dict[str, str | int | None]:
+    """A rejection as the table has it, without what Postgres cannot hold."""
+    text = rejection if isinstance(rejection, RejectedText) else None
+    return {
+        "kind": rejection.kind,
+        "item": rejection.identity,
+        "document_id": _without_nul(rejection.document_id) if rejection.document_id is not None else None,
+        "chunk_id": text.chunk_id if text else None,
+        "payload": _without_nul(rejection.where),
+        "error_class": rejection.error_class,
+        "message": _without_nul(rejection.reason),
+        "cure": rejection.cure,
+        "attempts": rejection.attempts,
+    }
+
+
+def _without_nul(text: str) -> str:
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def standing(conn: Connection, source: str, stage: str, model_version: str | None) -> list[DeadLetter]:

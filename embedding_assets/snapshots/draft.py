@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from embedding_assets.snapshots.keys import Root
+from embedding_assets.snapshots.rejections import Rejection
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
 
 
@@ -27,7 +28,7 @@ class Draft:
     """Root of each snapshot that it was derived from, by asset."""
     after: Snapshot | None
     """The log's head that it was prepared on; None before the first commit."""
-    rejected: tuple[dict[str, Any], ...] = ()
+    rejected: tuple[Rejection, ...] = ()
     model: dict[str, Any] | None = field(default=None)
 
     @property
@@ -71,7 +72,7 @@ def prepare(
     counts: Mapping[str, int],
     upstream: Sequence[Snapshot],
     after: Snapshot | None,
-    rejected: Sequence[dict[str, Any]] = (),
+    rejected: Sequence[Rejection] = (),
     model: dict[str, Any] | None = None,
 ) -> Draft:
     """The draft of these parts, in their order."""

@@ -3,13 +3,18 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Final, NewType
+from typing import Annotated, Final, NewType
+
+from pydantic import Field
 
 PartKey = NewType("PartKey", str)
 """64 hex digits: SHA-256 over what a part was derived from."""
 
 Root = NewType("Root", str)
 """64 hex digits: SHA-256 over the part keys of a snapshot."""
+
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A SHA-256 as JSON has it."""
 
 SHARD_BYTES: Final = 5_600_000
 """At most this much text in an average shard. Halving at the limit keeps shards between 2.8 and 5.6 MB, about 4,000

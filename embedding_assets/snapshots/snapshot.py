@@ -2,13 +2,12 @@
 
 from typing import Annotated, Any, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from embedding_assets.snapshots.keys import PartKey, Root, root_of
+from embedding_assets.snapshots.keys import Hex, PartKey, Root, root_of
+from embedding_assets.snapshots.rejections import Rejection, said
 
-FORMAT: Final = 1
-
-Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FORMAT: Final = 2
 
 
 class _Frozen(BaseModel):
@@ -47,7 +46,7 @@ class Content(Protocol):
     @property
     def parts(self) -> "tuple[Part, ...]": ...
     @property
-    def rejected(self) -> tuple[dict[str, Any], ...]: ...
+    def rejected(self) -> tuple[Rejection, ...]: ...
     @property
     def upstream(self) -> dict[str, str]: ...
 
@@ -55,7 +54,8 @@ class Content(Protocol):
 class Snapshot(_Frozen):
     """The immutable list of a stage's parts for one source. `root` names its content, `number` its place in the log."""
 
-    format: Literal[1] = FORMAT
+    format: Annotated[Literal[1, 2], AfterValidator(lambda found: FORMAT)] = FORMAT
+    """Format 1 differed in its rejections alone: it is read as format 2."""
     asset: str
     source: str
     number: int = Field(ge=1)
@@ -68,8 +68,7 @@ class Snapshot(_Frozen):
     """By asset, then shard; a shard without rows has no part."""
     counts: dict[str, int]
     """Totals for people and checks, such as documents, chunks, tokens, vectors."""
-    rejected: tuple[dict[str, Any], ...] = ()
-    """What could not be processed: never its payload, only where it lies, why, and the cure."""
+    rejected: tuple[Rejection, ...] = ()
     upstream: dict[str, str] = {}
     """Root of each snapshot that this one was derived from, by asset."""
     model: dict[str, Any] | None = None
@@ -82,8 +81,8 @@ class Snapshot(_Frozen):
         return (
             self.root == other.root
             and self.parts == other.parts
-            and self.rejected == other.rejected
             and self.upstream == other.upstream
+            and said(self.rejected) == said(other.rejected)
         )
 
     def parts_of(self, asset: str) -> tuple[Part, ...]:

@@ -4,7 +4,6 @@ A catalog only saves reading: it is right for one snapshot of `raw_docs` and one
 is another. SQLite keeps it out of memory and whole after a kill.
 """
 
-import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -79,7 +78,7 @@ class Catalog:
 
     def refuse(self, thing: Rejected) -> None:
         """Note what the listing itself had to refuse."""
-        self._db.execute("insert into refused values (?, ?)", (thing.item, json.dumps(thing.as_json())))
+        self._db.execute("insert into refused values (?, ?)", (thing.item, thing.model_dump_json()))
 
     def end_listing(self) -> None:
         """Forget every item that is no longer listed."""
@@ -185,7 +184,7 @@ class Catalog:
     def _reject(self, thing: Rejected) -> None:
         self._db.execute(
             "insert into rejected values (?, ?, ?, ?)",
-            (thing.item, thing.position, thing.document_id, json.dumps(thing.as_json())),
+            (thing.item, thing.position, thing.document_id, thing.model_dump_json()),
         )
 
 

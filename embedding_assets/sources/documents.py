@@ -4,10 +4,11 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Final, Literal
+from typing import Final
 
+from embedding_assets.snapshots.rejections import ERROR_CLASSES, DocumentErrorClass, RejectedDocument
 from embedding_assets.sources.jsonb import NotJsonbError, canonical_json
 
 MAX_TEXT_BYTES: Final = 32 << 20
@@ -15,40 +16,6 @@ MAX_TEXT_BYTES: Final = 32 << 20
 
 MAX_ID_BYTES: Final = 1024
 """PostgreSQL refuses B-tree entries over 2,704 bytes, and the primary key holds more than the document's id."""
-
-ErrorClass = Literal[
-    "undecodable",
-    "broken_json",
-    "broken_html",
-    "missing_id",
-    "bad_id",
-    "doubled_id",
-    "missing_text",
-    "empty_text",
-    "nul_byte",
-    "lone_surrogate",
-    "too_large",
-    "unreadable",
-    "outside_link",
-    "bad_metadata",
-]
-
-CURES: Final[dict[ErrorClass, str]] = {
-    "undecodable": "save it as UTF-8, or as UTF-16 with a byte order mark, and let it declare no other charset",
-    "broken_json": "write one JSON object a line, each key once",
-    "broken_html": "simplify the page's markup, or supply its text",
-    "missing_id": "give each document an id: a string, or an integer",
-    "bad_id": f"name it with at most {MAX_ID_BYTES:,} bytes of UTF-8, without control characters",
-    "doubled_id": "give each document of the source an id of its own",
-    "missing_text": "put the text, as a string, into the field that the source's settings name",
-    "empty_text": "fill it, or remove the document from the source",
-    "nul_byte": "remove the NUL characters, which PostgreSQL cannot store; perhaps the file is not text",
-    "lone_surrogate": "write characters beyond U+FFFF as both halves of their \\u escape, or as UTF-8",
-    "too_large": "split the document",
-    "unreadable": "let this process read it, or remove it from the source",
-    "outside_link": "copy the file into the source's folder, or add a source for the place it lies in",
-    "bad_metadata": "correct the fields that the source's settings list under metadata, or list fewer",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,27 +34,11 @@ class Document:
     """The line it stands on in its input file, from 1; None where it is the whole file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """An input that is no document, and why: where it lies, never what it holds."""
-
-    source: str
-    document_id: str | None
-    item: str
-    """The input file (a folder that could not be entered ends in `/`), relative to the source's path."""
-    position: int | None
-    """The line, from 1; None where it is the whole item."""
-    error_class: ErrorClass
-    reason: str
-    cure: str
-
-    def as_json(self) -> dict[str, str | int | None]:
-        """For a snapshot's `rejected`."""
-        return asdict(self)
+Rejected = RejectedDocument
 
 
 def reject(
-    error_class: ErrorClass,
+    error_class: DocumentErrorClass,
     reason: str,
     *,
     source: str,
@@ -96,7 +47,15 @@ def reject(
     document_id: str | None = None,
 ) -> Rejected:
     """A rejection with the cure of its class."""
-    return Rejected(source, document_id, item, position, error_class, reason, CURES[error_class])
+    return RejectedDocument(
+        source=source,
+        item=item,
+        position=position,
+        document_id=document_id,
+        error_class=error_class,
+        reason=reason,
+        cure=ERROR_CLASSES[error_class].cure,
+    )
 
 
 def unreadable(error: Exception, *, source: str, item: str, position: int | None = None) -> Rejected:
@@ -107,19 +66,6 @@ def unreadable(error: Exception, *, source: str, item: str, position: int | None
 def why(error: Exception) -> str:
     """What an error says, without the path that an OSError repeats."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def rejected_doubled(document: Document, *, item: str, first_item: str, first_position: int | None) -> Rejected:
-    """The rejection of a document whose id another one of the source took first."""
-    first = first_item if first_position is None else f"{first_item}, line {first_position}"
-    return reject(
-        "doubled_id",
-        f"the id was taken by {first}",
-        source=document.source,
-        item=item,
-        position=document.position,
-        document_id=document.document_id,
-    )
 
 
 def validate(
@@ -136,42 +82,42 @@ def validate(
     if wrong_id is not None:
         return reject(*wrong_id, source=source, item=item, position=position)
 
-    def refused(error_class: ErrorClass, reason: str) -> Rejected:
+    def refused(error_class: DocumentErrorClass, reason: str) -> Rejected:
         return reject(error_class, reason, source=source, item=item, position=position, document_id=document_id)
 
     if "\0" in text:
-        return refused("nul_byte", f"the text has a NUL at character {text.index(chr(0))}")
+        return refused("nul-byte", f"the text has a NUL at character {text.index(chr(0))}")
     text = normalised(text)
     if not text.strip():
-        return refused("empty_text", "the text is empty, or blank")
+        return refused("empty-text", "the text is empty, or blank")
     try:
         encoded = text.encode()
     except UnicodeEncodeError as error:
-        return refused("lone_surrogate", f"the text has a lone surrogate at character {error.start}")
+        return refused("lone-surrogate", f"the text has a lone surrogate at character {error.start}")
     if len(encoded) > MAX_TEXT_BYTES:
-        return refused("too_large", f"the text has {len(encoded):,} bytes, {MAX_TEXT_BYTES:,} are allowed")
+        return refused("too-large", f"the text has {len(encoded):,} bytes, {MAX_TEXT_BYTES:,} are allowed")
     try:
         metadata_json = canonical_json(metadata)
     except NotJsonbError as error:
-        return refused("bad_metadata", f"the metadata cannot be stored as jsonb: {error}")
+        return refused("bad-metadata", f"the metadata cannot be stored as jsonb: {error}")
     content_hash = hashlib.sha256(len(encoded).to_bytes(8, "big"))
     content_hash.update(encoded)
     content_hash.update(metadata_json.encode())
     return Document(source, document_id, text, metadata_json, content_hash.digest(), position)
 
 
-def id_problem(document_id: str) -> tuple[ErrorClass, str] | None:
+def id_problem(document_id: str) -> tuple[DocumentErrorClass, str] | None:
     """What is wrong with a document's id, or None."""
     if not document_id.strip():
-        return "missing_id", "the id is empty, or blank"
+        return "missing-id", "the id is empty, or blank"
     if any(unicodedata.category(character) == "Cc" for character in document_id):
-        return "bad_id", "the id has a control character"
+        return "bad-id", "the id has a control character"
     try:
         size = len(document_id.encode())
     except UnicodeEncodeError:
-        return "bad_id", "the id is not Unicode text"
+        return "bad-id", "the id is not Unicode text"
     if size > MAX_ID_BYTES:
-        return "bad_id", f"the id has {size:,} bytes, {MAX_ID_BYTES:,} are allowed"
+        return "bad-id", f"the id has {size:,} bytes, {MAX_ID_BYTES:,} are allowed"
     return None
 
 

@@ -6,7 +6,6 @@ text is taken from the last snapshot's part if its shard has to be written anew.
 
 import hashlib
 import itertools
-import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -20,6 +19,7 @@ from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key, shard_bits
 from embedding_assets.snapshots.names import RAW_DOCS
 from embedding_assets.snapshots.parts import read_part, write_part
+from embedding_assets.snapshots.rejections import parsed
 from embedding_assets.snapshots.schemas import DOCUMENTS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
@@ -105,11 +105,11 @@ def _prepare(
     bits = shard_bits(text_bytes)
     plan = derivation.plan(store, RAW_DOCS, source, _wanted(source, catalog, bits), previous)
     made = [_write(store, source, catalog, previous, want, bits) for want in plan.missing]
-    rejected = [json.loads(entry) for entry in catalog.rejected()]
+    rejected = [parsed(entry) for entry in catalog.rejected()]
     for item, line, document_id, first in catalog.doubled():
         reason = f"the id was taken by a document in {first}"
-        doubled = reject("doubled_id", reason, source=source, item=item, position=line, document_id=document_id)
-        rejected.append(doubled.as_json())
+        doubled = reject("doubled-id", reason, source=source, item=item, position=line, document_id=document_id)
+        rejected.append(doubled)
     draft = prepare(
         asset=RAW_DOCS,
         source=source,

@@ -3,7 +3,8 @@
 import pytest
 
 from embedding_assets.embedding.engine import errors
-from embedding_assets.embedding.engine.errors import Kind, by_status, may_heal
+from embedding_assets.embedding.engine.errors import Kind, by_status
+from embedding_assets.snapshots.rejections import ERROR_CLASSES, may_heal
 
 PAGE = "<html><h1>Forbidden</h1></html>"
 NO_MONEY = '{"error": {"code": "insufficient_quota"}}'
@@ -62,4 +63,21 @@ def test_a_refusal_that_echoes_the_text_is_not_taken_for_a_wrong_setting(words: 
 @pytest.mark.parametrize("row", [errors.DIMENSION, errors.OTHER_MODEL, errors.CREDENTIALS, errors.UNEXPECTED])
 def test_a_text_that_died_of_a_verdict_is_tried_again_later_and_its_cure_is_not_the_settings(row: errors.Row) -> None:
     assert may_heal(row.error_class)
-    assert row.cure_of_text() != row.cure
+    assert ERROR_CLASSES[row.error_class].cure != row.cure
+
+
+def test_every_class_that_a_text_can_die_of_is_registered_with_its_cure_and_no_other_is_of_a_text() -> None:
+    rows = {row for row in vars(errors).values() if isinstance(row, errors.Row)}
+    rows |= {by_status(status, "") for status in range(100, 600)}
+    deadly = {row.error_class for row in rows if row.kind in (Kind.POISON, Kind.VERDICT, Kind.TRANSIENT)}
+    assert deadly == {name for name, known in ERROR_CLASSES.items() if known.kind == "text"}
+
+
+def test_what_heals_is_what_the_provider_was_at_fault_for() -> None:
+    assert all(
+        by_status(status, "").kind is not Kind.POISON or not may_heal(by_status(status, "").error_class)
+        for status in range(100, 600)
+    )
+    assert not may_heal(errors.TOO_LONG.error_class)
+    assert may_heal(errors.BAD_VECTOR.error_class)
+    assert not may_heal("a-newer-version-s")

@@ -155,8 +155,7 @@ def test_a_dead_letter_says_what_the_provider_said_and_the_cure(standin: Standin
     (letter,) = delivered.dead.values()
     assert letter.text_hash == texts[3].text_hash
     assert letter.error_class == "refused"
-    assert "'$.input' is invalid" in letter.message
-    assert letter.message.endswith("mend the text at its source, or leave it out")
+    assert letter.reason.endswith("'$.input' is invalid")
     assert letter.attempts == 1
 
 

@@ -182,8 +182,10 @@ def test_a_refused_text_is_null_in_every_row_and_named_once(pipeline: Pipeline) 
     snapshot, _ = pipeline.embed(pipeline.chunks(*shards))
 
     pipeline.assert_holds(snapshot, ["a", None, "b"], [None], ["c", None, None])
-    (letter,) = snapshot.rejected
-    assert (letter["document_id"], letter["text_hash"]) == ("document 0", hash_of("virus").hex())
+    (rejection,) = snapshot.rejected
+    assert (rejection.document_id, rejection.identity) == ("document 0", hash_of("virus").hex())
+    assert rejection.cure == "mend the text at its source, or leave it out"
+    assert not rejection.reason.endswith(rejection.cure)
     assert {part.dead for part in snapshot.parts} == {(hash_of("virus").hex(),)}
     assert snapshot.counts["dead_v1"] == 1
 

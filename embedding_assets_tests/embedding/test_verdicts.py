@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
+from embedding_assets.snapshots.rejections import ERROR_CLASSES
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.embedding.test_faults import TEXTS, poisoned, run
 from embedding_assets_tests.support.standin import Standin
@@ -52,7 +53,7 @@ def test_a_text_that_always_meets_one_is_a_dead_letter_found_within_the_bound(
     delivered.assert_right(texts, dead=1)
     (letter,) = delivered.dead.values()
     assert (letter.text_hash, letter.error_class) == (texts[77].text_hash, error_class)
-    assert letter.message.endswith("ask who runs the endpoint why not this one, or leave it out")
+    assert ERROR_CLASSES[error_class].cure.endswith("ask who runs the endpoint why not this one, or leave it out")
     assert letter.attempts >= HASTY.attempts
     assert len(standin.log()) <= 1 + 2 * HASTY.attempts + 5 * math.log2(64) + 2
 

@@ -1,27 +1,45 @@
 """The table of dead letters: what a run finds is on record, what people decide stays decided."""
 
+import hashlib
+
 import psycopg
 import pytest
 
 from embedding_assets.pgvector import dead_letters
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.dead_letters import DeadLetter, Letter
+from embedding_assets.pgvector.dead_letters import DeadLetter
+from embedding_assets.snapshots.rejections import RejectedDocument, RejectedText
 
 EVERY: tuple[dead_letters.State, ...] = ("pending", "replayed", "escalated", "resolved")
 
 
-def letter(item: str, **given: object) -> Letter:
-    return Letter(item, f"{item}.md", None, f"{item}.md:1", "refused", "not this one", 1)._replace(**given)  # type: ignore[arg-type]
+def identity(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def rejected(name: str, **given: object) -> RejectedText:
+    text = RejectedText(
+        source="handbook",
+        part="parts/chunks/handbook/0.parquet",
+        document_id=f"{name}.md",
+        chunk_id="00000000-0000-0000-0000-00000000002a",
+        text_hash=identity(name),
+        error_class="refused",
+        reason="not this one",
+        cure="mend it",
+    )
+    return text.model_copy(update=given)
 
 
 def run(conn: Connection, *items: str, complete: bool = True, source: str = "handbook") -> None:
     """A run of the first model's embeddings that found these dead."""
-    letters = [letter(item) for item in items]
-    dead_letters.record(conn, source, "embeddings", "v1", letters, complete=complete)
+    texts = [rejected(item) for item in items]
+    dead_letters.record(conn, source, "embeddings", "v1", texts, complete=complete)
 
 
 def on_record(conn: Connection) -> dict[str, DeadLetter]:
-    return {found.item: found for found in dead_letters.listed(conn, None, EVERY)}
+    """The letters by the name of their documents."""
+    return {str(found.document_id).removesuffix(".md"): found for found in dead_letters.listed(conn, None, EVERY)}
 
 
 def states(conn: Connection) -> dict[str, str]:
@@ -33,16 +51,44 @@ def mark(conn: Connection, item: str, state: dead_letters.State) -> None:
 
 
 def test_what_a_run_finds_is_pending_with_all_that_was_said_of_it(region: Connection) -> None:
-    chunk = "00000000-0000-0000-0000-00000000002a"
-    found = letter("a", chunk_id=chunk, message="quotes ' \" and %s and \u202e stay", attempts=5)
+    found = rejected("a", reason="quotes ' \" and %s and \u202e stay", attempts=5)
 
     dead_letters.record(region, "handbook", "embeddings", "v2", [found], complete=True)
 
     (kept,) = dead_letters.standing(region, "handbook", "embeddings", "v2")
     assert (kept.source, kept.stage, kept.model_version, kept.state) == ("handbook", "embeddings", "v2", "pending")
-    assert (kept.item, kept.document_id, str(kept.chunk_id), kept.payload) == ("a", "a.md", chunk, "a.md:1")
-    assert (kept.error_class, kept.message, kept.attempts) == (found.error_class, found.message, 5)
+    assert (kept.kind, kept.item, kept.document_id, str(kept.chunk_id)) == (
+        "text",
+        identity("a"),
+        "a.md",
+        found.chunk_id,
+    )
+    assert (kept.payload, kept.error_class, kept.message, kept.cure) == (
+        found.where,
+        "refused",
+        found.reason,
+        "mend it",
+    )
     assert kept.first_seen == kept.last_seen
+    assert kept.as_rejected_text() == found
+
+
+def test_a_rejected_document_is_kept_with_its_place_whatever_its_names_hold(region: Connection) -> None:
+    found = RejectedDocument(
+        source="handbook",
+        item="a\0.jsonl",
+        position=3,
+        document_id="b\0",
+        error_class="bad-id",
+        reason="\0",
+        cure="name it",
+    )
+
+    dead_letters.record(region, "handbook", "raw_docs", None, [found], complete=True)
+
+    (kept,) = dead_letters.standing(region, "handbook", "raw_docs", None)
+    assert (kept.kind, kept.item, kept.chunk_id) == ("document", found.identity, None)
+    assert (kept.payload, kept.document_id, kept.message) == ("a\ufffd.jsonl:3", "b\ufffd", "\ufffd")
 
 
 def test_what_is_found_again_is_the_same_letter_seen_later(region: Connection) -> None:
@@ -58,7 +104,7 @@ def test_what_a_complete_run_no_longer_finds_is_resolved_and_comes_back_as_pendi
     run(region, "a", "b")
     run(region, "b")
     assert states(region) == {"a": "resolved", "b": "pending"}
-    assert [found.item for found in dead_letters.standing(region, "handbook", "embeddings", "v1")] == ["b"]
+    assert [found.item for found in dead_letters.standing(region, "handbook", "embeddings", "v1")] == [identity("b")]
     run(region, "a", "b")
     assert states(region) == {"a": "pending", "b": "pending"}
 
@@ -76,7 +122,7 @@ def test_stages_models_and_sources_are_kept_apart(region: Connection) -> None:
         ("handbook", "raw_docs", None),
         ("tickets",) * 2 + (None,),
     ):
-        dead_letters.record(region, source, stage, model, [letter("a")], complete=True)
+        dead_letters.record(region, source, stage, model, [rejected("a")], complete=True)
     dead_letters.record(region, "handbook", "raw_docs", None, [], complete=True)
     assert sorted((found.stage, found.state) for found in dead_letters.listed(region, "handbook", EVERY)) == [
         ("embeddings", "pending"),

@@ -14,12 +14,16 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.log import CommitConflict, entry_path
+from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents
 from embedding_assets_tests.support.shards import SOURCE, draft_of
 
 PATH = entry_path("raw_docs", SOURCE, 1)
+REJECTION = RejectedDocument(
+    source=SOURCE, item="a", error_class="empty-text", reason="the text is empty", cure="fill it"
+)
 
 
 def part_of(content: int) -> Part:
@@ -69,7 +73,7 @@ def test_committing_the_same_content_again_writes_nothing(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rejected": ({"item": "a"},)}, {"parts": (part_of(1).model_copy(update={"sha256": "1" * 64}),)}],
+    [{"rejected": (REJECTION,)}, {"parts": (part_of(1).model_copy(update={"sha256": "1" * 64}),)}],
     ids=["rejected", "bytes"],
 )
 def test_what_readers_see_besides_the_root_is_content_too(store: Store, changes: dict[str, Any]) -> None:
@@ -160,7 +164,7 @@ def test_any_interleaving_of_writers_leaves_one_history(steps: list[tuple[int, i
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"bucketing": "by size"}, {"root": "../../etc/passwd"}, {"parts": None}],
+    [{"format": 3}, {"bucketing": "by size"}, {"root": "../../etc/passwd"}, {"parts": None}],
     ids=["format", "unknown field", "root", "parts"],
 )
 def test_an_entry_of_another_format_is_refused_with_a_cure(store: Store, change: dict[str, object]) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from embedding_assets.snapshots import keys, schemas
 from embedding_assets.snapshots.keys import document_bucket, part_key, root_of, shard_bits, shard_of
 from embedding_assets.snapshots.parts import write_part
+from embedding_assets.snapshots.rejections import RejectedDocument, RejectedText
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.support.shards import SOURCE, commit, write
@@ -56,6 +57,12 @@ def test_the_page_lists_the_columns_of_every_part() -> None:
 def test_the_page_lists_the_fields_of_snapshots_and_parts() -> None:
     assert [name for name, _ in first_columns("## Snapshots")] == list(Snapshot.model_fields)
     assert [name for name, _ in first_columns("A part in it:")] == list(Part.model_fields)
+
+
+def test_the_page_lists_the_fields_of_rejections() -> None:
+    of_documents, of_texts = (first_columns(f"A rejection in it, of a {kind}") for kind in ("document", "text"))
+    assert [name for name, _ in of_documents] == list(RejectedDocument.model_fields)
+    assert [name for name, _ in of_texts] == list(RejectedText.model_fields)
 
 
 def test_the_pages_example_is_a_snapshot() -> None:

@@ -25,7 +25,7 @@ def document(name: str, text: str) -> Document:
 
 
 def refused(item: str, why: str = "empty") -> Rejected:
-    return reject("unreadable" if why == "unreadable" else "empty_text", why, source="handbook", item=item)
+    return reject("unreadable" if why == "unreadable" else "empty-text", why, source="handbook", item=item)
 
 
 def look(catalog: Catalog, *found: tuple[str, list[Document | Rejected]], mark: str | None = MARK) -> None:

@@ -14,6 +14,7 @@ import pytest
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.rejections import ERROR_CLASSES
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.options import FilesOptions, JsonlOptions
@@ -99,7 +100,7 @@ def test_a_document_whose_first_of_its_id_goes_stands_without_being_read_again(s
     source.write_lines("2.jsonl", x="second", y="other")
     snapshot, _ = source.snapshot("jsonl")
     assert source.texts() == {"x": "first", "y": "other"}
-    assert [(entry["item"], entry["document_id"]) for entry in snapshot.rejected] == [("2.jsonl", "x")]
+    assert [(rejection.where, rejection.document_id) for rejection in snapshot.rejected] == [("2.jsonl:1", "x")]
     (source.docs / "1.jsonl").unlink()
 
     _, looked = source.snapshot("jsonl")
@@ -208,9 +209,9 @@ def test_what_is_refused_is_listed_with_its_place_and_cure_and_the_rest_goes_on(
     snapshot, _ = source.snapshot()
 
     assert source.texts() == {"a.md": "a"}
-    (entry,) = snapshot.rejected
-    assert (entry["source"], entry["item"], entry["error_class"]) == (SOURCE, "blank.md", "empty_text")
-    assert entry["cure"]
+    (rejection,) = snapshot.rejected
+    assert (rejection.source, rejection.where, rejection.error_class) == (SOURCE, "blank.md", "empty-text")
+    assert rejection.cure == ERROR_CLASSES["empty-text"].cure
 
 
 def test_twins_but_for_their_unicode_form_are_refused_the_same_way_each_time(source: Source) -> None:

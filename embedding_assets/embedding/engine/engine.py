@@ -179,9 +179,8 @@ class _Run:
 
     def _bury_too_long(self, text: Text) -> None:
         self._requests.counts.dead += 1
-        row = errors.TOO_LONG
-        message = f"{text.tokens} tokens, and the provider takes {self._caps.max_tokens_per_item}: {row.cure}"
-        self._deliver(Dead(text.text_hash, row.error_class, message, 0))
+        reason = f"{text.tokens} tokens, and the provider takes {self._caps.max_tokens_per_item}"
+        self._deliver(Dead(text.text_hash, errors.TOO_LONG.error_class, reason, 0))
 
     def _spent(self, tokens_ahead: int) -> str | None:
         """What of the budget is reached, if so many tokens were still to come; None is nothing."""

@@ -46,14 +46,8 @@ class Kind(StrEnum):
 class Row(NamedTuple):
     error_class: str
     kind: Kind
-    cure: str  # what a person does about it, where it is for a person
+    cure: str  # of an error that stops the run; what to do about one text is said in `snapshots.rejections`
 
-    def cure_of_text(self) -> str:
-        """What a person does about a text that alone meets it."""
-        return _ONE_TEXT if self.kind is Kind.VERDICT else self.cure
-
-
-_ONE_TEXT: Final = "other texts are answered well: ask who runs the endpoint why not this one, or leave it out"
 
 # One request may meet a node, a gateway or a filter that knows nothing of the key: a verdict. An account without money
 # refuses what costs much and may still pay for a canary, which would prove nothing: fatal.
@@ -76,7 +70,7 @@ _BY_STATUS: Final = {
     404: Row("not-found", Kind.VERDICT, "check name, and base_url (it ends before /embeddings)"),
     408: Row("timeout", Kind.TRANSIENT, "raise timeout_seconds, or lower max_items"),
     409: Row("conflict", Kind.TRANSIENT, ""),
-    413: Row("too-large", Kind.POISON, "lower max_tokens of the source's chunking"),
+    413: Row("request-too-large", Kind.POISON, "lower max_tokens of the source's chunking"),
     422: REFUSED,
     425: Row("too-early", Kind.TRANSIENT, ""),
     429: THROTTLED,
@@ -109,13 +103,6 @@ DIMENSION: Final = Row("wrong-dimension", Kind.VERDICT, "set dimensions to what 
 # Met by text, not by request.
 BAD_VECTOR: Final = Row("bad-vector", Kind.TRANSIENT, "mend the text at its source, or leave it out")
 TOO_LONG: Final = Row("too-long", Kind.POISON, "lower max_tokens of the source's chunking")
-
-
-def may_heal(error_class: str) -> bool:
-    """Whether a text that died of this may live when it is sent again as it is: the provider was at fault."""
-    below = (BROKEN_OFF, NOT_JSON, BAD_INDEX, TOO_BIG, BAD_VECTOR, OTHER_MODEL, DIMENSION)
-    rows = (*_BY_STATUS.values(), UNEXPECTED, *below)
-    return error_class in {row.error_class for row in rows if row.kind is not Kind.POISON}
 
 
 class RequestError(Exception):

@@ -22,11 +22,11 @@ class Embedded(NamedTuple):
 
 
 class Dead(NamedTuple):
-    """A text that got no vector, and why; `error_class` is one of `errors`."""
+    """A text that got no vector, and why; `error_class` is one of `snapshots.rejections`."""
 
     text_hash: bytes
     error_class: str
-    message: str
+    reason: str
     attempts: int
 
 

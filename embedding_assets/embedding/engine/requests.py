@@ -196,9 +196,7 @@ class Requests:
     async def _split(self, texts: list[Text], error: RequestError, sent: float, tries: int) -> Dead | None:
         """Halves a batch whose texts are at fault; the text that stands alone is returned as dead."""
         if len(texts) == 1:
-            cure = error.row.cure_of_text()
-            message = f"{error.message}; {cure}" if cure else error.message
-            return Dead(texts[0].text_hash, error.row.error_class, message, tries)
+            return Dead(texts[0].text_hash, error.row.error_class, error.message, tries)
         # What failed after all its attempts has had them: its halves are only told apart.
         tries = 0 if error.row.kind is Kind.POISON else self._patience.attempts - 1
         middle = (len(texts) + 1) // 2

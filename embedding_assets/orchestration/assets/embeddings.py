@@ -74,7 +74,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
         with (
             domain_errors(context),
             deployment.sole_writer(asset, source),
-            dead_letters.desk(deployment, source, STAGE, slot, context.log.warning) as desk,
+            dead_letters.rejections_of(deployment, source, STAGE, slot, context.log.warning) as rejections,
             drained_on_signal(context) as stop,
         ):
             cut = log.newest(store, chunks)
@@ -84,20 +84,20 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 binding,
                 deployment.journals,
                 live=settings.live_model == slot,
-                known_dead=desk.known,
-                replay=desk.replayed,
+                known_dead=rejections.known,
+                replay=rejections.replayed,
                 budget=Budget(**settings.run_budget.model_dump()),
                 stop=stop,
                 on_progress=show,
-                on_dead=desk.found,
+                on_dead=rejections.note,
             )
             lengths = inline.lengths_of(store, draft, binding.dimensions)
             checks = [inline.normalization(lengths), inline.vectors_complete(store, cut, draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
-            desk.settle(snapshot)
-            standing = desk.standing(snapshot.rejected)
-            checks.append(inline.nothing_rejected(standing, snapshot, settings.sources[source].max_rejected))
+            rejections.commit(snapshot)
+            unaccepted = rejections.unaccepted(snapshot.rejected)
+            checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.sources[source].max_rejected))
             seconds = watch.seconds
             did = {
                 "model": binding.name,

@@ -25,7 +25,7 @@ def of_snapshot(snapshot: Snapshot, did: Mapping[str, Any], seconds: float) -> d
     took, what was refused, and where it lies."""
     rejected: dict[str, Any] = {"rejected": len(snapshot.rejected)}
     if snapshot.rejected:
-        rejected["rejected_entries"] = table(snapshot.rejected)
+        rejected["rejected_entries"] = table([rejection.model_dump() for rejection in snapshot.rejected])
     return {
         "dagster/row_count": sum(part.rows for part in snapshot.parts),
         **snapshot.counts,

@@ -13,6 +13,8 @@ from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.names import RAW_DOCS
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.sources.stage import prepare_source, remember
 
 
@@ -53,7 +55,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         with (
             domain_errors(context),
             deployment.sole_writer(RAW_DOCS, source),
-            dead_letters.desk(deployment, source, RAW_DOCS, None, context.log.warning) as desk,
+            dead_letters.rejections_of(deployment, source, RAW_DOCS, None, context.log.warning) as rejections,
         ):
             previous, catalog = log.head(store, RAW_DOCS, source), deployment.catalog(source)
             draft, looked = prepare_source(
@@ -63,14 +65,15 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 catalog,
                 max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
-                again={entry["item"] for entry in (previous.rejected if previous else ()) if desk.is_replayed(entry)},
+                again=_replayed(previous, rejections),
             )
             checks = [inline.documents_complete(draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
             remember(catalog, snapshot)
-            desk.settle(snapshot)
-            checks.append(inline.nothing_rejected(desk.standing(snapshot.rejected), snapshot, settings.max_rejected))
+            rejections.commit(snapshot)
+            unaccepted = rejections.unaccepted(snapshot.rejected)
+            checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.max_rejected))
             seconds = watch.seconds
             changes = metadata.changes(
                 context.log, lambda: count_changes(store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
@@ -89,3 +92,9 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         )
 
     return raw_docs
+
+
+def _replayed(previous: Snapshot | None, rejections: dead_letters.StageRejections) -> set[str]:
+    """The items that are read again since somebody asked for it."""
+    rejected = previous.rejected if previous else ()
+    return {one.item for one in rejected if isinstance(one, RejectedDocument) and one.identity in rejections.replayed}

@@ -21,6 +21,7 @@ from embedding_assets.pgvector.indexes.recall import shortfall
 from embedding_assets.pgvector.publishing.publish import Difference
 from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.rejections import Rejection
 from embedding_assets.snapshots.slots import SLOTS, Slot, asset_of
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
@@ -73,23 +74,21 @@ def _figures(result: dg.AssetCheckResult) -> str:
     return ", ".join(f"{name} {figure.value}" for name, figure in (result.metadata or {}).items())
 
 
-def nothing_rejected(
-    standing: Sequence[Mapping[str, object]], snapshot: Snapshot, max_share: float
-) -> dg.AssetCheckResult:
-    """Warns while dead letters stand that nobody has accepted, and fails above a share of the documents or chunks.
+def nothing_rejected(unaccepted: Sequence[Rejection], snapshot: Snapshot, max_share: float) -> dg.AssetCheckResult:
+    """Warns while there are rejections that nobody has accepted, and fails above a share of the documents or chunks.
 
     It never blocks: the rest is served meanwhile.
     """
     rows = sum(part.rows for part in snapshot.parts)
-    # A dead chunk is a row without a vector; a rejected document is no row.
-    everything = rows if "text_hash" in next(iter(standing), {}) else rows + len(standing)
-    share = len(standing) / max(everything, 1)
+    # A chunk whose text is rejected is a row without a vector; a rejected document is no row.
+    everything = rows + sum(rejection.kind == "document" for rejection in unaccepted)
+    share = len(unaccepted) / max(everything, 1)
     return dg.AssetCheckResult(
         check_name="nothing_rejected",
-        passed=not standing,
+        passed=not unaccepted,
         severity=dg.AssetCheckSeverity.ERROR if share > max_share else dg.AssetCheckSeverity.WARN,
-        metadata={"rejected": len(standing), "share": round(share, 4), "fails_above": max_share},
-        description=None if not standing else f"{len(standing)} dead letters: embedding-assets dead-letters list",
+        metadata={"rejected": len(unaccepted), "share": round(share, 4), "fails_above": max_share},
+        description=None if not unaccepted else f"{len(unaccepted)} dead letters: embedding-assets dead-letters list",
     )
 
 
@@ -171,7 +170,7 @@ def vectors_complete(store: Store, chunks: Snapshot, embeddings: Draft) -> dg.As
         nulls = vectors.filter(pa.compute.is_null(vectors.column("embedding"))).column("text_hash").to_pylist()
         without_reason += sum(1 for text_hash in nulls if text_hash.hex() not in part.dead)
     rows = sum(part.rows for part in embeddings.parts)
-    explained = {entry["text_hash"] for entry in embeddings.rejected}
+    explained = {rejection.identity for rejection in embeddings.rejected}
     unexplained = {text_hash for part in embeddings.parts for text_hash in part.dead} - explained
     return dg.AssetCheckResult(
         check_name="completeness",

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, BinaryIO, Final, NoReturn
 
+from embedding_assets.snapshots.rejections import DocumentErrorClass
 from embedding_assets.sources.documents import (
     MAX_TEXT_BYTES,
     Document,
-    ErrorClass,
     Rejected,
     reject,
     unreadable,
@@ -46,7 +46,7 @@ class Jsonl:
             for position, line in enumerate(_lines(_unpacked(item, stream)), start=1):
                 if line is None:
                     reason = f"the line has over {MAX_LINE_BYTES:,} bytes"
-                    yield reject("too_large", reason, source=source, item=item, position=position)
+                    yield reject("too-large", reason, source=source, item=item, position=position)
                     continue
                 read = self._document(source, item, position, line)
                 if read is not None:
@@ -56,7 +56,7 @@ class Jsonl:
             yield unreadable(error, source=source, item=item, position=position + 1)
 
     def _document(self, source: str, item: str, position: int, line: bytes) -> Document | Rejected | None:
-        def refused(error_class: ErrorClass, reason: str, document_id: str | None = None) -> Rejected:
+        def refused(error_class: DocumentErrorClass, reason: str, document_id: str | None = None) -> Rejected:
             return reject(
                 error_class,
                 reason,
@@ -75,15 +75,15 @@ class Jsonl:
         except UnicodeDecodeError as error:
             return refused("undecodable", f"byte {error.start:,} of the line is not UTF-8")
         except _BrokenJsonError as error:
-            return refused("broken_json", str(error))
+            return refused("broken-json", str(error))
 
         document_id = _id(record.get(self.id))
         if document_id is None:
-            return refused("missing_id", f"the field {self.id} is missing, or neither a string nor an integer")
+            return refused("missing-id", f"the field {self.id} is missing, or neither a string nor an integer")
         text = record.get(self.text)
         if not isinstance(text, str):
             reason = f"the field {self.text} is missing, or not a string"
-            return refused("missing_text", reason, document_id)
+            return refused("missing-text", reason, document_id)
         return validate(
             source=source,
             item=item,

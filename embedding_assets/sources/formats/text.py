@@ -7,10 +7,10 @@ from typing import BinaryIO, Final
 
 from lxml import etree
 
+from embedding_assets.snapshots.rejections import DocumentErrorClass
 from embedding_assets.sources.documents import (
     MAX_TEXT_BYTES,
     Document,
-    ErrorClass,
     Rejected,
     normalised,
     reject,
@@ -38,16 +38,16 @@ class Text:
         yield self._document(source, item, size, stream)
 
     def _document(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Document | Rejected:
-        def refused(error_class: ErrorClass, reason: str) -> Rejected:
+        def refused(error_class: DocumentErrorClass, reason: str) -> Rejected:
             return reject(error_class, reason, source=source, item=item, document_id=item)
 
         is_html = item.lower().endswith(HTML)
         limit = MAX_HTML_BYTES if is_html else MAX_TEXT_BYTES
         if size is not None and size > limit:
-            return refused("too_large", f"the file has {size:,} bytes, {limit:,} are allowed")
+            return refused("too-large", f"the file has {size:,} bytes, {limit:,} are allowed")
         data = stream.read(limit + 1)
         if len(data) > limit:
-            return refused("too_large", f"the file has over {limit:,} bytes")
+            return refused("too-large", f"the file has over {limit:,} bytes")
         charset = page_charset(data) if is_html else _charset(data)
         try:
             text = data.decode(charset)
@@ -60,7 +60,7 @@ class Text:
             try:
                 text, title = html_to_text(text.removeprefix("\ufeff"))
             except BrokenHtmlError as error:
-                return refused("broken_html", f"the page cannot be read to its end: {error}")
+                return refused("broken-html", f"the page cannot be read to its end: {error}")
         else:
             text = normalised(text)
             title = title_of(text, markdown=item.lower().endswith(MARKDOWN))

@@ -180,10 +180,10 @@ def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> It
         error_class, reason = wrong_name
         return reject(error_class, reason.replace("the id", "the name"), source=source, item=item)
     if entry.is_link and os.path.commonpath([real, root]) != root:
-        return reject("outside_link", "a link that leads out of the source's folder", source=source, item=item)
+        return reject("outside-link", "a link that leads out of the source's folder", source=source, item=item)
     if entry.twin:
         return reject(
-            "doubled_id", "its name equals its neighbour's but for the Unicode normal form", source=source, item=item
+            "doubled-id", "its name equals its neighbour's but for the Unicode normal form", source=source, item=item
         )
     if is_folder:
         return _Way(real, entry.is_link)

@@ -108,14 +108,14 @@ def test_a_page_is_read_in_the_charset_that_it_declares(
         ("surrogate.txt", b"\xed\xa0\x80", "undecodable", "byte 0 "),
         ("latin.html", "<p>café".encode("latin-1"), "undecodable", "byte 6 of the file is not UTF-8"),
         ("wrong.html", b"<meta charset=gbk><p>\xff", "undecodable", "GB18030, the charset that it declares"),
-        ("nul.txt", b"a\0b", "nul_byte", "character 1"),
-        ("nul.html", b"<p>\0", "nul_byte", "character 3"),
-        ("utf32.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "nul_byte", "NUL"),
-        ("empty.md", b"", "empty_text", "empty"),
-        ("blank.md", b"\xef\xbb\xbf \r\n\t", "empty_text", "empty"),
-        ("empty.html", b"<script>only()</script>", "empty_text", "empty"),
-        ("deep.html", b"<div>" * 5_000 + b"x", "broken_html", "depth"),
-        ("big.html", b" " * (MAX_HTML_BYTES + 1), "too_large", f"{MAX_HTML_BYTES + 1:,}"),
+        ("nul.txt", b"a\0b", "nul-byte", "character 1"),
+        ("nul.html", b"<p>\0", "nul-byte", "character 3"),
+        ("utf32.txt", codecs.BOM_UTF32_LE + "a".encode("utf-32-le"), "nul-byte", "NUL"),
+        ("empty.md", b"", "empty-text", "empty"),
+        ("blank.md", b"\xef\xbb\xbf \r\n\t", "empty-text", "empty"),
+        ("empty.html", b"<script>only()</script>", "empty-text", "empty"),
+        ("deep.html", b"<div>" * 5_000 + b"x", "broken-html", "depth"),
+        ("big.html", b" " * (MAX_HTML_BYTES + 1), "too-large", f"{MAX_HTML_BYTES + 1:,}"),
     ],
 )
 def test_a_file_that_cannot_be_a_document_is_rejected_and_named(
@@ -135,7 +135,7 @@ def test_a_file_over_the_limit_is_rejected_without_being_read(tmp_path: Path) ->
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert isinstance(rejected, Rejected)
-    assert rejected.error_class == "too_large"
+    assert rejected.error_class == "too-large"
     assert peak < 2 << 20
 
 
@@ -145,7 +145,7 @@ def test_a_file_that_grew_over_the_limit_since_it_was_listed_is_rejected(tmp_pat
     os.truncate(tmp_path / "a.txt", 10 * MAX_TEXT_BYTES)
     [rejected] = reader(tmp_path).read_item(listed)
     assert isinstance(rejected, Rejected)
-    assert rejected.error_class == "too_large"
+    assert rejected.error_class == "too-large"
 
 
 def test_a_file_that_vanished_since_it_was_listed_is_unreadable(tmp_path: Path) -> None:

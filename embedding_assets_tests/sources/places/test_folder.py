@@ -147,7 +147,7 @@ def test_a_link_that_leads_outside_is_refused_and_what_lies_there_is_not_listed(
     found = listed(root)
     rejected = [one for one in found if isinstance(one, Rejected)]
     assert [one.item for one in rejected] == ["file.md", "folder/", "hop.md", "near.md"]
-    assert {one.error_class for one in rejected} == {"outside_link"}
+    assert {one.error_class for one in rejected} == {"outside-link"}
     assert names(root)[0] == "a.md"
 
 
@@ -175,7 +175,7 @@ def test_a_name_that_cannot_be_an_id_is_refused_and_shown_harmlessly(tmp_path: P
     with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
         file.write(b"text")
     rejected = only_rejection(tmp_path)
-    assert rejected.error_class == "bad_id"
+    assert rejected.error_class == "bad-id"
     assert rejected.item.isprintable()
     rejected.item.encode()
 
@@ -187,7 +187,7 @@ def test_folders_nested_deeper_than_an_id_can_be_long_are_refused_not_followed(t
         deep.mkdir()
     write(tmp_path, "a.md")
     assert names(tmp_path)[0] == "a.md"
-    assert only_rejection(tmp_path).error_class == "bad_id"
+    assert only_rejection(tmp_path).error_class == "bad-id"
 
 
 def test_a_folder_that_may_not_be_entered_is_unreadable_and_the_rest_goes_on(

@@ -49,7 +49,7 @@ def test_a_link_that_a_pattern_finds_must_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "data" / "t.jsonl").symlink_to("../real.jsonl")
     [rejected] = listed(tmp_path / "data" / "*.jsonl")
     assert isinstance(rejected, Rejected)
-    assert rejected.error_class == "outside_link"
+    assert rejected.error_class == "outside-link"
 
 
 @pytest.mark.parametrize("path", ["missing.jsonl", "missing/t.jsonl", "*.jsonl", "folder", "missing/*.jsonl"])
