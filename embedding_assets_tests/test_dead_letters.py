@@ -278,7 +278,7 @@ def test_what_goes_on_failing_and_what_can_not_heal_is_told_once(
 
     assert told == [
         f"1 dead letter needs a person: 1 × {error} of source {SOURCE}. See: embedding-assets dead-letters list"
-        for error in ("empty_text in raw_docs", "bad-vector in embeddings")
+        for error in ("empty-text in raw_docs", "bad-vector in embeddings")
     ]
     assert [state for *_, state in letters(box)] == ["escalated", "escalated"]
 

@@ -16,6 +16,7 @@ from embedding_assets.embedding.engine.engine import Progress, Usage, embed
 from embedding_assets.embedding.engine.errors import ProviderDown
 from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots.rejections import ERROR_CLASSES
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.support.standin import KEY, Standin
 
@@ -155,7 +156,9 @@ def test_a_dead_letter_says_what_the_provider_said_and_the_cure(standin: Standin
     (letter,) = delivered.dead.values()
     assert letter.text_hash == texts[3].text_hash
     assert letter.error_class == "refused"
-    assert letter.reason.endswith("'$.input' is invalid")
+    assert "'$.input' is invalid" in letter.reason
+    assert ERROR_CLASSES["refused"].cure == "mend the text at its source, or leave it out"
+    assert ERROR_CLASSES["refused"].cure not in letter.reason
     assert letter.attempts == 1
 
 
