@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,8 @@ def test_status_tells_what_each_region_serves(first: Sequence[Ran], terminal: Te
 
     assert ran.code == 0
     roots = terminal.box.roots()
+    looked_at = ran.json[0]["looked_at"]
+    assert datetime.fromisoformat(looked_at) <= datetime.now(UTC)
     assert ran.json == [
         {
             "source": SOURCE,
@@ -200,6 +203,8 @@ def test_status_tells_what_each_region_serves(first: Sequence[Ran], terminal: Te
             "current": True,
             "degraded": None,
             "lag_seconds": 0,
+            "looked_at": looked_at,
+            "problem": None,
             "error": None,
         }
         for region in REGIONS

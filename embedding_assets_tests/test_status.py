@@ -1,15 +1,19 @@
 """What `status` says of sources and regions, and what it takes to know it."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
 import pytest
 
 from embedding_assets.operations import status as module
-from embedding_assets.operations.status import is_current, status
+from embedding_assets.operations.status import SourceStatus, is_behind, is_current, status
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.orchestration.build import build_defs
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.snapshots import log
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 
@@ -58,3 +62,83 @@ def test_a_region_that_is_away_has_its_error_and_the_others_are_told_of(box: San
     assert (is_current(away.deployment, PRIMARY, SOURCE), is_current(away.deployment, "eu-west-1", SOURCE)) == (
         True, False,
     )  # fmt: skip
+
+
+def at(row: SourceStatus) -> tuple[bool, bool]:
+    return row.current, row.problem is None
+
+
+@pytest.mark.parametrize("trouble", ["unreadable", "mass delete", "unreadable to the sweep"])
+def test_a_source_that_could_not_be_brought_up_to_date_is_not_current_until_it_is(box: Sandbox, trouble: str) -> None:
+    box.write(returns="Returns are free.", fees="There are none.")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert box.execute(SOURCE_JOB, SOURCE, instance).success
+        assert box.execute(REGION_JOB, f"{PRIMARY}|{SOURCE}", instance).success
+        (before,) = status(box.deployment, [SOURCE], [PRIMARY])
+        if trouble == "mass delete":
+            (box.docs / "fees.md").rename(box.root / "fees.md")
+        else:
+            box.docs.rename(box.root / "away")
+        if trouble == "unreadable to the sweep":
+            sweep(box, instance)
+        else:
+            assert not box.execute(SOURCE_JOB, SOURCE, instance).success
+        (during,) = status(box.deployment, [SOURCE], [PRIMARY])
+        if trouble == "mass delete":
+            (box.root / "fees.md").rename(box.docs / "fees.md")
+        else:
+            (box.root / "away").rename(box.docs)
+        if trouble == "unreadable to the sweep":
+            sweep(box, instance)
+        else:
+            assert box.execute(SOURCE_JOB, SOURCE, instance).success
+        (after,) = status(box.deployment, [SOURCE], [PRIMARY])
+
+    assert at(before) == at(after) == (True, True)
+    assert not during.current
+    assert during.looked_at == before.looked_at
+    assert "Cure:" in (during.problem or "")
+    assert during.lag_seconds is not None
+    assert (is_behind(during, 0), is_behind(during, 3600)) == (True, False)
+
+
+def sweep(box: Sandbox, instance: dg.DagsterInstance) -> None:
+    definitions = build_defs(box.deployment)
+    with dg.build_sensor_context(
+        instance=instance, definitions=definitions, resources={"deployment": box.deployment}
+    ) as context:
+        definitions.resolve_sensor_def("source_sweep").evaluate_tick(context)
+
+
+def test_a_source_whose_run_ended_half_way_is_not_current(box: Sandbox) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        box.write(refunds="Refunds take six days.")
+        assert box.execute(SOURCE_JOB, SOURCE, instance, assets=["raw_docs"]).success
+
+    (row,) = status(box.deployment, [SOURCE], [PRIMARY])
+
+    assert not row.current
+    assert row.problem == "chunks was not derived from the newest raw_docs. Cure: embedding-assets materialize"
+
+
+def test_the_lag_is_that_of_the_first_commit_that_a_region_does_not_serve(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that changes each hour does not keep the lag of a region that stands still below an hour."""
+    now = datetime.now(UTC)
+    with dg.DagsterInstance.ephemeral() as instance:
+        for hours, text in ((5, "six"), (3, "seven")):
+            clock = SimpleNamespace(now=lambda zone, hours=hours: now - timedelta(hours=hours))
+            with monkeypatch.context() as patch:
+                patch.setattr(log, "datetime", clock)
+                box.write(refunds=f"Refunds take {text} days.")
+                assert box.execute(SOURCE_JOB, SOURCE, instance).success
+                if hours == 5:
+                    assert box.execute(REGION_JOB, f"{PRIMARY}|{SOURCE}", instance).success
+        box.write(refunds="Refunds take eight days.")
+        assert box.execute(SOURCE_JOB, SOURCE, instance).success
+
+    (row,) = status(box.deployment, [SOURCE], [PRIMARY])
+
+    assert not row.current
+    assert 3 * 3600 <= (row.lag_seconds or 0) < 4 * 3600

@@ -20,16 +20,24 @@ from embedding_assets.cli.shared import (
 @click.command()
 @source_option
 @region_option
+@click.option(
+    "--max-lag", metavar="SECONDS", type=click.IntRange(0), default=0, help="Behind by less is no error.  [default: 0]"
+)
 @json_option
-def status(source: str | None, region: str | None, as_json: bool) -> None:
-    """What each region serves of each source, and how far it is behind. Exit code 1 if a region can't be asked.
+def status(source: str | None, region: str | None, max_lag: int, as_json: bool) -> None:
+    """What each region serves of each source, and how far it is behind.
+
+    Exit code 1 if anything is behind, by more than --max-lag, or can't be asked. A source is behind, too, that could
+    not be read when that was last tried, or that a guard has stopped.
 
     With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
-    current, degraded, lag_seconds, error}: snapshot to rejected as the primary has them, root and rows as the region
-    serves them, index one of valid, invalid and none, degraded a sentence where recall is below the target, lag_seconds
-    null where nothing was ever materialized.
+    current, degraded, lag_seconds, looked_at, problem, error}: snapshot to rejected as the primary has them, root and
+    rows as the region serves them, index one of valid, invalid and none, degraded a sentence where recall is below the
+    target, lag_seconds null where nothing was ever materialized, looked_at when the source was last read, problem a
+    sentence where its newest documents are not in the primary.
     """
     from embedding_assets.cli import terminal
+    from embedding_assets.operations.status import is_behind
     from embedding_assets.operations.status import status as look
 
     deployment = current_deployment()
@@ -44,7 +52,7 @@ def status(source: str | None, region: str | None, as_json: bool) -> None:
         OUT.print(terminal.status_table(rows))
         for note in terminal.status_notes(rows):
             OUT.print(note)
-    sys.exit(1 if any(row.error for row in rows) else 0)
+    sys.exit(1 if any(row.error or is_behind(row, max_lag) for row in rows) else 0)
 
 
 @click.command()

@@ -138,6 +138,10 @@ def status_notes(rows: Sequence[SourceStatus]) -> list[Text]:
     """What is wrong, a sentence each, below the table of `status`: each error once, for it is the region's."""
     errors = dict.fromkeys((row.region, row.error) for row in rows if row.error)
     notes = [Text(f"{region}: {printable(error)}", "red") for region, error in errors]
+    problems = dict.fromkeys((row.source, row.looked_at, row.problem) for row in rows if row.problem)
+    for source, looked_at, problem in problems:
+        last = f"last read without trouble at {looked_at:%Y-%m-%d %H:%M} UTC" if looked_at else "never read yet"
+        notes.append(Text(f"{source}: {last}. {printable(problem)}", "red"))
     return notes + [
         Text(f"{row.region}|{row.source} is degraded: {row.degraded}", "yellow") for row in rows if row.degraded
     ]

@@ -1,10 +1,13 @@
 """Findings: what an examination says of one thing that is not as it should be. What is found is what is mended."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from embedding_assets.errors import PipelineError
+from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, VECTORS
+from embedding_assets.snapshots.snapshot import Snapshot
 
 
 class Kind(StrEnum):
@@ -61,3 +64,10 @@ def could_not_be(what: str, where: Where, error: PipelineError) -> Finding:
     """A finding that something could not be looked at, with the error's own cure if it has one."""
     reason, _, cure = str(error).partition(" Cure: ")
     return Finding(Kind.UNKNOWN, where, f"{what}: {reason.rstrip('.')}", cure or "make it reachable, and ask again")
+
+
+def links_behind(heads: Mapping[str, Snapshot]) -> Iterator[tuple[str, str]]:
+    """(asset, sentence) of each of a source's heads that was derived from another snapshot than the one before it."""
+    for asset, upstream in ((CHUNKS, RAW_DOCS), *((vectors, CHUNKS) for vectors in VECTORS)):
+        if asset in heads and upstream in heads and heads[asset].upstream.get(upstream) != heads[upstream].root:
+            yield asset, f"{asset} was not derived from the newest {upstream}"

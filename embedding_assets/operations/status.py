@@ -1,13 +1,16 @@
 """What a region serves of each source, against what the primary has: what `status` tells, and what has to be run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
 from embedding_assets.errors import PipelineError
+from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.findings import links_behind
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes.index import parameters_of
 from embedding_assets.pgvector.indexes.recall import shortfall, stored_measurement
@@ -15,10 +18,15 @@ from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, VECTORS
-from embedding_assets.snapshots.replication import target
+from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, SOURCE_ASSETS, VECTORS
+from embedding_assets.snapshots.replication import unlisted
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.stores import Store
+
+CURE: Final = "embedding-assets materialize"
 
 
 class SourceStatus(BaseModel):
@@ -38,11 +46,17 @@ class SourceStatus(BaseModel):
     index: str
     """`valid`, `none` or `invalid`."""
     current: bool
-    """Whether the region serves the primary's newest snapshots, indexed as the settings say."""
+    """Whether the region serves the primary's newest snapshots from a whole store, indexed as the settings say, and the
+    source itself could be looked at and brought up to date when that was last tried."""
     degraded: str | None
     """What makes its searches worse than they should be, with the cure; what is served is right."""
     lag_seconds: int | None
-    """Since the primary committed what the region does not serve yet; 0 if it is current, None if nothing is there."""
+    """Since the first commit of the primary that the region does not serve, or since the source was last read without
+    trouble, whichever is longer; 0 if it is current, None if nothing is there."""
+    looked_at: datetime | None
+    """When the source was last read without trouble, as far as is known here."""
+    problem: str | None
+    """Why the source's newest documents are not in the primary's snapshots."""
     error: str | None
     """Why the region could not be asked."""
 
@@ -50,13 +64,19 @@ class SourceStatus(BaseModel):
 def status(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[SourceStatus]:
     """Every source in every region. A region that can't be reached has its error told; the others are told of."""
     regions = {region: _ask(deployment, region, sources) for region in region_names}
-    return [_of(deployment, source, name, region) for source in sources for name, region in regions.items()]
+    primaries = {source: _primary(deployment, source) for source in sources}
+    return [_of(primaries[source], region) for source in sources for region in regions.values()]
 
 
 def is_current(deployment: Deployment, region: str, source: str) -> bool:
     """Whether a run of the region and source would find nothing to do."""
-    (row,) = status(deployment, [source], [region])
-    return row.current
+    found = _ask(deployment, region, [source])
+    return found.error is None and _serves_newest(_primary(deployment, source), found)
+
+
+def is_behind(row: SourceStatus, max_lag: int) -> bool:
+    """Whether the region is behind by more seconds than that; where nothing is there, it is."""
+    return not row.current and (row.lag_seconds is None or row.lag_seconds > max_lag or max_lag == 0)
 
 
 class _Served(NamedTuple):
@@ -68,28 +88,60 @@ class _Served(NamedTuple):
     degraded: str | None
 
 
-class _Region(NamedTuple):
-    """What a region's database says, asked once for all sources; an error instead where it can't be asked."""
+class _Replica(NamedTuple):
+    """A source in a region's store."""
 
+    head: Snapshot
+    whole: bool
+    """Whether the store lists every part that the head names, with its size."""
+
+
+class _Region(NamedTuple):
+    """What a region's store and database say, each asked once for all sources; an error where one can't be asked."""
+
+    name: str
+    settings: Settings
+    store: Store | None = None
+    replicas: Mapping[str, _Replica] = {}
     live: Slot | None = None
     served: Mapping[str, _Served] = {}
     error: str | None = None
 
 
+class _Primary(NamedTuple):
+    """A source's heads in the primary's store, and how its stages ended last."""
+
+    source: str
+    store: Store
+    heads: Mapping[str, Snapshot]
+    looked_at: datetime | None
+    problem: str | None
+
+
 def _ask(deployment: Deployment, region: str, sources: Sequence[str]) -> _Region:
+    found = _Region(region, deployment.settings)
     try:
+        store = deployment.store(region)
+        found = found._replace(store=store, replicas=dict(_replicas(store, sources)))
         with connect(deployment.dsn(region)) as conn, pipeline_errors("asking for the region's state"):
             if not is_migrated(conn):
-                return _Region()
+                return found
             live = next((slot for slot, model in bound_models(conn).items() if model.live), None)
             served = {
-                found.source: _look(deployment, conn, found, live)
-                for found in region_status(conn)
-                if found.source in sources
+                each.source: _look(deployment, conn, each, live)
+                for each in region_status(conn)
+                if each.source in sources
             }
-            return _Region(live, served)
+            return found._replace(live=live, served=served)
     except PipelineError as error:
-        return _Region(error=str(error))
+        return found._replace(error=str(error))
+
+
+def _replicas(store: Store, sources: Sequence[str]) -> Iterator[tuple[str, _Replica]]:
+    for source in sources:
+        head = log.head(store, REPLICA, source)
+        if head is not None:
+            yield source, _Replica(head, whole=not unlisted(store, head))
 
 
 def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: Slot | None) -> _Served:
@@ -104,39 +156,123 @@ def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: 
     return _Served(served, as_set, degraded)
 
 
-def _of(deployment: Deployment, source: str, name: str, region: _Region) -> SourceStatus:
-    primary = deployment.primary
-    chunks, documents = log.head(primary, CHUNKS, source), log.head(primary, RAW_DOCS, source)
-    newest = [log.head(primary, asset, source) for asset in VECTORS]
-    found = region.served.get(source)
-    served = found.what if found else None
-    index = "none"
-    if served is not None:
-        index = "valid" if served.indexes and all(each.valid for each in served.indexes) else "invalid"
-    current = (
-        found is not None
-        and found.what.target_root == target(primary, source)
-        and index == "valid"
-        and found.as_set
-        and region.live == deployment.settings.live_model
+def _primary(deployment: Deployment, source: str) -> _Primary:
+    store = deployment.primary
+    try:
+        found = {asset: log.head(store, asset, source) for asset in SOURCE_ASSETS}
+    except PipelineError as error:
+        return _Primary(source, store, {}, None, str(error))
+    heads = {asset: head for asset, head in found.items() if head is not None}
+    looks = {stage: outcomes.last(deployment.home, source, stage) for stage in (outcomes.SWEEP, *SOURCE_ASSETS)}
+    reading = looks[RAW_DOCS]
+    looked_at = reading.succeeded_at if reading else None
+    if looked_at is None and RAW_DOCS in heads:
+        # By another machine, or a home that is lost: at least then it was read.
+        looked_at = datetime.fromisoformat(heads[RAW_DOCS].created_at)
+    return _Primary(source, store, heads, looked_at, _problem(heads, looks, looked_at))
+
+
+def _problem(
+    heads: Mapping[str, Snapshot], looks: Mapping[str, outcomes.Ended | None], looked_at: datetime | None
+) -> str | None:
+    """Why the source's newest documents may not be in its heads; the first stage's trouble is the others' as well."""
+    for stage, ended in looks.items():
+        if ended is None or ended.error is None or ended.failed_at is None:
+            continue
+        # Committed since, perhaps by another machine.
+        since = looked_at if stage == outcomes.SWEEP else _committed(heads.get(stage))
+        if since is None or since < ended.failed_at:
+            return f"{stage}: {ended.error}"
+    return next((f"{what}. Cure: {CURE}" for _, what in links_behind(heads)), None)
+
+
+def _committed(head: Snapshot | None) -> datetime | None:
+    return datetime.fromisoformat(head.created_at) if head else None
+
+
+def _serves_newest(primary: _Primary, region: _Region) -> bool:
+    """Whether the region has and serves what the primary's heads say, each link of it."""
+    replica, served = region.replicas.get(primary.source), region.served.get(primary.source)
+    newest = {asset: primary.heads[asset].root for asset in (CHUNKS, *VECTORS) if asset in primary.heads}
+    return (
+        replica is not None
+        and replica.whole
+        and replica.head.upstream == newest
+        and served is not None
+        and served.what.target_root == replica.head.root
+        and _index(served) == "valid"
+        and served.as_set
+        and region.live == region.settings.live_model
     )
-    commits = [datetime.fromisoformat(head.created_at) for head in (chunks, *newest) if head is not None]
-    lag = None
-    if commits:
-        lag = 0 if current else int((datetime.now(UTC) - max(commits)).total_seconds())
+
+
+def _index(served: _Served | None) -> str:
+    if served is None:
+        return "none"
+    indexes = served.what.indexes
+    return "valid" if indexes and all(each.valid for each in indexes) else "invalid"
+
+
+def _of(primary: _Primary, region: _Region) -> SourceStatus:
+    served = region.served.get(primary.source)
+    documents, chunks = primary.heads.get(RAW_DOCS), primary.heads.get(CHUNKS)
+    current = region.error is None and primary.problem is None and _serves_newest(primary, region)
     return SourceStatus(
-        source=source,
-        region=name,
+        source=primary.source,
+        region=region.name,
         snapshot=chunks.number if chunks else 0,
         documents=documents.counts["documents"] if documents else 0,
         chunks=chunks.counts["chunks"] if chunks else 0,
         rejected=len(documents.rejected) if documents else 0,
-        root=served.target_root if served else None,
-        rows=served.rows if served else 0,
+        root=served.what.target_root if served else None,
+        rows=served.what.rows if served else 0,
         live_model=region.live,
-        index=index,
+        index=_index(served),
         current=current,
-        degraded=found.degraded if found else None,
-        lag_seconds=lag,
+        degraded=served.degraded if served else None,
+        lag_seconds=0 if current else _lag(primary, region),
+        looked_at=primary.looked_at,
+        problem=primary.problem,
         error=region.error,
     )
+
+
+def _lag(primary: _Primary, region: _Region) -> int | None:
+    begun: list[datetime] = []
+    # A log that cannot be read is told of elsewhere.
+    with suppress(PipelineError):
+        if not _serves_newest(primary, region) and (unserved := _unserved_since(primary, region)) is not None:
+            begun.append(unserved)
+    if primary.problem is not None and primary.looked_at is not None:
+        begun.append(primary.looked_at)
+    return int((datetime.now(UTC) - min(begun)).total_seconds()) if begun else None
+
+
+def _unserved_since(primary: _Primary, region: _Region) -> datetime | None:
+    """When the primary first committed what the region does not serve. Where the commits are not the reason, the time
+    of the newest: since when it is so is not known."""
+    served_since = _replicated_at(primary.source, region)
+    behind: list[datetime] = []
+    newest: list[datetime] = []
+    for asset in (CHUNKS, *VECTORS):
+        if asset not in primary.heads:
+            continue
+        newest.append(datetime.fromisoformat(primary.heads[asset].created_at))
+        for number in reversed(log.numbers(primary.store, asset, primary.source)):
+            committed = _committed(log.entry(primary.store, asset, primary.source, number))
+            if committed is None or (served_since is not None and committed <= served_since):
+                break
+            behind.append(committed)
+    return min(behind, default=max(newest, default=None))
+
+
+def _replicated_at(source: str, region: _Region) -> datetime | None:
+    """When the region's store got what its table serves; None where that is not known."""
+    served = region.served.get(source)
+    if region.store is None or served is None:
+        return None
+    for number in reversed(log.numbers(region.store, REPLICA, source)):
+        entry = log.entry(region.store, REPLICA, source, number)
+        if entry is not None and entry.root == served.what.target_root:
+            return _committed(entry)
+    return served.what.published_at

@@ -1,12 +1,12 @@
 """Everything read again: what differs from what is recorded, and what can be mended of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Final
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be
+from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be, links_behind
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
@@ -15,7 +15,7 @@ from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.names import CHUNKS, INDEX, RAW_DOCS, REPLICA, SOURCE_ASSETS, TABLE, VECTORS
+from embedding_assets.snapshots.names import CHUNKS, INDEX, REPLICA, SOURCE_ASSETS, TABLE, VECTORS
 from embedding_assets.snapshots.replication import copy_again, harmed, prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
@@ -107,13 +107,6 @@ def _verify_primary(deployment: Deployment, source: str) -> Iterator[Finding]:
         Finding(Kind.BEHIND, Where(source, region, asset), what, materialize_cure(source))
         for asset, what in links_behind(heads)
     )
-
-
-def links_behind(heads: Mapping[str, Snapshot]) -> Iterator[tuple[str, str]]:
-    """(asset, sentence) of each of a source's heads that was derived from another snapshot than the one before it."""
-    for asset, upstream in ((CHUNKS, RAW_DOCS), *((vectors, CHUNKS) for vectors in VECTORS)):
-        if asset in heads and upstream in heads and heads[asset].upstream.get(upstream) != heads[upstream].root:
-            yield asset, f"{asset} was not derived from the newest {upstream}"
 
 
 def _verify_region(deployment: Deployment, region: str, source: str) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 import pyarrow.parquet as pq
@@ -61,7 +62,8 @@ def prepare_replica(
             )
     previous = log.head(region, REPLICA, source)
     parts = [part for snapshot in upstream for part in snapshot.parts]
-    held = set(previous.parts) if previous else set()
+    # Its log may say so, and the store have lost them: what it lists is believed, not what was once committed.
+    held = set(previous.parts) - set(unlisted(region, previous)) if previous else set()
     tasks = [CopyTask(primary.url, source, part) for part in sorted_parts(parts) if part not in held]
     copied = run_copies(copy_part, region, tasks)
     draft = prepare(
@@ -88,7 +90,13 @@ def copy_part(region: Store, task: CopyTask) -> int:
     if region.put_if_absent(path, data):
         failpoint("after-copy")
         return len(data)
-    region.keep_young(path, read_bytes(region, task.source, task.part))
+    try:
+        region.keep_young(path, read_bytes(region, task.source, task.part))
+    except PartDamaged:
+        # Nothing is lost with it: the primary has the bytes, and they are in hand.
+        region.delete([path])
+        region.put_if_absent(path, data)
+        return len(data)
     return 0
 
 
@@ -110,6 +118,13 @@ def target(primary: Store, source: str) -> Root | None:
         return None
     parts = [part for found in (chunks, *embeddings) if found is not None for part in found.parts]
     return root_of_parts(sorted_parts(parts))
+
+
+def unlisted(store: Store, snapshot: Snapshot) -> list[Part]:
+    """The parts of a snapshot that its store does not list with their sizes. Lists, and reads nothing."""
+    folders = {PurePosixPath(part.path(snapshot.source)).parent.as_posix() for part in snapshot.parts}
+    sizes = {found.path: found.bytes for folder in sorted(folders) for found in store.entries(folder)}
+    return [part for part in snapshot.parts if sizes.get(part.path(snapshot.source)) != part.bytes]
 
 
 class Harm(NamedTuple):

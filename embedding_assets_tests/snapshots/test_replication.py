@@ -198,16 +198,46 @@ def test_a_damaged_part_is_not_copied(regions: Regions) -> None:
     assert log.head(regions.region, REPLICA, SOURCE) is None
 
 
-def test_what_the_region_has_under_a_parts_name_is_verified_too(regions: Regions) -> None:
+def test_what_the_region_has_under_a_parts_name_is_verified_too_and_replaced_where_it_is_something_else(
+    regions: Regions,
+) -> None:
     upstream = regions.derive([{"a": "1"}])
     path = upstream[0].parts[0].path(SOURCE)
     regions.region.put_if_absent(path, b"something else")
 
-    with pytest.raises(PartDamaged) as refused:
-        regions.replicate(upstream)
+    replica, copied, _ = regions.replicate(upstream)
 
-    assert f"store {regions.region.url}: {path}" in str(refused.value)
-    assert log.head(regions.region, REPLICA, SOURCE) is None
+    assert copied == 3
+    assert harmed(regions.region, replica) == []
+
+
+@pytest.mark.parametrize(
+    "loss", ["one part", "all parts", "half of a part", "the log", "the newest entry", "everything"]
+)
+def test_what_a_region_lost_is_copied_again_though_its_log_says_that_it_is_there(regions: Regions, loss: str) -> None:
+    regions.replicate(regions.derive([{"a": "1"}]))
+    upstream = regions.derive([{"a": "2"}, {"b": "3"}])
+    before, *_ = regions.replicate(upstream)
+    paths = [part.path(SOURCE) for part in before.parts]
+    entries = [log.entry_path(REPLICA, SOURCE, number) for number in (1, 2)]
+    lost = {
+        "one part": paths[:1],
+        "all parts": paths,
+        "half of a part": paths[1:2],
+        "the log": entries,
+        "the newest entry": entries[1:],
+        "everything": paths + entries,
+    }[loss]
+    data = regions.region.get(paths[1]) or b""
+    regions.region.delete(lost)
+    if loss == "half of a part":
+        regions.region.put_if_absent(paths[1], data[: len(data) // 2])
+
+    after, copied, _ = regions.replicate(upstream)
+
+    assert copied == len(set(lost) & set(paths))
+    assert after.root == before.root == target(regions.primary, SOURCE)
+    assert harmed(regions.region, after) == []
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, drained_on_signal, snapshot_asset
 from embedding_assets.orchestration.checks import inline
@@ -73,6 +74,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
 
         with (
             domain_errors(context),
+            noted(deployment.home, source, asset),
             deployment.sole_writer(asset, source),
             dead_letters.rejections_of(deployment, source, STAGE, slot, context.log.warning) as rejections,
             drained_on_signal(context) as stop,

@@ -6,6 +6,7 @@ import dagster as dg
 
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
@@ -54,6 +55,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         settings = deployment.settings.sources[source]
         with (
             domain_errors(context),
+            noted(deployment.home, source, RAW_DOCS),
             deployment.sole_writer(RAW_DOCS, source),
             dead_letters.rejections_of(deployment, source, RAW_DOCS, None, context.log.warning) as rejections,
         ):

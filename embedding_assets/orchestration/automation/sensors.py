@@ -9,6 +9,7 @@ from typing import Final
 import dagster as dg
 
 from embedding_assets.errors import PipelineError
+from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
@@ -46,9 +47,12 @@ def source_sweep() -> dg.SensorDefinition:
                 look = fingerprint(deployment.reader(source), deadline)
             except PipelineError as error:
                 context.log.error(f"source {source} could not be looked at: {error}")
+                outcomes.note(deployment.home, source, outcomes.SWEEP, error)
                 # It has had its turn: one that takes long to fail must not be first in every tick.
                 seen[source] = seen.pop(source, "")
                 continue
+            if outcomes.last(deployment.home, source, outcomes.SWEEP) is not None:
+                outcomes.note(deployment.home, source, outcomes.SWEEP)
             if look is None:
                 if source == order[0]:
                     context.log.warning(f"source {source} takes longer to list than a tick; the daily round reads it.")
