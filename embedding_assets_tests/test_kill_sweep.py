@@ -1,8 +1,8 @@
 """Kill -9 anywhere, run again: the same result as if nothing had happened, and nothing bought twice."""
 
+import ast
 import itertools
 import random
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,43 +11,18 @@ from typing import Any
 import pytest
 
 import embedding_assets
+from embedding_assets.snapshots.failpoints import Failpoint
 from embedding_assets_tests.support.harness import REGIONS, Sandbox, bought_again, killed
 
-COMMIT_POINTS = (
-    "before-part",
-    "after-part",
-    "before-log",
-    "after-log",
-    "before-copy",
-    "after-copy",
-    "after-journal",
-    "pgvector.models",
-    "pgvector.generation.create",
-    "pgvector.generation.created",
-    "pgvector.shard.block",
-    "pgvector.shard.copied",
-    "pgvector.shard.ledger",
-    "pgvector.shard.committed",
-    "pgvector.index.primary_key",
-    "pgvector.index.v1",
-    "pgvector.index.v2",
-    "pgvector.recall.v1",
-    "pgvector.recall.v2",
-    "pgvector.publish.checked",
-    "pgvector.publish.swap",
-    "pgvector.publish.swapped",
-)
-# These two come only where an older generation goes.
-COMMIT_POINTS_OF_A_SECOND_RUN = ("pgvector.generation.dropped", "pgvector.publish.dropped")
+# These come only where an older generation goes.
+OF_A_SECOND_RUN = (Failpoint.GENERATION_DROPPED, Failpoint.PUBLISH_DROPPED)
 # These come only where a small change is made in what readers see.
-COMMIT_POINTS_OF_A_DELTA = (
-    "pgvector.delta.begun",
-    "pgvector.delta.deleted",
-    "pgvector.delta.copied",
-    "pgvector.delta.ledger",
-    "pgvector.delta.committed",
-    "pgvector.delta.finished",
-)
+OF_A_DELTA = tuple(point for point in Failpoint if point.name.startswith("DELTA_"))
+OF_A_FIRST_RUN = tuple(point for point in Failpoint if point not in (*OF_A_SECOND_RUN, *OF_A_DELTA))
+
+# Passed for each part, text or entry: killed at every one. The others are passed alike for each region.
+OF_STORES = tuple(point for point in Failpoint if point.name.startswith(("BEFORE_", "AFTER_")))
+ONCE_A_MODEL = (Failpoint.INDEX_BUILT, Failpoint.RECALL_MEASURED)
 
 SEVERAL_SHARDS = 4_000  # bytes of text a shard
 
@@ -90,20 +65,24 @@ def run(sandbox: Sandbox, failpoint: str | None = None, shard_bytes: int | None 
     return sandbox.in_another_process(failpoint, **options)
 
 
-def test_every_commit_point_of_the_code_is_in_the_sweep() -> None:
-    code = "".join(path.read_text() for path in Path(embedding_assets.__file__).parent.rglob("*.py"))
-    named = {
-        name.replace("{slot}", slot)
-        for name in re.findall(r'failpoint\(f?"([^"]+)"\)', code)
-        for slot in (("v1", "v2") if "{slot}" in name else ("",))
-    }
-    assert named == {*COMMIT_POINTS, *COMMIT_POINTS_OF_A_SECOND_RUN, *COMMIT_POINTS_OF_A_DELTA}
+def test_the_code_passes_every_failpoint_and_names_each_by_its_member() -> None:
+    calls = [
+        call
+        for path in Path(embedding_assets.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "failpoint"
+    ]
+    assert {ast.unparse(call.args[0]) for call in calls} == {f"Failpoint.{point.name}" for point in Failpoint}
+
+
+def test_failpoints_are_spelled_one_way() -> None:
+    assert all(point == point.name.lower().replace("_", "-") for point in Failpoint)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", COMMIT_POINTS)
+@pytest.mark.parametrize("point", OF_A_FIRST_RUN)
 def test_a_run_killed_at_any_commit_point_leaves_nothing_that_the_next_run_does_not_mend(
-    sandbox_of: SandboxOf, point: str
+    sandbox_of: SandboxOf, point: Failpoint
 ) -> None:
     expected, _ = undisturbed(sandbox_of)
     for hit in itertools.count(1):
@@ -114,20 +93,20 @@ def test_a_run_killed_at_any_commit_point_leaves_nothing_that_the_next_run_does_
         assert not killed(run(sandbox))
         assert result(sandbox) == expected, f"killed at {point}:{hit}"
         assert bought_again(sandbox) == [], f"killed at {point}:{hit}"
-        if point.startswith("pgvector."):
-            break  # its second hit is the same in the other region
+        if point not in OF_STORES and hit == (2 if point in ONCE_A_MODEL else 1):
+            break
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", COMMIT_POINTS_OF_A_SECOND_RUN)
-def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_of: SandboxOf, point: str) -> None:
+@pytest.mark.parametrize("point", OF_A_SECOND_RUN)
+def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_of: SandboxOf, point: Failpoint) -> None:
     expected, _ = undisturbed(sandbox_of)
     sandbox = sandbox_of(point)
     sandbox.write(extra="# Extra\n\nOne page more, for now.")
     # An unfinished generation of a state that is gone by the next run, in whichever region comes first.
-    assert killed(run(sandbox, "pgvector.shard.committed"))
+    assert killed(run(sandbox, Failpoint.SHARD_COMMITTED))
     (sandbox.docs / "extra.md").unlink()
-    if point == "pgvector.publish.dropped":
+    if point is Failpoint.PUBLISH_DROPPED:
         assert not killed(run(sandbox, shard_bytes=SEVERAL_SHARDS))  # another number of shards: never a delta
 
     assert killed(run(sandbox, point))
@@ -138,8 +117,10 @@ def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", COMMIT_POINTS_OF_A_DELTA)
-def test_a_small_change_killed_at_any_commit_point_is_mended_by_the_next_run(sandbox_of: SandboxOf, point: str) -> None:
+@pytest.mark.parametrize("point", OF_A_DELTA)
+def test_a_small_change_killed_at_any_commit_point_is_mended_by_the_next_run(
+    sandbox_of: SandboxOf, point: Failpoint
+) -> None:
     """A page more, a page edited and a page less, after the first publication."""
     expected, _ = undisturbed(sandbox_of)
     sandbox = sandbox_of(point)

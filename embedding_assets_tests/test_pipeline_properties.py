@@ -28,6 +28,7 @@ from embedding_assets.embedding.stage import prepare_embeddings
 from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import keys, log, parts
 from embedding_assets.snapshots.derivation import Make, Task
+from embedding_assets.snapshots.failpoints import Failpoint
 from embedding_assets.snapshots.keys import document_bucket, shard_of
 from embedding_assets.snapshots.log import CommitConflict
 from embedding_assets.snapshots.parts import read_part
@@ -324,7 +325,7 @@ class Pipeline(RuleBasedStateMachine):
         finally:
             self.points_left = 0
 
-    def pass_point(self, name: str) -> None:
+    def pass_point(self, here: Failpoint) -> None:
         self.points_left -= 1
         if self.points_left == 0:
             self.at_point()

@@ -15,6 +15,7 @@ from embedding_assets.embedding.journal import Journal
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.failpoints import Failpoint
 from embedding_assets_tests.support.harness import SOURCE, Sandbox, killed
 from embedding_assets_tests.support.standin import Standin
 
@@ -82,7 +83,7 @@ def test_a_signal_drains_so_that_no_text_is_ever_sent_twice(
 
 @pytest.mark.parametrize("moment", [1, *(pytest.param(late, marks=pytest.mark.slow) for late in (7, 30, 59))])
 def test_a_kill_costs_at_most_the_requests_in_flight(box: Sandbox, standin: Standin, moment: int) -> None:
-    assert killed(box.in_another_process(f"after-journal:{moment + 1}"))  # v1 wrote the first
+    assert killed(box.in_another_process(f"{Failpoint.AFTER_JOURNAL}:{moment + 1}"))  # v1 wrote the first
     paid = sent(standin).total()
     assert moment <= paid <= moment + IN_FLIGHT + READY
 

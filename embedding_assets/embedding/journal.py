@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.snapshot import Part
 
 # A text may be in many parts, and has to be found when garbage collection took some of them.
@@ -52,7 +52,7 @@ class Journal:
                 "insert into bought values (?, ?) on conflict do nothing",
                 zip(text_hashes, (row.tobytes() for row in vectors), strict=True),
             )
-        failpoint("after-journal")
+        failpoint(Failpoint.AFTER_JOURNAL)
 
     def indexed(self, part: Part) -> bool:
         """Whether the rows of this very file are known."""

@@ -5,19 +5,59 @@ Only tests set `EMBEDDING_ASSETS_FAILPOINT`; without it a failpoint is one look 
 
 import os
 import signal
+from enum import StrEnum
+from typing import Final
 
-VARIABLE = "EMBEDDING_ASSETS_FAILPOINT"
-_hits: dict[str, int] = {}
+VARIABLE: Final = "EMBEDDING_ASSETS_FAILPOINT"
 
 
-def failpoint(name: str) -> None:
-    """Kill this process with SIGKILL if the environment names this point: `name`, or `name:3` for its third hit."""
+class Failpoint(StrEnum):
+    """Every failpoint there is, in the order of a run. The sweep of kills in the tests visits each."""
+
+    BEFORE_PART = "before-part"
+    AFTER_PART = "after-part"
+    AFTER_JOURNAL = "after-journal"
+    BEFORE_LOG = "before-log"
+    AFTER_LOG = "after-log"
+    BEFORE_COPY = "before-copy"
+    AFTER_COPY = "after-copy"
+    MODELS_BOUND = "models-bound"
+    GENERATION_CREATE = "generation-create"
+    GENERATION_CREATED = "generation-created"
+    GENERATION_DROPPED = "generation-dropped"
+    SHARD_BLOCK = "shard-block"
+    SHARD_LEDGER = "shard-ledger"
+    SHARD_COPIED = "shard-copied"
+    SHARD_COMMITTED = "shard-committed"
+    DELTA_BEGUN = "delta-begun"
+    DELTA_DELETED = "delta-deleted"
+    DELTA_COPIED = "delta-copied"
+    DELTA_LEDGER = "delta-ledger"
+    DELTA_COMMITTED = "delta-committed"
+    DELTA_FINISHED = "delta-finished"
+    INDEX_PRIMARY_KEY = "index-primary-key"
+    INDEX_BUILT = "index-built"
+    RECALL_MEASURED = "recall-measured"
+    PUBLISH_CHECKED = "publish-checked"
+    PUBLISH_SWAP = "publish-swap"
+    PUBLISH_SWAPPED = "publish-swapped"
+    PUBLISH_DROPPED = "publish-dropped"
+
+
+_hits: dict[Failpoint, int] = {}
+
+
+def failpoint(here: Failpoint) -> None:
+    """Kill this process with SIGKILL if the environment names this point: `name`, or `name:3` for its third hit.
+
+    Raises ValueError where it names a point that is none.
+    """
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
     point, _, nth = wanted.partition(":")
-    if point != name:
+    if Failpoint(point) is not here:
         return
-    _hits[name] = _hits.get(name, 0) + 1
-    if _hits[name] == int(nth or 1):
+    _hits[here] = _hits.get(here, 0) + 1
+    if _hits[here] == int(nth or 1):
         os.kill(os.getpid(), signal.SIGKILL)

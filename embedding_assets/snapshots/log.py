@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots.draft import Draft
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 
@@ -74,11 +74,11 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
             )
     number = (draft.after.number if draft.after else 0) + 1
     committed = draft.numbered(number, datetime.now(UTC).isoformat(timespec="seconds"))
-    failpoint("before-log")
+    failpoint(Failpoint.BEFORE_LOG)
     written = store.put_if_absent(
         entry_path(draft.asset, draft.source, number), committed.model_dump_json(indent=1).encode()
     )
-    failpoint("after-log")
+    failpoint(Failpoint.AFTER_LOG)
     if written:
         return committed
     current = head(store, draft.asset, draft.source)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.keys import PartKey
 from embedding_assets.snapshots.snapshot import Part, part_path
 from embedding_assets.snapshots.stores import Store
@@ -40,9 +40,9 @@ def write_part(
     # Statistics of hashes and vectors help nobody; dictionary pages of them only cost time.
     pq.write_table(table, sink, compression=compression, use_dictionary=False, write_statistics=False)
     data = sink.getvalue().to_pybytes()
-    failpoint("before-part")
+    failpoint(Failpoint.BEFORE_PART)
     won = store.put_if_absent(part_path(asset, source, key), data)
-    failpoint("after-part")
+    failpoint(Failpoint.AFTER_PART)
     if won:
         return _describe(data, table.num_rows, asset, shard, key, inputs, dead)
     found = find_part(store, asset=asset, source=source, shard=shard, key=key, inputs=inputs, dead=dead)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft, prepare
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.keys import Root
 from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
 from embedding_assets.snapshots.parts import PartDamaged, read_bytes
@@ -86,9 +86,9 @@ def copy_part(region: Store, task: CopyTask) -> int:
         read_bytes(region, task.source, task.part)
         return 0
     data = read_bytes(primary, task.source, task.part)
-    failpoint("before-copy")
+    failpoint(Failpoint.BEFORE_COPY)
     if region.put_if_absent(path, data):
-        failpoint("after-copy")
+        failpoint(Failpoint.AFTER_COPY)
         return len(data)
     try:
         region.keep_young(path, read_bytes(region, task.source, task.part))

@@ -15,7 +15,7 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import recall
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
-from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
 from embedding_assets_tests.support.toy import Source, Toy, assert_serves, bind, edited, row, source
 
 # A child that starts with everything imported is there in a blink.
@@ -25,38 +25,38 @@ FORKS.set_forkserver_preload([__name__])
 OLD, NEW, ABANDONED = Toy(), Toy(edition=1), Toy(edition=2)
 
 FAILPOINTS = [
-    "pgvector.generation.create",
-    "pgvector.generation.created",
-    "pgvector.generation.dropped",
-    "pgvector.shard.block",
-    "pgvector.shard.block:2",
-    "pgvector.shard.copied:2",
-    "pgvector.shard.ledger:3",
-    "pgvector.shard.committed",
-    "pgvector.shard.committed:3",
-    "pgvector.index.primary_key",
-    "pgvector.index.v1",
-    "pgvector.recall.v1",
-    "pgvector.index.v2",
-    "pgvector.recall.v2",
-    "pgvector.publish.checked",
-    "pgvector.publish.swap",
-    "pgvector.publish.swapped",
-    "pgvector.publish.dropped",
+    Failpoint.GENERATION_CREATE,
+    Failpoint.GENERATION_CREATED,
+    Failpoint.GENERATION_DROPPED,
+    Failpoint.SHARD_BLOCK,
+    f"{Failpoint.SHARD_BLOCK}:2",
+    f"{Failpoint.SHARD_COPIED}:2",
+    f"{Failpoint.SHARD_LEDGER}:3",
+    Failpoint.SHARD_COMMITTED,
+    f"{Failpoint.SHARD_COMMITTED}:3",
+    Failpoint.INDEX_PRIMARY_KEY,
+    Failpoint.INDEX_BUILT,
+    Failpoint.RECALL_MEASURED,
+    f"{Failpoint.INDEX_BUILT}:2",
+    f"{Failpoint.RECALL_MEASURED}:2",
+    Failpoint.PUBLISH_CHECKED,
+    Failpoint.PUBLISH_SWAP,
+    Failpoint.PUBLISH_SWAPPED,
+    Failpoint.PUBLISH_DROPPED,
 ]
 
 DELTA_FAILPOINTS = [
-    "pgvector.delta.begun",
-    "pgvector.delta.deleted",
-    "pgvector.shard.block",
-    "pgvector.delta.copied",
-    "pgvector.delta.copied:2",
-    "pgvector.delta.ledger",
-    "pgvector.delta.ledger:3",
-    "pgvector.delta.committed",
-    "pgvector.delta.committed:2",
-    "pgvector.delta.committed:3",
-    "pgvector.delta.finished",
+    Failpoint.DELTA_BEGUN,
+    Failpoint.DELTA_DELETED,
+    Failpoint.SHARD_BLOCK,
+    Failpoint.DELTA_COPIED,
+    f"{Failpoint.DELTA_COPIED}:2",
+    Failpoint.DELTA_LEDGER,
+    f"{Failpoint.DELTA_LEDGER}:3",
+    Failpoint.DELTA_COMMITTED,
+    f"{Failpoint.DELTA_COMMITTED}:2",
+    f"{Failpoint.DELTA_COMMITTED}:3",
+    Failpoint.DELTA_FINISHED,
 ]
 
 RANDOM_KILLS = 25
@@ -114,14 +114,14 @@ def test_a_killed_load_leaves_the_old_generation_serving_and_the_next_run_finish
     assert process.exitcode == -signal.SIGKILL, f"{failpoint} was never reached"
 
     with connect(serving) as conn:
-        swapped = failpoint in ("pgvector.publish.swapped", "pgvector.publish.dropped")
+        swapped = failpoint in (Failpoint.PUBLISH_SWAPPED, Failpoint.PUBLISH_DROPPED)
         assert editions(conn) == [("edition 1" if swapped else "edition 0", 120)]
         NEW.publish_to(conn)
         assert_as_undisturbed(conn, NEW)
 
 
 def test_shards_that_were_committed_before_a_kill_are_not_loaded_again(serving: str) -> None:
-    process = start(serving, NEW, "pgvector.shard.committed:2")
+    process = start(serving, NEW, f"{Failpoint.SHARD_COMMITTED}:2")
     process.join()
 
     with connect(serving) as conn:
@@ -169,7 +169,7 @@ def test_a_killed_delta_leaves_every_shard_old_or_new_and_the_next_run_finishes(
 
 
 def test_a_source_may_change_between_a_kill_and_the_next_run(serving: str) -> None:
-    start(serving, NEW, "pgvector.index.v1").join()
+    start(serving, NEW, Failpoint.INDEX_BUILT).join()
     newer = NEW.edited().edited()
 
     with connect(serving) as conn:
@@ -190,7 +190,7 @@ def test_a_kill_after_the_models_were_bound_does_no_harm(database: str) -> None:
 
 
 def bind_and_die(dsn: str) -> None:
-    os.environ[VARIABLE] = "pgvector.models"
+    os.environ[VARIABLE] = Failpoint.MODELS_BOUND
     with connect(dsn) as conn:
         bind(conn)
 
@@ -207,7 +207,7 @@ def test_two_processes_that_load_the_same_source_give_one_result(serving: str) -
 
 def test_a_killed_holder_of_the_lock_does_not_keep_the_next_run_waiting(serving: str) -> None:
     """The lock lives in the session: it goes with the process, not with a timeout."""
-    holder = start(serving, NEW, "pgvector.shard.copied")
+    holder = start(serving, NEW, Failpoint.SHARD_COPIED)
     holder.join()
 
     with connect(serving) as conn:

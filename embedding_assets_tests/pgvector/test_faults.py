@@ -28,6 +28,7 @@ from embedding_assets.pgvector.loading import delta, generations
 from embedding_assets.pgvector.publishing import publish
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import ensure_models
+from embedding_assets.snapshots.failpoints import Failpoint
 from embedding_assets_tests.support.readers import Library, assert_published
 
 SECONDS = 60  # that anything here may take, at the very most
@@ -89,12 +90,12 @@ def own(home: Path) -> Iterator[str]:
         admin.execute("DROP DATABASE faults WITH (FORCE)")
 
 
-def at(monkeypatch: pytest.MonkeyPatch, point: str, strike: Strike) -> list[str]:
+def at(monkeypatch: pytest.MonkeyPatch, point: Failpoint, strike: Strike) -> list[str]:
     """Have the fault strike once, where a loader comes by this failpoint; returns where it struck."""
     struck: list[str] = []
 
-    def failpoint(name: str) -> None:
-        if name == point and not struck:
+    def failpoint(name: Failpoint) -> None:
+        if name is point and not struck:
             struck.append(name)
             strike()
 
@@ -186,13 +187,13 @@ def run_into(dsn: str, library: Library, told: str) -> None:
 
 
 STEPS = [
-    (NEW, "pgvector.generation.create"),
-    (NEW, "pgvector.shard.block"),
-    (NEW, "pgvector.shard.copied"),
-    (NEW, "pgvector.publish.swap"),
-    (FEW, "pgvector.shard.block"),
-    (FEW, "pgvector.delta.deleted"),
-    (FEW, "pgvector.delta.ledger"),
+    (NEW, Failpoint.GENERATION_CREATE),
+    (NEW, Failpoint.SHARD_BLOCK),
+    (NEW, Failpoint.SHARD_COPIED),
+    (NEW, Failpoint.PUBLISH_SWAP),
+    (FEW, Failpoint.SHARD_BLOCK),
+    (FEW, Failpoint.DELTA_DELETED),
+    (FEW, Failpoint.DELTA_LEDGER),
 ]
 
 
@@ -202,7 +203,7 @@ def named(value: object) -> str:
 
 @pytest.mark.parametrize(("library", "point"), STEPS, ids=named)
 def test_a_loader_whose_backends_are_ended_says_so_and_the_next_run_finishes(
-    serving: str, library: Library, point: str, monkeypatch: pytest.MonkeyPatch
+    serving: str, library: Library, point: Failpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     struck = at(monkeypatch, point, end_backends(serving))
 
@@ -224,10 +225,10 @@ def test_an_index_build_whose_backend_is_ended_says_so_and_the_next_run_finishes
 
 
 @pytest.mark.parametrize(
-    ("library", "point"), [(NEW, "pgvector.shard.copied"), (FEW, "pgvector.delta.deleted")], ids=named
+    ("library", "point"), [(NEW, Failpoint.SHARD_COPIED), (FEW, Failpoint.DELTA_DELETED)], ids=named
 )
 def test_a_server_that_stops_at_once_and_comes_back_still_serves_and_the_next_run_finishes(
-    home: Path, own: str, library: Library, point: str, monkeypatch: pytest.MonkeyPatch
+    home: Path, own: str, library: Library, point: Failpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     struck = at(monkeypatch, point, stop_and_start(home))
 
@@ -267,7 +268,7 @@ def test_time_limits_that_are_meant_for_applications_do_not_end_a_load(
             sql.Identifier(admin.info.dbname), sql.Identifier(setting)
         ))  # fmt: skip
         # A loader that is slow for longer than the limit in the midst of its transaction.
-        struck = at(monkeypatch, "pgvector.shard.copied", lambda: admin.execute("SELECT pg_sleep(0.2)"))
+        struck = at(monkeypatch, Failpoint.SHARD_COPIED, lambda: admin.execute("SELECT pg_sleep(0.2)"))
         assert_heals(serving, NEW)
 
     assert struck

@@ -11,7 +11,7 @@ import pytest
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.replication import (
@@ -241,7 +241,15 @@ def test_what_a_region_lost_is_copied_again_though_its_log_says_that_it_is_there
 
 
 @pytest.mark.parametrize(
-    "point", ["before-copy", "before-copy:2", "after-copy", "after-copy:3", "before-log", "after-log"]
+    "point",
+    [
+        Failpoint.BEFORE_COPY,
+        f"{Failpoint.BEFORE_COPY}:2",
+        Failpoint.AFTER_COPY,
+        f"{Failpoint.AFTER_COPY}:3",
+        Failpoint.BEFORE_LOG,
+        Failpoint.AFTER_LOG,
+    ],
 )
 def test_a_replication_killed_anywhere_is_finished_by_the_next(regions: Regions, point: str) -> None:
     upstream = regions.derive([{"a": "1"}])
@@ -251,7 +259,7 @@ def test_a_replication_killed_anywhere_is_finished_by_the_next(regions: Regions,
     )
     assert killed.returncode == -signal.SIGKILL
     left = parts_of(regions.region)
-    assert (log.head(regions.region, REPLICA, SOURCE) is None) == (point != "after-log")
+    assert (log.head(regions.region, REPLICA, SOURCE) is None) == (point != Failpoint.AFTER_LOG)
 
     replica, copied, _ = regions.replicate(upstream)
 

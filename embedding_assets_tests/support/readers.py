@@ -28,7 +28,7 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema.models import Model, ensure_models
-from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets_tests.support.toy import Row, row, shard_rows, unit
 
@@ -203,12 +203,12 @@ def operations(dsn: str, conn: Connection, library: Library) -> list[tuple[str, 
         return changed
 
     def killed_delta() -> Library:
-        _killed(dsn, more, "follow", "pgvector.delta.copied")
+        _killed(dsn, more, "follow", Failpoint.DELTA_COPIED)
         more.follow(conn)
         return more
 
     def killed_reload() -> Library:
-        _killed(dsn, third, "reload", "pgvector.publish.swap")
+        _killed(dsn, third, "reload", Failpoint.PUBLISH_SWAP)
         third.reload(conn)
         return third
 

@@ -28,7 +28,7 @@ from embedding_assets.pgvector.indexes.recall import (
 )
 from embedding_assets.pgvector.loading.generations import Generation, find_generation
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
 _log = logging.getLogger(__name__)
@@ -155,7 +155,7 @@ def _add_primary_key(conn: Connection, generation: Generation) -> None:
         raise PermanentError(
             f"source {generation.source!r} has a chunk twice: {error.diag.message_detail}; materialize its chunks again"
         ) from error
-    failpoint("pgvector.index.primary_key")
+    failpoint(Failpoint.INDEX_PRIMARY_KEY)
 
 
 def _add_digests_index(conn: Connection, generation: Generation) -> None:
@@ -176,7 +176,7 @@ def _create(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, pr
     name = f"generation_{generation.id}_{slot}"
     conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
     built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), progress)
-    failpoint(f"pgvector.index.{slot}")
+    failpoint(Failpoint.INDEX_BUILT)
     return built
 
 
@@ -231,7 +231,7 @@ def _report(
     known = stored_measurement(conn, generation, slot)
     if known is None:
         stored = measure(conn, generation, slot, target)
-        failpoint(f"pgvector.recall.{slot}")
+        failpoint(Failpoint.RECALL_MEASURED)
     else:
         stored = settle_ef_search(conn, generation, slot, known, target)
     return IndexReport(

@@ -37,7 +37,7 @@ from embedding_assets.pgvector.rows.copy import encode, one_array
 from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef, ShardRows, VectorTypes
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 
 _STORED = np.dtype([("chunk_id", "V16"), ("digest", ">i8")])
@@ -190,7 +190,7 @@ def replace_shards(
     # session finds another's there, and stops.
     holder = loaded.generation._replace(target_root=f"delta {uuid4().hex}")
     _set_root(conn, loaded.generation, holder.target_root)
-    failpoint("pgvector.delta.begun")
+    failpoint(Failpoint.DELTA_BEGUN)
     present = LoadProgress(
         loaded.shards - sum(bool(ref.rows) for ref in refs), loaded.shards,
         loaded.rows - sum(ref.rows for ref in refs), loaded.rows,
@@ -214,7 +214,7 @@ def replace_shards(
 
     on_connections(conn, refs, merge, count)
     _set_root(conn, holder, target_root, rows_changed=loaded.rows_written + loaded.rows_deleted)
-    failpoint("pgvector.delta.finished")
+    failpoint(Failpoint.DELTA_FINISHED)
     return loaded._replace(generation=loaded.generation._replace(target_root=target_root))
 
 
@@ -262,14 +262,14 @@ def _merge(
             # Only from this shard: ids that were read a moment ago another connection may have put where they belong.
             stale = sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s) AND shard = %s").format(table)
             conn.execute(stale, [_uuids(found.stale), ref.shard])
-            failpoint("pgvector.delta.deleted")
+            failpoint(Failpoint.DELTA_DELETED)
             chosen = shard.rows.each(lambda table: table.filter(pa.array(found.written)))
             sent = copy_into(conn, generation.id, encode(chosen, digests[found.written], ref.shard, types))
-            failpoint("pgvector.delta.copied")
+            failpoint(Failpoint.DELTA_COPIED)
         _prove(conn, generation, shard, _uuids(chunk_ids.filter(pa.array(found.written))), types)
         _enter(conn, generation, shard)
-        failpoint("pgvector.delta.ledger")
-    failpoint("pgvector.delta.committed")
+        failpoint(Failpoint.DELTA_LEDGER)
+    failpoint(Failpoint.DELTA_COMMITTED)
     return _Merged(ref, found, sent)
 
 

@@ -30,7 +30,7 @@ from embedding_assets.pgvector.rows.shards import (
 )
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS
 
 _log = logging.getLogger(__name__)
@@ -200,8 +200,8 @@ def _create(conn: Connection, source: str, target_root: str) -> Generation:
                 """
             ).format(table=generation_table(generation), target=TOAST_TUPLE_TARGET, source=source)
         )
-        failpoint("pgvector.generation.create")
-    failpoint("pgvector.generation.created")
+        failpoint(Failpoint.GENERATION_CREATE)
+    failpoint(Failpoint.GENERATION_CREATED)
     return Generation(generation, source, target_root, "loading")
 
 
@@ -216,7 +216,7 @@ def drop_others(conn: Connection, source: str, keep: Generation) -> None:
     ).fetchall()
     for (generation,) in others:
         drop_generation(conn, generation)
-        failpoint("pgvector.generation.dropped")
+        failpoint(Failpoint.GENERATION_DROPPED)
 
 
 def ledger_keys(conn: Connection, generation: Generation) -> dict[int, str]:
@@ -261,7 +261,7 @@ def copy_into(conn: Connection, generation: int, data: Iterable[memoryview]) -> 
         for rows in data:
             copy.write(rows)
             sent += len(rows)
-            failpoint("pgvector.shard.block")
+            failpoint(Failpoint.SHARD_BLOCK)
         copy.write(TRAILER)
     return sent
 
@@ -282,8 +282,8 @@ def _load_shard(conn: Connection, generation: Generation, shard: Digested, types
         )
         if not entered.rowcount:
             return 0, 0
-        failpoint("pgvector.shard.ledger")
+        failpoint(Failpoint.SHARD_LEDGER)
         sent = copy_into(conn, generation.id, encode(shard.rows, shard.digests, shard.ref.shard, types))
-        failpoint("pgvector.shard.copied")
-    failpoint("pgvector.shard.committed")
+        failpoint(Failpoint.SHARD_COPIED)
+    failpoint(Failpoint.SHARD_COMMITTED)
     return shard.ref.rows, sent

@@ -20,7 +20,7 @@ from embedding_assets.pgvector.rows.fingerprint import Fingerprint
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 
 _log = logging.getLogger(__name__)
 
@@ -59,10 +59,10 @@ def publish(conn: Connection, source: str, target_root: str, shards: Sequence[Sh
                     f"old generation goes on serving: {'; '.join(map(str, differences[:_NAMED]))}{more}. Materialize "
                     "pgvector_table for this partition again"
                 )
-            failpoint("pgvector.publish.checked")
+            failpoint(Failpoint.PUBLISH_CHECKED)
             old = published_generation(conn, source)
             short_transaction(conn, f"publishing source {source!r}", lambda: _swap(conn, generation, old))
-            failpoint("pgvector.publish.swapped")
+            failpoint(Failpoint.PUBLISH_SWAPPED)
         _drop_retired(conn, source)
         return generation._replace(state="published")
 
@@ -129,7 +129,7 @@ def _swap(conn: Connection, new: Generation, old: Generation | None) -> None:
         [new.id],
     )
     put_to_use(conn)
-    failpoint("pgvector.publish.swap")
+    failpoint(Failpoint.PUBLISH_SWAP)
 
 
 def _drop_retired(conn: Connection, source: str) -> None:
@@ -141,4 +141,4 @@ def _drop_retired(conn: Connection, source: str) -> None:
             drop_generation(conn, generation)
         except TransientError as error:  # the new generation serves: the old one's disk space can wait
             _log.warning("source %r: %s; the next run drops it", source, error)
-        failpoint("pgvector.publish.dropped")
+        failpoint(Failpoint.PUBLISH_DROPPED)

@@ -10,7 +10,7 @@ from embedding_assets.pgvector.connection import Connection, schema_lock, short_
 from embedding_assets.pgvector.rows.shards import VectorType, VectorTypes, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets.snapshots.failpoints import failpoint
+from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of, other
 
 
@@ -55,7 +55,7 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
         if _is_bound(conn, models, live):
             return
         short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
-        failpoint("pgvector.models")
+        failpoint(Failpoint.MODELS_BOUND)
 
 
 def bound_models(conn: Connection) -> dict[Slot, BoundModel]:
