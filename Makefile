@@ -7,7 +7,7 @@ export DAGSTER_HOME ?= $(EMBEDDING_ASSETS_HOME)/dagster
 # Nothing of the tools' own writing outside the project either.
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo help test test-slow lint ui stop clean bench
+.PHONY: demo help test test-slow lint schema ui stop clean bench
 
 demo: .venv/installed ## real documents, searchable in two regions
 	$(BIN)/embedding-assets demo
@@ -27,6 +27,9 @@ lint: .venv/installed ## format, style, types, what may import what, declared de
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+
+schema: .venv/installed ## writes sql/schema.sql, after a change of sql/migrations or sql/surface
+	$(BIN)/python -m embedding_assets_tests.support.schema_files
 
 ui: .venv/installed ## the Dagster UI on http://127.0.0.1:3000, with what the demo materialized
 	$(BIN)/embedding-assets dagster-home

@@ -21,7 +21,7 @@ SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog, pg_temp; -- nothing that somebody has put into public runs with our rights
 SET LOCAL lock_timeout = '5s'; -- readers wait behind us while the tables change hands; after a failure run it again
 
--- ingest owns the tables and functions, surface the view live_chunks, search may search: for applications.
+-- ingest owns the tables and functions, surface the views of them, search may search: for applications.
 SELECT format('CREATE ROLE %I NOLOGIN', wanted)
 FROM unnest(ARRAY['embedding_ingest', 'embedding_search', 'embedding_surface']) AS wanted
 WHERE to_regrole(wanted) IS NULL
@@ -51,8 +51,8 @@ FROM pg_extension WHERE extname = 'vector'
 -- Tables and whatever else applications do not see: the role's own, so that it needs no CREATE on the database.
 CREATE SCHEMA IF NOT EXISTS embedding_assets AUTHORIZATION embedding_ingest;
 
--- search(), search_hybrid() and live_chunks are in public. Replacing the view, as a change of the live model does, asks
--- for CREATE each time; giving it to embedding_surface asks that one for it, too.
+-- search(), search_hybrid(), live_model() and the views are in public. Replacing a view, as a change of the live model
+-- does, asks for CREATE each time; giving one to embedding_surface asks that one for it, too.
 GRANT USAGE, CREATE ON SCHEMA public TO embedding_ingest;
 GRANT CREATE ON SCHEMA public TO embedding_surface;
 GRANT USAGE ON SCHEMA public TO embedding_search;
@@ -66,7 +66,8 @@ FROM (
     SELECT CASE relkind WHEN 'c' THEN 'TYPE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, oid::regclass::text, relowner
     FROM pg_class
     WHERE relnamespace = 'embedding_assets'::regnamespace AND relkind IN ('r', 'p', 'c')
-       OR oid = to_regclass('public.live_chunks') AND relowner <> 'embedding_surface'::regrole
+       OR oid IN (to_regclass('public.live_chunks'), to_regclass('public.data_live_chunks'))
+          AND relowner <> 'embedding_surface'::regrole
     UNION ALL
     SELECT 'FUNCTION', oid::regprocedure::text, proowner FROM pg_proc
     WHERE pronamespace = 'embedding_assets'::regnamespace

@@ -164,6 +164,13 @@ def test_a_null_text_and_wrong_dimensions_are_refused(served: Connection) -> Non
         search_hybrid(served, [1.0, 2.0], "refund", 5)
 
 
+@pytest.mark.parametrize("k", [0, -1, 10_001, 1_100_000_000, 2_147_483_647])
+def test_k_has_bounds(served: Connection, k: int) -> None:
+    with pytest.raises(PermanentError, match=f"k from 1 to 10000, not {k}"):
+        search_hybrid(served, query(), "refund", k)
+    assert len(search_hybrid(served, query(), "refund", 10_000)) == 600
+
+
 # Its index
 
 

@@ -272,7 +272,11 @@ def test_row_level_security_binds_even_where_no_role_could_be_made(new_cluster: 
     reader = login(admin)
     with connect(owner.dsn) as conn:
         serve(conn)
-        for what in ("SELECT ON live_chunks", "EXECUTE ON FUNCTION search", "EXECUTE ON FUNCTION search_hybrid"):
+        for what in (
+            "SELECT ON live_chunks",
+            "EXECUTE ON FUNCTION search (vector, integer, text, jsonb)",
+            "EXECUTE ON FUNCTION search_hybrid (vector, text, integer, text, jsonb)",
+        ):
             conn.execute(f"GRANT {what} TO {reader.role}".encode())
 
     restrict(owner.dsn, {reader.role: ["tickets"]})

@@ -95,7 +95,7 @@ def test_any_client_can_call_it_by_name(served: Connection) -> None:
     ).fetchall()
 
     assert len(found) == 3
-    assert list(found[0]) == ["source", "document_id", "ordinal", "content", "metadata", "distance"]
+    assert list(found[0]) == ["source", "document_id", "ordinal", "content", "metadata", "distance", "chunk_id"]
 
 
 def test_search_is_answered_by_the_index_of_every_partition(served: Connection) -> None:
@@ -188,10 +188,11 @@ def test_a_query_of_another_dimension_is_told_the_live_models(served: Connection
         search(served, [1.0, 0.0, 0.0], 5)
 
 
-@pytest.mark.parametrize("k", [0, -1])
-def test_k_must_be_one_or_more(served: Connection, k: int) -> None:
-    with pytest.raises(PermanentError, match="k of at least 1"):
+@pytest.mark.parametrize("k", [0, -1, 10_001, 2_147_483_647, -2_147_483_648])
+def test_k_has_bounds(served: Connection, k: int) -> None:
+    with pytest.raises(PermanentError, match=rf"k from 1 to 10000, not {k}\n.*use the view live_chunks"):
         search(served, query(), k)
+    assert len(search(served, query(), 10_000)) == 2_400
 
 
 def test_the_callers_own_settings_are_left_alone(served: Connection) -> None:

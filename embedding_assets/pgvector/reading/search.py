@@ -49,7 +49,8 @@ def search(
     query = vector_literal(np.asarray(vector, np.float32))
     with pipeline_errors("searching"):
         rows = conn.execute(
-            "SELECT * FROM public.search(%s::vector, %s, %s, %s)",
+            "SELECT source, document_id, ordinal, content, metadata, distance "
+            "FROM public.search(%s::vector, %s, %s, %s)",
             [query, k, source, Jsonb(dict(filter or {}))],
         )
         return [Hit(*row) for row in rows]
@@ -71,7 +72,8 @@ def search_hybrid(
     query = vector_literal(np.asarray(vector, np.float32))
     with pipeline_errors("searching"):
         rows = conn.execute(
-            "SELECT * FROM public.search_hybrid(%s::vector, %s, %s, %s, %s)",
+            "SELECT source, document_id, ordinal, content, metadata, distance, score "
+            "FROM public.search_hybrid(%s::vector, %s, %s, %s, %s)",
             [query, text, k, source, Jsonb(dict(filter or {}))],
         )
         return [HybridHit(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""The tables of a region, by numbered migrations (`sql/migrations`)."""
+"""The tables of a region, by numbered migrations (`sql/migrations`), and the search surface on them (`sql/surface`)."""
 
 import logging
 import re
@@ -11,7 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, connect, schema_lock
-from embedding_assets.pgvector.schema import roles
+from embedding_assets.pgvector.schema import roles, surface
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,9 @@ OLDEST_PGVECTOR: Final = (0, 8, 4)
 
 
 def migrate(dsn: str) -> None:
-    """Bring the database to the newest migration, and its roles in place; writes nothing where that is so already.
+    """Bring the database to the newest migration, its search surface and its roles in place.
+
+    Writes nothing where that is so already. A newer program's surface stays.
 
     Raises PermanentError where pgvector is missing or older than 0.8.4, or the database is newer than this program.
     """
@@ -35,7 +37,9 @@ def migrate(dsn: str) -> None:
                 with connect(dsn) as worker:
                     if _missing(worker):
                         _prepare(worker)
+                        surface.forget(worker)
                         _apply(dsn, _search_path(worker))
+        surface.ensure_surface(conn, _search_path(conn))
         roles.ensure_roles(conn)
         _ensure_iterative_scans(conn)
 
@@ -54,9 +58,12 @@ def is_migrated(conn: Connection) -> bool:
     if not has_tables(conn):
         return False
     with roles.with_way_out(conn, "asking the region's database for its migrations"):
-        if missing := _missing(conn):
+        missing = sorted(_missing(conn))
+        if not missing and surface.outdated(conn):
+            missing = [f"search surface {surface.version()}"]
+        if missing:
             raise PermanentError(
-                f"database {conn.info.dbname!r} needs migrating: it lacks {', '.join(sorted(missing))}. "
+                f"database {conn.info.dbname!r} needs migrating: it lacks {', '.join(missing)}. "
                 "Cure: embedding-assets materialize"
             )
         return True

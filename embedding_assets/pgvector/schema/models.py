@@ -76,14 +76,9 @@ def bound_types(conn: Connection) -> VectorTypes:
 
 def _is_bound(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> bool:
     bound = bound_models(conn).values()
-    view = conn.execute(
-        "SELECT FROM pg_attribute WHERE attrelid = to_regclass('public.live_chunks') AND attname = 'embedding_halfvec'"
-    )
-    return (
-        {each.slot: each.model for each in bound} == dict(models)
-        and [each.slot for each in bound if each.live] == [live]
-        and bool(view.rowcount)
-    )
+    return {each.slot: each.model for each in bound} == dict(models) and [each.slot for each in bound if each.live] == [
+        live
+    ]
 
 
 def _told(model: Model) -> str:
@@ -105,8 +100,9 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
                     f"would find nothing until every source is loaded again. Bind the new model to {other(slot)}, "
                     f"materialize every source, then set live_model: {other(slot)}"
                 )
-            if before is not None and before.live:  # nothing is published: nobody misses the view for a moment
-                conn.execute("DROP VIEW IF EXISTS public.live_chunks")
+            if before is not None and before.live:  # nothing is published: nobody misses a row of the view
+                conn.execute("UPDATE embedding_assets.models SET live = false WHERE live")
+                conn.execute("SELECT embedding_assets.show_live_model()")
             _renew_column(conn, slot, model)
         conn.execute(
             """
@@ -123,20 +119,7 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     # Cleared first: two rows must not be live for a moment.
     conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
     conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
-    # ::vector, without dimensions, keeps the view's column type whatever the model, so that it can be replaced under
-    # prepared statements, and still lets the index of a vector be used; ::halfvec does so for a halfvec
-    # (docs/decisions/0005).
-    conn.execute(
-        sql.SQL(
-            """
-            CREATE OR REPLACE VIEW public.live_chunks AS
-            SELECT source, document_id, ordinal, content, metadata, {embedding}::vector AS embedding,
-                   chunk_id, start_offset, end_offset, {embedding}::halfvec AS embedding_halfvec
-            FROM embedding_assets.chunks WHERE {embedding} IS NOT NULL
-            """
-        ).format(embedding=sql.Identifier(column_of(live)))
-    )
-    roles.open_view(conn)
+    conn.execute("SELECT embedding_assets.show_live_model()")
 
 
 def _renew_column(conn: Connection, slot: Slot, model: Model) -> None:

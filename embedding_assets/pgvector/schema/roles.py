@@ -1,9 +1,10 @@
 """Who may do what in a region's database: three roles of the cluster, and row-level security by source.
 
     embedding_ingest   owns the schema, the tables and the functions: what the pipeline may log in as, or be a member of
-    embedding_search   may call search() and search_hybrid() and read live_chunks, and nothing else: for applications
-    embedding_surface  owns live_chunks alone, which reads the tables with its rights: bound by row-level security, as
-                       the owner of the tables is not
+    embedding_search   may call search(), search_hybrid() and live_model() and read the views, and nothing else: for
+                       applications
+    embedding_surface  owns the views alone, which read the tables with its rights: bound by row-level security, as the
+                       owner of the tables is not
 
 Roles belong to the cluster, everything else to one database. Where the login role may not make them, an administrator
 runs `sql/roles.sql`; until then its own rights carry the pipeline as far as they go. That a role is there says nothing:
@@ -32,8 +33,13 @@ SURFACE: Final = "embedding_surface"
 _FOR_ADMINISTRATORS: Final = (Path(__file__).parent / "sql" / "roles.sql").resolve()
 _ROLES: Final = (INGEST, SEARCH, SURFACE)
 
-# The functions of the surface are known by what they return: public is not ours alone.
-_HITS: Final = ["embedding_assets.hit", "embedding_assets.hybrid_hit"]
+# The functions of the surface are known by what they return, a type of our schema: public is not ours alone.
+_RETURNS_OURS: Final = (
+    "prorettype IN (SELECT oid FROM pg_type WHERE typnamespace = to_regnamespace('embedding_assets'))"
+)
+
+# Its views: what an application reads, and the same for LlamaIndex.
+_VIEWS: Final = "relname IN ('live_chunks', 'data_live_chunks') AND relnamespace = 'public'::regnamespace"
 
 Readers = Mapping[str, Sequence[str]]
 """The sources that a database role, and whoever is a member of it, may read."""
@@ -43,7 +49,7 @@ Readers = Mapping[str, Sequence[str]]
 _MAY_SET: Final = "CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END"
 
 # What a role needs, beside what it owns: the right, and what on. Rows of what is not there yet are left out.
-_NEEDED: Final = """
+_NEEDED: Final = f"""
 SELECT to_regrole(role), 'SCHEMA', pg_namespace.oid, quote_ident(nspname), privilege
 FROM pg_namespace, (VALUES
     ('embedding_ingest', 'public', 'USAGE'), ('embedding_ingest', 'public', 'CREATE'),
@@ -60,11 +66,11 @@ SELECT to_regrole('embedding_surface'), 'TABLE', oid, oid::regclass::text, 'SELE
 FROM pg_class WHERE relname = 'chunks' AND relnamespace = to_regnamespace('embedding_assets')
 UNION ALL
 SELECT to_regrole('embedding_search'), 'TABLE', oid, oid::regclass::text, 'SELECT'
-FROM pg_class WHERE relname = 'live_chunks' AND relnamespace = 'public'::regnamespace
+FROM pg_class WHERE {_VIEWS}
 UNION ALL
 SELECT to_regrole('embedding_search'), 'FUNCTION', oid, oid::regprocedure::text, 'EXECUTE'
-FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prorettype = ANY (%(hits)s::text[]::regtype[])
-"""
+FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND {_RETURNS_OURS}
+"""  # noqa: S608 — both are ours
 
 
 def ensure_roles(conn: Connection) -> None:
@@ -127,23 +133,11 @@ def act_as_ingest(conn: Connection) -> None:
             )
 
 
-def open_view(conn: Connection) -> None:
-    """Give live_chunks its owner, and `embedding_search` what it reads and calls, as far as we may."""
-    ours = conn.execute(
-        "SELECT FROM pg_class WHERE oid = to_regclass('public.live_chunks') AND pg_has_role(relowner, 'USAGE')"
-    )
-    if ours.rowcount and _may_be(conn, SURFACE) and not _lacking(conn, SURFACE):
-        _give_view(conn)
-    for statement, may in _lacking(conn, SEARCH):
-        if may:
-            conn.execute(statement.encode())
-
-
 def ensure_readers(conn: Connection, readers: Readers | None) -> None:
     """Have row-level security by source: on with these readers, off with None; writes nothing where it is so already.
 
     It binds whoever searches or reads live_chunks, by the role that the session logged in as. Whoever owns the tables
-    goes on reading all. Needs the view, of `ensure_models`. Raises PermanentError where the view belongs to a role that
+    goes on reading all. Raises PermanentError where the view belongs to a role that
     Postgres exempts from policies.
     """
     with with_way_out(conn, "setting row-level security in the region's database"):
@@ -157,7 +151,7 @@ def ensure_readers(conn: Connection, readers: Readers | None) -> None:
 
 def _in_place(conn: Connection) -> bool:
     row = conn.execute(
-        """
+        f"""
         SELECT coalesce(
             pg_has_role(ingest, surface, 'USAGE') AND nspowner = ingest
             AND NOT EXISTS (
@@ -166,16 +160,16 @@ def _in_place(conn: Connection) -> bool:
             )
             AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = pg_namespace.oid AND proowner <> ingest)
             AND NOT EXISTS (
-                SELECT FROM pg_proc WHERE pronamespace = 'public'::regnamespace
-                AND prorettype = ANY (%s::regtype[]) AND proowner <> ingest
+                SELECT FROM pg_proc
+                WHERE pronamespace = 'public'::regnamespace AND {_RETURNS_OURS} AND proowner <> ingest
             )
-            AND NOT EXISTS (SELECT FROM pg_class WHERE oid = to_regclass('public.live_chunks') AND relowner <> surface),
+            AND NOT EXISTS (SELECT FROM pg_class WHERE {_VIEWS} AND relowner <> surface),
             false
         )
         FROM pg_namespace, to_regrole(%s) AS ingest, to_regrole(%s) AS surface
         WHERE nspname = 'embedding_assets'
-        """,
-        [_HITS, INGEST, SURFACE],
+        """,  # noqa: S608 — both are ours
+        [INGEST, SURFACE],
     ).fetchone()
     return row == (True,) and _may_be(conn, INGEST) and _exists(conn, SEARCH) and not _lacking(conn, *_ROLES)
 
@@ -206,7 +200,7 @@ def _lacking(conn: Connection, *names: str) -> list[tuple[str, bool]]:
             ELSE has_function_privilege(role, oid, privilege)
         END
         """,  # noqa: S608 — both are ours
-        {"hits": _HITS, "roles": list(names)},
+        {"roles": list(names)},
     ).fetchall()
 
 
@@ -271,25 +265,33 @@ def _hand_over(conn: Connection) -> None:
         conn.execute(sql.SQL("ALTER {} {} OWNER TO {}").format(sql.SQL(kind), sql.SQL(name), ingest))
     for function in _functions(conn):
         conn.execute(sql.SQL("ALTER FUNCTION {} OWNER TO {}").format(function, ingest))
-    if conn.execute("SELECT to_regclass('public.live_chunks') IS NOT NULL").fetchone() == (True,):
-        _give_view(conn)
-    open_view(conn)
+    _give_views(conn)
+    _open(conn)
 
 
 def _open_searches(conn: Connection) -> None:
     schema_lock(conn)
-    open_view(conn)
+    _open(conn)
 
 
-def _give_view(conn: Connection) -> None:
-    conn.execute(sql.SQL("ALTER VIEW public.live_chunks OWNER TO {}").format(sql.Identifier(SURFACE)))
+def _open(conn: Connection) -> None:
+    """Give the views their owner, and `embedding_search` what it reads and calls, as far as we may."""
+    foreign = conn.execute(f"SELECT FROM pg_class WHERE {_VIEWS} AND NOT pg_has_role(relowner, 'USAGE')")
+    if not foreign.rowcount and _may_be(conn, SURFACE) and not _lacking(conn, SURFACE):
+        _give_views(conn)
+    for statement, may in _lacking(conn, SEARCH):
+        if may:
+            conn.execute(statement.encode())
+
+
+def _give_views(conn: Connection) -> None:
+    for (view,) in conn.execute(f"SELECT oid::regclass::text FROM pg_class WHERE {_VIEWS}").fetchall():  # noqa: S608
+        conn.execute(sql.SQL("ALTER VIEW {} OWNER TO {}").format(sql.SQL(view), sql.Identifier(SURFACE)))
 
 
 def _functions(conn: Connection) -> list[sql.SQL]:
     rows = conn.execute(
-        "SELECT oid::regprocedure::text FROM pg_proc "
-        "WHERE pronamespace = 'public'::regnamespace AND prorettype = ANY (%s::regtype[])",
-        [_HITS],
+        f"SELECT oid::regprocedure::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND {_RETURNS_OURS}"  # noqa: S608
     )
     return [sql.SQL(signature) for (signature,) in rows]
 
