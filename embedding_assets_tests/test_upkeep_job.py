@@ -16,7 +16,8 @@ from embedding_assets.operations import upkeep
 from embedding_assets.operations.upkeep import Upkept, keep_up
 from embedding_assets.orchestration.automation.upkeep import UPKEEP_JOB
 from embedding_assets.orchestration.build import build_defs
-from embedding_assets.pgvector.connection import connect, source_lock
+from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.locks import source_lock
 from embedding_assets_tests.support.harness import PRIMARY, QUIET, REGIONS, SOURCE, Sandbox
 
 EU = "eu-west-1"

@@ -20,6 +20,7 @@ BEGIN;
 SET LOCAL client_min_messages = warning;
 SET LOCAL search_path = pg_catalog, pg_temp; -- nothing that somebody has put into public runs with our rights
 SET LOCAL lock_timeout = '5s'; -- readers wait behind us while the tables change hands; after a failure run it again
+SET LOCAL idle_in_transaction_session_timeout = '5s'; -- nor do they wait for a psql that stands still
 
 -- ingest owns the tables and functions, surface the views of them, search may search: for applications.
 SELECT format('CREATE ROLE %I NOLOGIN', wanted)

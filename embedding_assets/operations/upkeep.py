@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector.connection import Connection, SourceBusy, connect
+from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.upkeep import act, examine, findings, published_sources
+from embedding_assets.pgvector.locks import SourceBusy
 from embedding_assets.pgvector.schema.migrations import has_tables, migrate
 
 

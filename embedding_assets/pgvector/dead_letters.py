@@ -12,6 +12,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
+from embedding_assets.pgvector.locks import transaction
 from embedding_assets.snapshots.rejections import RejectedText, Rejection, RejectionKind
 
 State = Literal["pending", "replayed", "resolved", "escalated"]
@@ -76,7 +77,7 @@ def record(
     pending anew. `complete`: these are all there are, so that whatever else stands for this stage is resolved.
     """
     letters = Jsonb([_columns(rejection) for rejection in rejected])
-    with pipeline_errors(f"recording the dead letters of source {source!r}"), conn.transaction():
+    with pipeline_errors(f"recording the dead letters of source {source!r}"), transaction(conn):
         # The last of several wins: an upsert may not meet a row twice.
         conn.execute(
             """

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import connection
+from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.recall import vector_literal
@@ -114,8 +114,8 @@ def test_publishing_what_was_never_loaded_says_what_to_do(region: Connection) ->
 def test_a_reader_that_never_ends_makes_publishing_give_up_and_the_old_generation_serves(
     region: Connection, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SWAP_ATTEMPTS", 2)
-    monkeypatch.setattr(connection, "SWAP_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(locks, "SWAP_ATTEMPTS", 2)
+    monkeypatch.setattr(locks, "SWAP_LOCK_TIMEOUT", "50ms")
     old, new = Toy(), Toy().edited()
     old.publish_to(region)
     prepare(region, new)

@@ -11,9 +11,10 @@ import psycopg
 from psycopg import sql
 
 from embedding_assets.errors import PipelineError, TransientError
-from embedding_assets.pgvector.connection import QUEUE_TIMEOUT, Connection, connect, dsn_of
+from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.indexes.recall import column_type
 from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.locks import QUEUE_TIMEOUT
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 

@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import USUAL, Built, Hnsw, Progress, build, drop_leftovers, patience
 from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
 from embedding_assets.pgvector.indexes.recall import (
@@ -27,6 +27,7 @@ from embedding_assets.pgvector.indexes.recall import (
     stored_measurement,
 )
 from embedding_assets.pgvector.loading.generations import Generation, find_generation
+from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of

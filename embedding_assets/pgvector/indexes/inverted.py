@@ -11,8 +11,9 @@ from typing import Final
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, schema_lock
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.locks import schema_lock, transaction
 from embedding_assets.pgvector.schema.names import generation_table
 
 _METADATA: Final = "metadata"
@@ -29,7 +30,7 @@ def ensure_language(conn: Connection, language: str | None) -> None:
         name = None if language is None else _configuration(conn, language)
         if _language(conn) == name:
             return
-        with conn.transaction():
+        with transaction(conn):
             schema_lock(conn)
             conn.execute("UPDATE embedding_assets.surface SET language = %s", [name])
 

@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.locks import transaction
 from embedding_assets.pgvector.rows.shards import VectorType
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import Slot, column_of
@@ -186,11 +187,11 @@ def measure_recall(conn: Connection, generation: Generation, slot: Slot) -> tupl
         return [_Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
 
     # A plan for each query, as search() makes: a cached one would outlive the settings that it was made under.
-    with conn.transaction():
+    with transaction(conn):
         conn.execute("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_indexscan = off")
         exact = [ask(query) for query in literals]
     points = []
-    with conn.transaction():
+    with transaction(conn):
         # Without enable_seqscan = off a small table would not be searched by the index at all.
         conn.execute(
             "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; "

@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from psycopg import sql
 
-from embedding_assets.pgvector.connection import LOCK_TIMEOUT, Connection, pipeline_errors, source_lock
+from embedding_assets.pgvector.connection import LOCK_TIMEOUT, Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import Hnsw, Progress, drop_leftovers, leftovers
 from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, parameters_of, reindex
 from embedding_assets.pgvector.indexes.recall import (
@@ -22,6 +22,7 @@ from embedding_assets.pgvector.indexes.recall import (
     stored_measurement,
 )
 from embedding_assets.pgvector.loading.generations import Generation, published_generation
+from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot

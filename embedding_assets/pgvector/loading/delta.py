@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, source_lock
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.generations import (
     Digested,
@@ -31,6 +31,7 @@ from embedding_assets.pgvector.loading.generations import (
     published_generation,
     read_digested,
 )
+from embedding_assets.pgvector.locks import source_lock, transaction
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import encode, one_array
@@ -242,7 +243,7 @@ def _merge(
 ) -> _Merged:
     """Make a shard's rows in the table the new ones, in one transaction that proves it before it commits."""
     ref, sent = shard.ref, 0
-    with conn.transaction():
+    with transaction(conn):
         # What the server's crash takes it takes in order: the root that is set after the last shard waits for the disk.
         conn.execute("SET LOCAL synchronous_commit = off")
         held = conn.execute(

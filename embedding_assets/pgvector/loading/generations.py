@@ -13,9 +13,10 @@ import numpy.typing as npt
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, short_transaction, source_lock
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.costs import Choice
+from embedding_assets.pgvector.locks import short_transaction, source_lock, transaction
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
@@ -178,7 +179,7 @@ def drop_generation(conn: Connection, generation: int) -> None:
 
 
 def _create(conn: Connection, source: str, target_root: str) -> Generation:
-    with conn.transaction():
+    with transaction(conn):
         conn.execute("SET LOCAL synchronous_commit = off")  # the first shard's commit is durable, and this one with it
         row = conn.execute(
             """
@@ -272,7 +273,7 @@ def _load_shard(conn: Connection, generation: Generation, shard: Digested, types
     The ledger row comes first, for it is the shard's lock. A loader that lost the lock of the source with its session,
     and does not know it yet, can so load no shard twice.
     """
-    with conn.transaction():
+    with transaction(conn):
         entered = conn.execute(
             """
             INSERT INTO embedding_assets.ledger (generation, shard, key, rows, fingerprint)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, source_lock
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.costs import Choice
 from embedding_assets.pgvector.loading.delta import (
@@ -27,6 +27,7 @@ from embedding_assets.pgvector.loading.generations import (
     load_generation,
     published_generation,
 )
+from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
 from embedding_assets.pgvector.schema.models import bound_types

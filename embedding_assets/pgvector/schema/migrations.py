@@ -7,10 +7,10 @@ from typing import Final
 
 import psycopg
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, connect, schema_lock
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.locks import SWAP_LOCK_TIMEOUT, limit, schema_lock, until_granted
 from embedding_assets.pgvector.schema import roles, surface
 
 _log = logging.getLogger(__name__)
@@ -18,6 +18,9 @@ _log = logging.getLogger(__name__)
 MIGRATIONS: Final = Path(__file__).parent / "sql" / "migrations"
 
 OLDEST_PGVECTOR: Final = (0, 8, 4)
+
+_LONGEST_MS: Final = 60_000
+"""The most that a migration may take: none rewrites a table that readers use."""
 
 
 def migrate(dsn: str) -> None:
@@ -32,13 +35,14 @@ def migrate(dsn: str) -> None:
         if _missing(conn):
             # Held in a transaction of this connection, while yoyo works on connections of its own.
             with conn.transaction():
-                conn.execute("SET LOCAL lock_timeout = '2min'")
+                conn.execute("SET LOCAL lock_timeout = '2min'; SET LOCAL application_name = 'embedding-assets lock'")
                 schema_lock(conn)
                 with connect(dsn) as worker:
                     if _missing(worker):
                         _prepare(worker)
                         surface.forget(worker)
-                        _apply(dsn, _search_path(worker))
+                        search_path = _search_path(worker)
+                        until_granted("migrating the region's database", lambda: _apply(dsn, search_path))
         surface.ensure_surface(conn, _search_path(conn))
         roles.ensure_roles(conn)
         _ensure_iterative_scans(conn)
@@ -173,10 +177,18 @@ def _apply(dsn: str, search_path: str) -> None:
     from yoyo.backends.core.postgresql import PostgresqlPsycopgBackend
     from yoyo.connections import DatabaseURI
 
-    # yoyo's own URI parser knows no service files, hosts with spaces or several hosts: hand it what libpq understood.
-    arguments = {**conninfo_to_dict(dsn), "schema": search_path}
-    uri = DatabaseURI("postgresql+psycopg", None, None, None, None, arguments.pop("dbname", None), arguments)
-    with PostgresqlPsycopgBackend(uri, "_yoyo_migration") as backend:
+    class Backend(PostgresqlPsycopgBackend):  # type: ignore[misc] # yoyo has no types
+        """yoyo on our own connections: each migration is a transaction that takes locks from under the readers."""
+
+        def connect(self, dburi: DatabaseURI) -> Connection:
+            self.schema = search_path
+            conn = connect(dsn)
+            limit(conn, _LONGEST_MS, local=False)
+            conn.execute(sql.SQL("SET lock_timeout = {}").format(SWAP_LOCK_TIMEOUT))
+            return conn
+
+    nobody_asks = DatabaseURI("postgresql+psycopg", None, None, None, None, None, {})
+    with Backend(nobody_asks, "_yoyo_migration") as backend:
         backend.init_database()
         backend.break_lock()  # yoyo's lock is a row, which a killed process leaves behind; ours is held already
         ours = _migrations()

@@ -23,7 +23,8 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors, schema_lock, short_transaction
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
+from embedding_assets.pgvector.locks import schema_lock, short_transaction
 
 _log = logging.getLogger(__name__)
 

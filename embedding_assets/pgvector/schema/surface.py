@@ -13,7 +13,8 @@ from typing import Final
 
 from psycopg import sql
 
-from embedding_assets.pgvector.connection import Connection, schema_lock, short_transaction
+from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.locks import schema_lock, short_transaction
 
 FOLDER: Final = Path(__file__).parent / "sql" / "surface"
 
