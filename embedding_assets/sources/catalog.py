@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from embedding_assets.snapshots.keys import document_bucket
-from embedding_assets.sources.documents import Document, Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.sources.documents import Document
 
 _SCHEMA_VERSION: Final = 2
 """Goes up whenever a table changes. A catalog of another version is emptied, which costs reading the source once."""
@@ -76,7 +77,7 @@ class Catalog:
         """Note that the source lists an item."""
         self._db.execute("insert into listed values (?)", (name,))
 
-    def refuse(self, thing: Rejected) -> None:
+    def refuse(self, thing: RejectedDocument) -> None:
         """Note what the listing itself had to refuse."""
         self._db.execute("insert into refused values (?, ?)", (thing.item, thing.model_dump_json()))
 
@@ -90,7 +91,7 @@ class Catalog:
         """Whether an item looks as it did when it was read."""
         return self._db.execute("select 1 from items where (name, mark) = (?, ?)", (name, mark)).fetchone() is not None
 
-    def replace(self, name: str, mark: str | None, found: Iterable[Document | Rejected]) -> None:
+    def replace(self, name: str, mark: str | None, found: Iterable[Document | RejectedDocument]) -> None:
         """Put what an item holds now in place of what it held, all or nothing.
 
         An item without a mark, since its mark says nothing yet, is read again at the next look.
@@ -99,7 +100,7 @@ class Catalog:
             self._forget(name)
             readable = True
             for place, thing in enumerate(found):
-                if isinstance(thing, Rejected):
+                if isinstance(thing, RejectedDocument):
                     self._reject(thing)
                     readable = readable and thing.error_class != "unreadable"
                     continue
@@ -181,7 +182,7 @@ class Catalog:
         for table, column in _OF_AN_ITEM:
             self._db.execute(f"delete from {table} where {column} = ?", (name,))  # noqa: S608 - the names above
 
-    def _reject(self, thing: Rejected) -> None:
+    def _reject(self, thing: RejectedDocument) -> None:
         self._db.execute(
             "insert into rejected values (?, ?, ?, ?)",
             (thing.item, thing.position, thing.document_id, thing.model_dump_json()),

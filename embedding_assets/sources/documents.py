@@ -34,9 +34,6 @@ class Document:
     """The line it stands on in its input file, from 1; None where it is the whole file."""
 
 
-Rejected = RejectedDocument
-
-
 def reject(
     error_class: DocumentErrorClass,
     reason: str,
@@ -45,7 +42,7 @@ def reject(
     item: str,
     position: int | None = None,
     document_id: str | None = None,
-) -> Rejected:
+) -> RejectedDocument:
     """A rejection with the cure of its class."""
     return RejectedDocument(
         source=source,
@@ -58,7 +55,7 @@ def reject(
     )
 
 
-def unreadable(error: Exception, *, source: str, item: str, position: int | None = None) -> Rejected:
+def unreadable(error: Exception, *, source: str, item: str, position: int | None = None) -> RejectedDocument:
     """The rejection of an item, or of its rest from a line on, that could not be read."""
     return reject("unreadable", why(error), source=source, item=item, position=position)
 
@@ -76,13 +73,13 @@ def validate(
     document_id: str,
     text: str,
     metadata: Mapping[str, object],
-) -> Document | Rejected:
+) -> Document | RejectedDocument:
     """The document, with its text normalised and hashed; or why it cannot be one."""
     wrong_id = id_problem(document_id)
     if wrong_id is not None:
         return reject(*wrong_id, source=source, item=item, position=position)
 
-    def refused(error_class: DocumentErrorClass, reason: str) -> Rejected:
+    def refused(error_class: DocumentErrorClass, reason: str) -> RejectedDocument:
         return reject(error_class, reason, source=source, item=item, position=position, document_id=document_id)
 
     if "\0" in text:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from embedding_assets.sources.documents import Document, Rejected, unreadable
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.sources.documents import Document, unreadable
 from embedding_assets.sources.formats import Format
 from embedding_assets.sources.formats.jsonl import Jsonl
 from embedding_assets.sources.formats.text import Text
@@ -26,11 +27,11 @@ class Reader:
         """Changes when reading would give other documents for the same items."""
         return self.format.version
 
-    def list_items(self) -> Iterator[Item | Rejected]:
+    def list_items(self) -> Iterator[Item | RejectedDocument]:
         """As the place's `list_items`."""
         return self.place.list_items(self.source)
 
-    def read_item(self, item: Item) -> Iterator[Document | Rejected]:
+    def read_item(self, item: Item) -> Iterator[Document | RejectedDocument]:
         """As the format's `documents`; an item that cannot be read is rejected."""
         try:
             with item.open() as stream:

@@ -19,12 +19,12 @@ from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key, shard_bits
 from embedding_assets.snapshots.names import RAW_DOCS
 from embedding_assets.snapshots.parts import read_part, write_part
-from embedding_assets.snapshots.rejections import parsed
+from embedding_assets.snapshots.rejections import RejectedDocument, parsed
 from embedding_assets.snapshots.schemas import DOCUMENTS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.sources.catalog import Catalog, open_catalog
-from embedding_assets.sources.documents import Rejected, reject
+from embedding_assets.sources.documents import reject
 from embedding_assets.sources.reader import Reader
 
 VERSION: Final = "raw_docs-1"
@@ -129,7 +129,7 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str], on_item: Cal
     listed = read = 0
     catalog.begin_listing()
     for item in reader.list_items():
-        if isinstance(item, Rejected):
+        if isinstance(item, RejectedDocument):
             catalog.refuse(item)
             continue
         listed += 1

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.catalog import Catalog, Row, open_catalog
-from embedding_assets.sources.documents import Document, Rejected, reject, validate
+from embedding_assets.sources.documents import Document, reject, validate
 
 MARK = "a mark"
 
@@ -24,11 +25,11 @@ def document(name: str, text: str) -> Document:
     return found
 
 
-def refused(item: str, why: str = "empty") -> Rejected:
+def refused(item: str, why: str = "empty") -> RejectedDocument:
     return reject("unreadable" if why == "unreadable" else "empty-text", why, source="handbook", item=item)
 
 
-def look(catalog: Catalog, *found: tuple[str, list[Document | Rejected]], mark: str | None = MARK) -> None:
+def look(catalog: Catalog, *found: tuple[str, list[Document | RejectedDocument]], mark: str | None = MARK) -> None:
     """A look at items with these things in them."""
     catalog.begin_listing()
     for name, things in found:

@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_assets.snapshots.rejections import ERROR_CLASSES
-from embedding_assets.sources.documents import (
-    MAX_ID_BYTES,
-    MAX_TEXT_BYTES,
-    Document,
-    Rejected,
-    normalised,
-    validate,
-)
+from embedding_assets.snapshots.rejections import ERROR_CLASSES, RejectedDocument
+from embedding_assets.sources.documents import MAX_ID_BYTES, MAX_TEXT_BYTES, Document, normalised, validate
 
 
-def validated(**changes: Any) -> Document | Rejected:
+def validated(**changes: Any) -> Document | RejectedDocument:
     given: dict[str, Any] = {
         "document_id": "a",
         "text": "text",
@@ -62,7 +55,7 @@ def test_what_cannot_be_a_document_is_rejected_with_its_place_reason_and_cure(
 ) -> None:
     rejected = validated(**given)
 
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.source, rejected.item, rejected.position) == ("handbook", "in.jsonl", 3)
     assert rejected.error_class == error_class
     assert rejected.reason

@@ -6,7 +6,8 @@ Here belongs what knows of markup, encodings and fields. Where the bytes lie bel
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
-from embedding_assets.sources.documents import Document, Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.sources.documents import Document
 
 
 class Format(Protocol):
@@ -16,7 +17,9 @@ class Format(Protocol):
     def version(self) -> str:
         """Changes when reading would give other documents for the same bytes."""
 
-    def documents(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Iterator[Document | Rejected]:
+    def documents(
+        self, source: str, item: str, size: int | None, stream: BinaryIO
+    ) -> Iterator[Document | RejectedDocument]:
         """The documents of the item called `item`, in the order they stand in it, and what cannot be one.
 
         `size` is that of the stream in bytes as it was listed, where it is known; it may have another by now. Streamed:

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, BinaryIO, Final, NoReturn
 
-from embedding_assets.snapshots.rejections import DocumentErrorClass
-from embedding_assets.sources.documents import (
-    MAX_TEXT_BYTES,
-    Document,
-    Rejected,
-    reject,
-    unreadable,
-    validate,
-)
+from embedding_assets.snapshots.rejections import DocumentErrorClass, RejectedDocument
+from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, reject, unreadable, validate
 from embedding_assets.sources.jsonb import MAX_DIGITS
 
 MAX_LINE_BYTES: Final = MAX_TEXT_BYTES
@@ -39,7 +32,9 @@ class Jsonl:
         """Changes when reading would give other documents for the same bytes."""
         return f"jsonl-1 {json.dumps([self.id, self.text, sorted(self.metadata)])}"
 
-    def documents(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Iterator[Document | Rejected]:
+    def documents(
+        self, source: str, item: str, size: int | None, stream: BinaryIO
+    ) -> Iterator[Document | RejectedDocument]:
         """Each line's document, or why there is none; blank lines are passed over. Holds one line at a time."""
         position = 0
         try:
@@ -55,8 +50,8 @@ class Jsonl:
             # The lines before stand. Where bytes were turned over, some may hold nonsense: gzip's checksum comes last.
             yield unreadable(error, source=source, item=item, position=position + 1)
 
-    def _document(self, source: str, item: str, position: int, line: bytes) -> Document | Rejected | None:
-        def refused(error_class: DocumentErrorClass, reason: str, document_id: str | None = None) -> Rejected:
+    def _document(self, source: str, item: str, position: int, line: bytes) -> Document | RejectedDocument | None:
+        def refused(error_class: DocumentErrorClass, reason: str, document_id: str | None = None) -> RejectedDocument:
             return reject(
                 error_class,
                 reason,

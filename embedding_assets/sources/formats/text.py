@@ -7,15 +7,8 @@ from typing import BinaryIO, Final
 
 from lxml import etree
 
-from embedding_assets.snapshots.rejections import DocumentErrorClass
-from embedding_assets.sources.documents import (
-    MAX_TEXT_BYTES,
-    Document,
-    Rejected,
-    normalised,
-    reject,
-    validate,
-)
+from embedding_assets.snapshots.rejections import DocumentErrorClass, RejectedDocument
+from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, normalised, reject, validate
 from embedding_assets.sources.formats.charsets import page_charset
 from embedding_assets.sources.formats.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
 from embedding_assets.sources.formats.titles import MAX_TITLE, title_of
@@ -33,12 +26,14 @@ class Text:
         """Changes when reading would give other documents for the same bytes."""
         return "files-2 libxml2-" + ".".join(map(str, etree.LIBXML_VERSION))
 
-    def documents(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Iterator[Document | Rejected]:
+    def documents(
+        self, source: str, item: str, size: int | None, stream: BinaryIO
+    ) -> Iterator[Document | RejectedDocument]:
         """The item's one document, or why there is none."""
         yield self._document(source, item, size, stream)
 
-    def _document(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Document | Rejected:
-        def refused(error_class: DocumentErrorClass, reason: str) -> Rejected:
+    def _document(self, source: str, item: str, size: int | None, stream: BinaryIO) -> Document | RejectedDocument:
+        def refused(error_class: DocumentErrorClass, reason: str) -> RejectedDocument:
             return reject(error_class, reason, source=source, item=item, document_id=item)
 
         is_html = item.lower().endswith(HTML)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
-from embedding_assets.sources.documents import Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Item:
 class Place(Protocol):
     """Where the items of one source lie."""
 
-    def list_items(self, source: str) -> Iterator[Item | Rejected]:
+    def list_items(self, source: str) -> Iterator[Item | RejectedDocument]:
         """The items in strictly ascending order of name, and what cannot be one. `source` is its name for people.
 
         Raises:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.sources.documents import Rejected, id_problem, reject, shown, unreadable, why
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.sources.documents import id_problem, reject, shown, unreadable, why
 from embedding_assets.sources.places import Item
 
 # A file changed within this time of being looked at may change again without its time moving, as git found for its
@@ -27,12 +28,12 @@ class Folder:
     root: Path
     include: tuple[str, ...]
 
-    def list_items(self, source: str) -> Iterator[Item | Rejected]:
+    def list_items(self, source: str) -> Iterator[Item | RejectedDocument]:
         """As `walk`."""
         return walk(source, self.root, self.include)
 
 
-def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rejected]:
+def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | RejectedDocument]:
     """Every file below `root` that one of the glob patterns in `include` names, in strictly ascending order of name.
 
     Memory is bounded by the largest folder. `**` stands for any number of folders. As in a shell, a name that starts
@@ -158,10 +159,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link that leads in a circle
 
 
-def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> Item | Rejected | _Way | None:
+def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> Item | RejectedDocument | _Way | None:
     """What an entry is: an input file, a folder to enter, something to refuse, or nothing of ours."""
 
-    def of_ours(rejected: Rejected) -> Rejected | None:
+    def of_ours(rejected: RejectedDocument) -> RejectedDocument | None:
         return rejected if matches else None
 
     try:

@@ -6,7 +6,7 @@ from glob import escape, has_magic
 from pathlib import Path
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.sources.documents import Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.places import Item
 from embedding_assets.sources.places.folder import file_item, walk
 
@@ -17,7 +17,7 @@ class Pattern:
 
     path: Path
 
-    def list_items(self, source: str) -> Iterator[Item | Rejected]:
+    def list_items(self, source: str) -> Iterator[Item | RejectedDocument]:
         """As `walk`.
 
         Raises:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.sources.documents import Document, Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.sources.documents import Document
 from embedding_assets.sources.formats.jsonl import MAX_LINE_BYTES, MAX_NESTING, Jsonl
 from embedding_assets.sources.places import Item
 from embedding_assets.sources.places.pattern import Pattern
@@ -19,14 +20,14 @@ def reader(path: Path, metadata: tuple[str, ...] = ("title", "team")) -> Reader:
     return Reader("tickets", Pattern(path), Jsonl("id", "body", metadata))
 
 
-def stream(path: Path) -> Iterator[Document | Rejected]:
+def stream(path: Path) -> Iterator[Document | RejectedDocument]:
     one = reader(path)
     for item in one.list_items():
         assert isinstance(item, Item)
         yield from one.read_item(item)
 
 
-def read(path: Path, data: bytes) -> list[Document | Rejected]:
+def read(path: Path, data: bytes) -> list[Document | RejectedDocument]:
     path.write_bytes(data)
     return list(stream(path))
 
@@ -104,7 +105,7 @@ def test_a_bad_line_is_rejected_with_its_number_and_the_lines_around_it_are_read
     before, rejected, after = read(tmp_path / "t.jsonl", b"\n".join([GOOD, line, GOOD]))
     assert isinstance(before, Document)
     assert isinstance(after, Document)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.item, rejected.position, rejected.error_class) == ("t.jsonl", 2, error_class)
     assert len(rejected.reason) < 200  # says what is wrong, and carries nothing of the line
     rejected.model_dump_json().encode()
@@ -141,7 +142,7 @@ def test_a_line_of_100_mb_is_passed_over_without_being_held(tmp_path: Path, name
     tracemalloc.stop()
 
     assert isinstance(before, Document)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.error_class, rejected.position) == ("too-large", 2)
     assert isinstance(after, Document)
     assert after.position == 3
@@ -153,7 +154,7 @@ def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path) -> None:
     assert len(line) == MAX_LINE_BYTES
     one, two, three = read(tmp_path / "t.jsonl", line + b"\n" + line + b" \n" + line)
     assert isinstance(one, Document)
-    assert isinstance(two, Rejected)
+    assert isinstance(two, RejectedDocument)
     assert isinstance(three, Document)
 
 
@@ -188,7 +189,7 @@ def test_a_damaged_packed_file_keeps_the_documents_before_the_damage(tmp_path: P
     lines = [b'{"id": %d, "body": "%s"}' % (number, os.urandom(500).hex().encode()) for number in range(1_000)]
     found = read(tmp_path / "t.jsonl.gz", damaged(gzip.compress(b"\n".join(lines)), how))
     *before, rejected = found
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.error_class, rejected.position) == ("unreadable", len(before) + 1)
     # The damage is in the middle. Turned bytes may unpack to something until the checksum at the end tells.
     first = before[:400]
@@ -198,7 +199,7 @@ def test_a_damaged_packed_file_keeps_the_documents_before_the_damage(tmp_path: P
 
 def test_a_file_that_is_not_packed_at_all_is_unreadable(tmp_path: Path) -> None:
     [rejected] = read(tmp_path / "t.jsonl.gz", GOOD)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.error_class, rejected.position) == ("unreadable", 1)
 
 
@@ -213,7 +214,7 @@ def test_a_file_that_vanished_since_it_was_listed_is_unreadable(tmp_path: Path) 
     (tmp_path / "t.jsonl").unlink()
     assert isinstance(item, Item)
     [rejected] = one.read_item(item)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert rejected.error_class == "unreadable"
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document
 from embedding_assets.sources.formats.html import MAX_HTML_BYTES
 from embedding_assets.sources.formats.text import Text
 from embedding_assets.sources.places import Item
@@ -25,7 +26,7 @@ def item(root: Path, name: str) -> Item:
     return found
 
 
-def read(root: Path, name: str, data: bytes) -> Document | Rejected:
+def read(root: Path, name: str, data: bytes) -> Document | RejectedDocument:
     (root / name).write_bytes(data)
     [found] = reader(root).read_item(item(root, name))
     return found
@@ -122,7 +123,7 @@ def test_a_file_that_cannot_be_a_document_is_rejected_and_named(
     tmp_path: Path, name: str, data: bytes, error_class: str, reason: str
 ) -> None:
     rejected = read(tmp_path, name, data)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.error_class, rejected.item, rejected.document_id) == (error_class, name, name)
     assert reason in rejected.reason
 
@@ -134,7 +135,7 @@ def test_a_file_over_the_limit_is_rejected_without_being_read(tmp_path: Path) ->
     [rejected] = reader(tmp_path).read_item(item(tmp_path, "a.txt"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert rejected.error_class == "too-large"
     assert peak < 2 << 20
 
@@ -144,7 +145,7 @@ def test_a_file_that_grew_over_the_limit_since_it_was_listed_is_rejected(tmp_pat
     listed = item(tmp_path, "a.txt")
     os.truncate(tmp_path / "a.txt", 10 * MAX_TEXT_BYTES)
     [rejected] = reader(tmp_path).read_item(listed)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert rejected.error_class == "too-large"
 
 
@@ -153,7 +154,7 @@ def test_a_file_that_vanished_since_it_was_listed_is_unreadable(tmp_path: Path) 
     listed = item(tmp_path, "a.txt")
     (tmp_path / "a.txt").unlink()
     [rejected] = reader(tmp_path).read_item(listed)
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert rejected.error_class == "unreadable"
 
 
@@ -164,5 +165,5 @@ def test_a_file_that_may_not_be_read_is_unreadable(
     (open_folder / "a.txt").chmod(0)
     with as_ordinary_user():
         [rejected] = reader(open_folder).read_item(item(open_folder, "a.txt"))
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.error_class, rejected.reason) == ("unreadable", "Permission denied")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.sources.documents import Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.places import Item
 from embedding_assets.sources.places.folder import walk
 
@@ -27,12 +27,12 @@ def names(root: Path, *include: str) -> list[str]:
     return [found.name if isinstance(found, Item) else f"!{found.item}" for found in listed(root, *include)]
 
 
-def listed(root: Path, *include: str) -> list[Item | Rejected]:
+def listed(root: Path, *include: str) -> list[Item | RejectedDocument]:
     return list(walk("handbook", root, include or ("**/*.md",)))
 
 
-def only_rejection(root: Path, *include: str) -> Rejected:
-    [rejected] = [found for found in listed(root, *include) if isinstance(found, Rejected)]
+def only_rejection(root: Path, *include: str) -> RejectedDocument:
+    [rejected] = [found for found in listed(root, *include) if isinstance(found, RejectedDocument)]
     return rejected
 
 
@@ -145,7 +145,7 @@ def test_a_link_that_leads_outside_is_refused_and_what_lies_there_is_not_listed(
     (root / "near.md").symlink_to("../root-too/secret.md")
     (root / "not_ours.txt").symlink_to("../outside/other.txt")
     found = listed(root)
-    rejected = [one for one in found if isinstance(one, Rejected)]
+    rejected = [one for one in found if isinstance(one, RejectedDocument)]
     assert [one.item for one in rejected] == ["file.md", "folder/", "hop.md", "near.md"]
     assert {one.error_class for one in rejected} == {"outside-link"}
     assert names(root)[0] == "a.md"
@@ -198,7 +198,7 @@ def test_a_folder_that_may_not_be_entered_is_unreadable_and_the_rest_goes_on(
     with as_ordinary_user():
         found = listed(open_folder)
     rejected = found[1]
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert (rejected.item, rejected.error_class) == ("closed/", "unreadable")
     assert [one.name for one in found if isinstance(one, Item)] == ["a.md", "z.md"]
 

@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.sources.documents import Rejected
+from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.places import Item
 from embedding_assets.sources.places.pattern import Pattern
 
 
-def listed(path: Path) -> list[Item | Rejected]:
+def listed(path: Path) -> list[Item | RejectedDocument]:
     return list(Pattern(path).list_items("tickets"))
 
 
@@ -48,7 +48,7 @@ def test_a_link_that_a_pattern_finds_must_stay_inside(tmp_path: Path) -> None:
     (tmp_path / "real.jsonl").write_bytes(b"text")
     (tmp_path / "data" / "t.jsonl").symlink_to("../real.jsonl")
     [rejected] = listed(tmp_path / "data" / "*.jsonl")
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, RejectedDocument)
     assert rejected.error_class == "outside-link"
 
 
