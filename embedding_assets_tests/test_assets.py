@@ -381,7 +381,7 @@ def test_a_log_that_cannot_be_read_fails_at_once(box: Sandbox, instance: dg.Dags
     """The upstream's snapshot comes from the IO manager, before the asset's own code."""
     assert source_run(box, instance).success
     entry = box.root / "stores" / PRIMARY / log.entry_path("embeddings_v1", SOURCE, 1)
-    entry.write_text("not a snapshot")
+    entry.write_text('{"format": 99}')
 
     result = region_run(box, instance)
 

@@ -161,9 +161,9 @@ class Pipeline(RuleBasedStateMachine):
         self.patches.setattr(embedding_stage, "embed", self.embed)
         get = Store.get
 
-        def fetch(store: Store, path: str) -> bytes | None:
+        def fetch(store: Store, path: str, **limits: int | None) -> bytes | None:
             self.fetched.append(path)
-            return get(store, path)
+            return get(store, path, **limits)
 
         self.patches.setattr(Store, "get", fetch)
 

@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Final, NamedTuple
 
@@ -55,6 +56,12 @@ class Bought(NamedTuple):
     usage: Usage
 
 
+Heal = Callable[[PartDamaged], bool]
+"""Puts a part's bytes back from wherever they are whole; whether that could be done."""
+
+ReadPart = Callable[[Part, list[str]], pa.Table]
+
+
 def prepare_embeddings(
     store: Store,
     chunks: Snapshot,
@@ -68,6 +75,7 @@ def prepare_embeddings(
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
     on_dead: Callable[[RejectedText], None] = lambda rejection: None,
+    heal: Heal = lambda damaged: False,
 ) -> tuple[Draft, Bought]:
     """Make the vectors of these chunks by one model; the draft, and what it cost.
 
@@ -80,6 +88,7 @@ def prepare_embeddings(
         stop: ends the run when it is set, with what is in flight delivered.
         on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
         on_dead: told of each new rejection at once, whatever becomes of the run.
+        heal: asked for a part whose vectors are wanted, and that is damaged.
 
     Raises:
         BindingChanged: the slot is live and was filled by another model.
@@ -118,10 +127,12 @@ def prepare_embeddings(
     if plan.missing:
         name = hashlib.sha256(version.encode()).hexdigest()[:16]
         with open_journal(journals / f"{source}-{binding.slot}-{name}.sqlite") as journal:
-            journal.keep_only({PurePath(found.path).stem for found in store.entries(f"parts/{asset}/{source}")})
-            _index(journal, store, source, plan.kept, may_be_damaged=False)
-            _index(journal, store, source, previous_vectors.parts if previous_vectors else (), may_be_damaged=True)
-            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected, on_dead)
+            before = previous_vectors.parts if previous_vectors else ()
+            journal.keep_only(_whole(store, asset, source, before))
+            read = partial(_read_healed, store, source, heal)
+            _index(journal, read, plan.kept, may_be_damaged=False)
+            _index(journal, read, before, may_be_damaged=True)
+            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected, on_dead, read)
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
@@ -152,13 +163,29 @@ def prepare_embeddings(
     return draft, Bought(new, rows - new, usage)
 
 
-def _index(journal: Journal, store: Store, source: str, parts: Iterable[Part], may_be_damaged: bool) -> None:
+def _read_healed(store: Store, source: str, heal: Heal, part: Part, columns: list[str]) -> pa.Table:
+    try:
+        return read_part(store, source, part, columns)
+    except PartDamaged as error:
+        if not heal(error):
+            raise
+        return read_part(store, source, part, columns)
+
+
+def _whole(store: Store, asset: str, source: str, before: Iterable[Part]) -> set[str]:
+    """The keys of the parts that the store has, without those that are not as long as recorded."""
+    held = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
+    lost = {part.key for part in before if held.get(part.path(source)) != part.bytes}
+    return {PurePath(path).stem for path in held} - lost
+
+
+def _index(journal: Journal, read: ReadPart, parts: Iterable[Part], may_be_damaged: bool) -> None:
     """Let the journal know what durable parts hold; each part's hashes are read once in a journal's life."""
     for part in parts:
         if journal.indexed(part):
             continue
         try:
-            table = read_part(store, source, part, ["text_hash", "embedding"])
+            table = read(part, ["text_hash", "embedding"])
         except PartDamaged:
             # A part that is replaced now need not be whole: its texts count as never embedded.
             if may_be_damaged:
@@ -197,6 +224,8 @@ class _Assembly:
     rejected: dict[str, RejectedText]
     """The rejections so far, by text hash; a text that is among them is not sent again."""
     on_dead: Callable[[RejectedText], None]
+    read: ReadPart
+    """Reads a part of vectors."""
     new: int = 0
     settled: int = 0
     made: list[Part] = field(default_factory=list)
@@ -302,7 +331,7 @@ class _Assembly:
             matrix[rows.pop(text_hash)] = np.frombuffer(vector, np.float32)
         for holder, places in found.elsewhere:
             try:
-                stored = read_part(self.store, self.source, holder, ["embedding"]).column("embedding")
+                stored = self.read(holder, ["embedding"]).column("embedding")
             except PartDamaged as error:
                 self.journal.forget(holder.key)
                 raise TransientError(f"{error} Run again: what only it held is embedded anew.") from error

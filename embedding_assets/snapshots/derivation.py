@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from embedding_assets.snapshots.keys import PartKey
 from embedding_assets.snapshots.parts import find_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Part, Snapshot, part_path
 from embedding_assets.snapshots.stores import Store
 
 
@@ -30,22 +30,28 @@ class Plan:
 def plan(store: Store, asset: str, source: str, wanted: Iterable[Wanted], previous: Snapshot | None) -> Plan:
     """Tell the parts that exist from those to be made.
 
-    A part of the previous snapshot is kept unseen. One that only the store has was left by a run that died before it
-    committed: it is found by name, so the work is not done twice.
+    A part of the previous snapshot is kept unread, if the store still has as many bytes under its name; one that was
+    lost is made again. A part that only the store has was left by a run that died before it committed: it is found by
+    name and proved, so the work is not done twice.
     """
     known = {part.key: part for part in previous.parts} if previous else {}
+    held = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
     kept: list[Part] = []
     missing: list[Wanted] = []
     for want in wanted:
-        part = known.get(want.key) or find_part(
-            store,
-            asset=asset,
-            source=source,
-            shard=want.shard,
-            key=want.key,
-            inputs=want.inputs,
-            dead=want.dead,
-        )
+        path, part = part_path(asset, source, want.key), known.get(want.key)
+        if path not in held:
+            part = None
+        elif part is None or part.bytes != held[path]:
+            part = find_part(
+                store,
+                asset=asset,
+                source=source,
+                shard=want.shard,
+                key=want.key,
+                inputs=want.inputs,
+                dead=want.dead,
+            )
         if part is None:
             missing.append(want)
         else:

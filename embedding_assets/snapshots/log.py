@@ -1,14 +1,23 @@
 """The snapshot log: numbered immutable entries in a store; appending one is the only commit there is."""
 
+import logging
+import re
 from datetime import UTC, datetime
+from typing import Final
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
+
+_log = logging.getLogger(__name__)
+
+_ENTRY: Final = re.compile(r"\d{10}\.json")
+_LARGEST_ENTRY: Final = 256 << 20  # bytes; 25,000 parts take 5 MB
 
 
 class CommitConflict(TransientError):
@@ -17,8 +26,8 @@ class CommitConflict(TransientError):
 
 def head(store: Store, asset: str, source: str) -> Snapshot | None:
     """The current snapshot of an asset's source in this store; None before the first commit."""
-    newest = max(numbers(store, asset, source), default=0)
-    return entry(store, asset, source, newest) if newest else None
+    found, _ = _head_and_newest(store, asset, source)
+    return found
 
 
 def newest(store: Store, snapshot: Snapshot) -> Snapshot:
@@ -27,28 +36,52 @@ def newest(store: Store, snapshot: Snapshot) -> Snapshot:
 
 
 def numbers(store: Store, asset: str, source: str) -> list[int]:
-    """The numbers of the log's entries, ascending."""
+    """The numbers of the log's entries, ascending. Other files in its folder are nobody's."""
     names = (found.path.rpartition("/")[2] for found in store.entries(_folder(asset, source)))
-    return sorted(int(name.removesuffix(".json")) for name in names if name.endswith(".json"))
+    return sorted(int(name.removesuffix(".json")) for name in names if _ENTRY.fullmatch(name))
 
 
 def entry(store: Store, asset: str, source: str, number: int) -> Snapshot | None:
-    """One entry of the log. None if there is no such number.
+    """One entry of the log. None if there is no such number, or nothing whole under it.
+
+    A file that is empty or cut short was left by a crash of the disk it lies on: nobody was told that it is committed.
 
     Raises:
-        PermanentError: the entry is not a snapshot of the format that this version reads.
+        PermanentError: the entry is not a snapshot of the format that this version reads, or is another log's.
     """
     path = entry_path(asset, source, number)
-    data = store.get(path)
+    data = store.get(path, at_most=_LARGEST_ENTRY)
     if data is None:
         return None
     try:
-        return Snapshot.model_validate_json(data)
+        found = from_json(data)
+    except ValueError:
+        _log.warning("store %s: %s is cut short, and stepped over", store.url, path)
+        return None
+    cure = (
+        "Cure: if a newer version wrote it, run that one; else restore the file, or delete it, and the entry before it "
+        "counts."
+    )
+    try:
+        snapshot = Snapshot.model_validate(found)
     except ValidationError as error:
         raise PermanentError(
             f"store {store.url}: {path} is no snapshot that this version can read ({error.error_count()} errors, "
-            f"first: {error.errors()[0]['msg']}). Cure: run the version that wrote it, or restore the file."
+            f"first: {error.errors()[0]['msg']}). {cure}"
         ) from error
+    if (snapshot.asset, snapshot.source, snapshot.number) != (asset, source, number):
+        raise PermanentError(
+            f"store {store.url}: {path} says that it is entry {snapshot.number} of {snapshot.asset!r} of source "
+            f"{snapshot.source!r}. {cure}"
+        )
+    return snapshot
+
+
+def _head_and_newest(store: Store, asset: str, source: str) -> tuple[Snapshot | None, int]:
+    """The head, and the largest number in the log, which is another where the newest entry is cut short."""
+    listed = numbers(store, asset, source)
+    found = (entry(store, asset, source, number) for number in reversed(listed))
+    return next((snapshot for snapshot in found if snapshot is not None), None), max(listed, default=0)
 
 
 def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Snapshot:
@@ -63,8 +96,11 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
     Raises:
         CommitConflict: another writer committed another content since the draft was begun, or its upstream moved on.
     """
-    if draft.after is not None and draft.after.same_content(draft):
-        return draft.after
+    current, newest = _head_and_newest(store, draft.asset, draft.source)
+    if current is not None and current.same_content(draft):
+        return current
+    if current != draft.after:
+        raise _conflict(draft, newest)
     for asset, root in draft.upstream.items():
         upstream = head(derived_in or store, asset, draft.source)
         if upstream is None or upstream.root != root:
@@ -72,19 +108,22 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
                 f"{draft.asset} of source {draft.source} was derived from {asset} {root[:12]}…, and another run has "
                 "committed a newer one since. Nothing is lost; run again to build on it."
             )
-    number = (draft.after.number if draft.after else 0) + 1
+    number = newest + 1
     committed = draft.numbered(number, datetime.now(UTC).isoformat(timespec="seconds"))
     failpoint(Failpoint.BEFORE_LOG)
     written = store.put_if_absent(
         entry_path(draft.asset, draft.source, number), committed.model_dump_json(indent=1).encode()
     )
     failpoint(Failpoint.AFTER_LOG)
-    if written:
-        return committed
     current = head(store, draft.asset, draft.source)
-    if current is not None and current.same_content(draft):
+    # A number that garbage collection freed can be written, and is nobody's head.
+    if current is not None and ((written and current == committed) or current.same_content(draft)):
         return current
-    raise CommitConflict(
+    raise _conflict(draft, number)
+
+
+def _conflict(draft: Draft, number: int) -> CommitConflict:
+    return CommitConflict(
         f"{draft.asset} of source {draft.source}: another run committed snapshot {number} first, with other "
         "content. Nothing is lost; run again to build on it."
     )

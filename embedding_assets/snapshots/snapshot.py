@@ -9,6 +9,9 @@ from embedding_assets.snapshots.rejections import Rejection, said
 
 FORMAT: Final = 2
 
+MOST_SHARD_BITS: Final = 32
+"""As many bits of a document's hash are kept (`keys.document_bucket`)."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -18,14 +21,14 @@ class Part(_Frozen):
     """One immutable file: one stage's rows of one shard."""
 
     asset: str
-    shard: int
+    shard: int = Field(ge=0, lt=1 << MOST_SHARD_BITS)
     key: Hex
     inputs: tuple[Hex, ...] = ()
     """Keys of the parts that this one was derived from; empty where the input is the source itself."""
     dead: tuple[str, ...] = ()
     """Hashes of the texts that were left out as dead, sorted."""
-    rows: int
-    bytes: int
+    rows: int = Field(ge=0)
+    bytes: int = Field(ge=0)
     sha256: Hex
     """Of the file that won the put: a provider's last bits may differ between runs, the stored part is the truth."""
 
@@ -63,7 +66,7 @@ class Snapshot(_Frozen):
     root: Hex
     version: str
     """The stage's version: its code, and the settings that decide its rows."""
-    shard_bits: int
+    shard_bits: int = Field(ge=0, le=MOST_SHARD_BITS)
     parts: tuple[Part, ...]
     """By asset, then shard; a shard without rows has no part."""
     counts: dict[str, int]

@@ -46,6 +46,10 @@ class Entry(NamedTuple):
     modified: datetime
 
 
+class ObjectTooLarge(PermanentError):
+    """An object has more bytes than what it is said to be can have."""
+
+
 @dataclass(frozen=True)
 class Store:
     """One region's store. Objects are immutable: written once, read, and deleted by garbage collection alone."""
@@ -66,13 +70,29 @@ class Store:
                 return False
             return True
 
-    def get(self, path: str) -> bytes | None:
-        """The whole object, or None if there is none."""
+    def get(self, path: str, *, at_most: int | None = None) -> bytes | None:
+        """The whole object, or None if there is none.
+
+        Raises:
+            ObjectTooLarge: it has more than `at_most` bytes. It was not read.
+        """
         with self._named_errors("read", path):
             try:
-                return bytes(obstore.get(self.objects, path).bytes())
+                found = obstore.get(self.objects, path)
             except (NotFoundError, FileNotFoundError):
                 return None
+            size = found.meta["size"]
+            if at_most is not None and size > at_most:
+                raise ObjectTooLarge(
+                    f"store {self.url}: {path} has {size:,} bytes, and at most {at_most:,} are expected. Cure: restore "
+                    "the file, or delete it, and run again."
+                )
+            return bytes(found.bytes())
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Write an object over whatever is there: only for one that is proved to be damaged."""
+        with self._named_errors("replace", path):
+            obstore.put(self.objects, path, data)
 
     def keep_young(self, path: str, data: bytes) -> None:
         """Write an object's own bytes over it if it is old, so that garbage collection takes it for a new one."""

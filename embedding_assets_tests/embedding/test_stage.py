@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 
 from embedding_assets.embedding.engine.engine import Usage
-from embedding_assets.embedding.stage import BindingChanged, Bought, prepare_embeddings
+from embedding_assets.embedding.stage import BindingChanged, Bought, Heal, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import prepare
@@ -29,6 +29,7 @@ from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.schemas import CHUNKS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets_tests.snapshots.conftest import damage
 from embedding_assets_tests.support.standin import Standin, unit_vector
 
 SOURCE = "handbook"
@@ -81,9 +82,11 @@ class Pipeline:
         table = pa.Table.from_pylist(rows, CHUNKS)
         return write_part(self.store, table, asset="chunks", source=SOURCE, shard=shard, key=key)
 
-    def embed(self, chunks: Snapshot, live: bool = True, **binding: Any) -> tuple[Snapshot, Bought]:
+    def embed(
+        self, chunks: Snapshot, live: bool = True, heal: Heal = lambda damaged: False, **binding: Any
+    ) -> tuple[Snapshot, Bought]:
         bound = self.standin.binding(**{"max_items": 4, **binding})
-        draft, bought = prepare_embeddings(self.store, chunks, bound, self.home / "journals", live=live)
+        draft, bought = prepare_embeddings(self.store, chunks, bound, self.home / "journals", live=live, heal=heal)
         return log.append(self.store, draft), bought
 
     def assert_holds(self, snapshot: Snapshot, *shards: Sequence[str | None]) -> None:
@@ -314,19 +317,45 @@ def harm(store: Store, part: Part) -> None:
 def test_a_damaged_part_that_is_being_replaced_costs_its_texts_and_no_more(pipeline: Pipeline) -> None:
     first, _ = pipeline.embed(pipeline.chunks(["a", "b"], ["c"]))
     harm(pipeline.store, first.parts[0])
-    chunks = pipeline.chunks(["a"], ["c"])
-    with pytest.raises(TransientError, match=rf"{first.parts[0].key}.*Run again"):
-        pipeline.embed(chunks)
 
-    snapshot, bought = pipeline.embed(chunks)
+    snapshot, bought = pipeline.embed(pipeline.chunks(["a"], ["c"]))
 
     pipeline.assert_holds(snapshot, ["a"], ["c"])
     assert bought.new == 1
 
 
-def test_a_damaged_part_that_stays_is_an_error_that_names_it(pipeline: Pipeline) -> None:
-    first, _ = pipeline.embed(pipeline.chunks(["a"], ["b"]))
+def test_a_part_that_rotted_in_place_is_asked_for_elsewhere_before_its_texts_are_bought(pipeline: Pipeline) -> None:
+    first, _ = pipeline.embed(pipeline.chunks(["a", "b"], ["c"]))
+    path = first.parts[0].path(SOURCE)
+    whole = pipeline.store.get(path)
+    damage(pipeline.store, path)
+
+    def heal(error: PartDamaged) -> bool:
+        pipeline.store.replace(error.part.path(SOURCE), whole or b"")
+        return True
+
+    snapshot, bought = pipeline.embed(pipeline.chunks(["a"], ["c"]), heal=heal)
+
+    pipeline.assert_holds(snapshot, ["a"], ["c"])
+    assert bought.new == 0
+
+
+def test_a_part_of_the_head_that_was_lost_is_made_again(pipeline: Pipeline) -> None:
+    """Gone, or cut short: one listing tells. Its texts are bought again, and no others."""
+    chunks = pipeline.chunks(["a"], ["b"], ["c"])
+    first, _ = pipeline.embed(chunks)
     harm(pipeline.store, first.parts[0])
+    pipeline.store.delete([first.parts[1].path(SOURCE)])
+
+    snapshot, bought = pipeline.embed(chunks)
+
+    pipeline.assert_holds(snapshot, ["a"], ["b"], ["c"])
+    assert (bought.new, snapshot.root) == (2, first.root)
+
+
+def test_a_part_that_rotted_in_place_is_an_error_that_names_it(pipeline: Pipeline) -> None:
+    first, _ = pipeline.embed(pipeline.chunks(["a"], ["b"]))
+    damage(pipeline.store, first.parts[0].path(SOURCE))
     chunks = pipeline.chunks(["a"], ["a", "b"])
     with pytest.raises(TransientError):
         pipeline.embed(chunks)

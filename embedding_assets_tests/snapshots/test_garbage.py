@@ -17,7 +17,7 @@ from embedding_assets.snapshots.replication import harmed
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import contents
-from embedding_assets_tests.support.shards import SOURCE, commit, snapshot_of, write
+from embedding_assets_tests.support.shards import SOURCE, commit, draft_of, write
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
@@ -64,9 +64,10 @@ def test_what_goes_is_exactly_what_is_old_and_named_by_no_retained_snapshot(
         age = {part(number, "chunks").path(SOURCE): hours for number, hours in orphans.items()}
         for asset, entries in of_assets.items():
             for place, (hours, numbers) in enumerate(entries):
-                path = entry_path(asset, SOURCE, len(entries) - place)
-                parts = [part(number, "chunks") for number in numbers]
-                put(path, snapshot_of(parts, asset=asset).model_dump_json().encode(), hours)
+                number = len(entries) - place
+                path = entry_path(asset, SOURCE, number)
+                parts = [part(one, "chunks") for one in numbers]
+                put(path, draft_of(parts, asset=asset).numbered(number, "").model_dump_json().encode(), hours)
                 paths = {one.path(SOURCE) for one in parts}
                 age |= {one: max(hours, age.get(one, 0)) for one in paths}  # a part is as old as the first to name it
                 if place < keep or entries[place - 1].hours < grace:
@@ -147,10 +148,10 @@ def test_nothing_goes_from_a_store_with_an_entry_that_cannot_be_read(store: Stor
     """It may name anything."""
     commit(store, [write(store, {"a": "1"})])
     write(store, {"orphan": ""})
-    store.put_if_absent(entry_path("chunks", SOURCE, 1), b'{"format": 2}')
+    store.put_if_absent(entry_path("chunks", SOURCE, 1), b'{"format": 99}')
     before = contents(store)
 
-    with pytest.raises(PermanentError, match="Cure: run the version that wrote it"):
+    with pytest.raises(PermanentError, match="Cure: if a newer version wrote it"):
         collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY)
 
     assert contents(store) == before

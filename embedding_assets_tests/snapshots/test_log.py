@@ -164,8 +164,16 @@ def test_any_interleaving_of_writers_leaves_one_history(steps: list[tuple[int, i
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 3}, {"bucketing": "by size"}, {"root": "../../etc/passwd"}, {"parts": None}],
-    ids=["format", "unknown field", "root", "parts"],
+    [
+        {"format": 99},
+        {"bucketing": "by size"},
+        {"root": "../../etc/passwd"},
+        {"parts": None},
+        {"shard_bits": 33},
+        {"parts": [part_of(1).model_dump(mode="json") | {"shard": 1 << 40}]},
+        {"parts": [part_of(1).model_dump(mode="json") | {"bytes": -1}]},
+    ],
+    ids=["format", "unknown field", "root", "parts", "shard bits", "shard", "bytes"],
 )
 def test_an_entry_of_another_format_is_refused_with_a_cure(store: Store, change: dict[str, object]) -> None:
     store.put_if_absent(PATH, json.dumps(draft(1).numbered(1, "").model_dump(mode="json") | change).encode())
@@ -173,12 +181,69 @@ def test_an_entry_of_another_format_is_refused_with_a_cure(store: Store, change:
     with pytest.raises(PermanentError) as refused:
         log.head(store, "raw_docs", SOURCE)
 
-    for named in (store.url, PATH, "Cure: run the version that wrote it"):
+    for named in (store.url, PATH, "Cure: if a newer version wrote it, run that one"):
         assert named in str(refused.value)
 
 
-def test_half_an_entry_is_refused(store: Store) -> None:
-    store.put_if_absent(PATH, draft(1).numbered(1, "").model_dump_json().encode()[:100])
+@pytest.mark.parametrize("field", [{"asset": "chunks"}, {"source": "other"}, {"number": 7}])
+def test_an_entry_of_another_log_or_place_is_refused(store: Store, field: dict[str, object]) -> None:
+    entry = draft(1).numbered(1, "").model_copy(update=field)
+    store.put_if_absent(PATH, entry.model_dump_json().encode())
 
-    with pytest.raises(PermanentError, match=r"is no snapshot that this version can read"):
+    with pytest.raises(PermanentError, match=r"says that it is entry .*Cure: .*delete it"):
         log.head(store, "raw_docs", SOURCE)
+
+
+@pytest.mark.parametrize("left", ["", "{", '{"format": 1, "asset": "raw_docs", "parts": [{"sha'])
+def test_an_entry_cut_short_is_stepped_over(store: Store, left: str) -> None:
+    """A disk that crashed left it: nobody was told that it is committed. The source goes on from the entry before."""
+    first = log.append(store, draft(1))
+    store.put_if_absent(entry_path("raw_docs", SOURCE, 2), left.encode())
+
+    assert log.head(store, "raw_docs", SOURCE) == first
+    assert log.append(store, draft(1, first)) == first
+    second = log.append(store, draft(2, first))
+
+    assert second.number == 3
+    assert log.head(store, "raw_docs", SOURCE) == second
+
+
+def test_the_cure_of_an_entry_that_cannot_be_read_works(store: Store) -> None:
+    """Deleting it: the entry before it counts."""
+    first = log.append(store, draft(1))
+    path = entry_path("raw_docs", SOURCE, 2)
+    store.put_if_absent(path, b'{"format": 99}')
+    with pytest.raises(PermanentError, match="delete it, and the entry before it counts"):
+        log.append(store, draft(2, first))
+
+    store.delete([path])
+
+    assert log.append(store, draft(2, first)).number == 2
+
+
+def test_an_entry_too_large_to_be_one_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_LARGEST_ENTRY", 1000)
+    store.put_if_absent(PATH, b"[" * 1001)
+
+    with pytest.raises(PermanentError, match=r"has 1,001 bytes, and at most 1,000 are expected. Cure: "):
+        log.head(store, "raw_docs", SOURCE)
+
+
+def test_files_that_are_no_entries_are_passed_over(store: Store) -> None:
+    store.put_if_absent(f"snapshots/raw_docs/{SOURCE}/notes.json", b"{}")
+    store.put_if_absent(f"snapshots/raw_docs/{SOURCE}/0000000009.json.partial", b"{}")
+
+    assert log.append(store, draft(1)).number == 1
+
+
+def test_a_writer_that_stood_still_while_its_number_was_collected_is_told(store: Store) -> None:
+    """It would put its entry below the head, where nobody looks."""
+    first = log.append(store, draft(1))
+    second = log.append(store, draft(2, first))
+    third = log.append(store, draft(3, second))
+    store.delete([entry_path("raw_docs", SOURCE, 2)])
+
+    with pytest.raises(CommitConflict):
+        log.append(store, draft(4, first))
+
+    assert log.head(store, "raw_docs", SOURCE) == third

@@ -1,15 +1,20 @@
 import hashlib
+import io
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.keys import PartKey
-from embedding_assets.snapshots.parts import PartDamaged, find_part, read_part, write_part
+from embedding_assets.snapshots.parts import PartDamaged, content_digest, find_part, read_part, write_part
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents, damage
 from embedding_assets_tests.support.shards import SOURCE, rows_of, write
@@ -80,29 +85,80 @@ def test_a_damaged_or_missing_part_is_refused_by_name(
 
 
 @pytest.mark.parametrize("left", [b"", b"PAR1 and then the disk was full"])
-def test_half_a_file_under_a_parts_name_is_no_part(store: Store, left: bytes) -> None:
-    store.put_if_absent(f"parts/chunks/{SOURCE}/{KEY}.parquet", left)
+def test_half_a_file_under_a_parts_name_is_no_part_and_is_written_over(store: Store, left: bytes) -> None:
+    path = f"parts/chunks/{SOURCE}/{KEY}.parquet"
+    store.put_if_absent(path, left)
 
-    with pytest.raises(PartDamaged, match=r"is not a Parquet file.*Cure: delete the file"):
-        find_part(store, asset="chunks", source=SOURCE, shard=0, key=KEY)
+    assert find_part(store, asset="chunks", source=SOURCE, shard=0, key=KEY) is None
+    part = write_part(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=0, key=KEY)
+
+    assert read_part(store, SOURCE, part).equals(rows_of({"a": "1"}))
 
 
-def test_a_part_deleted_while_it_is_written_is_never_described(
-    folder_store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_whatever_bit_flips_in_a_part_that_nobody_recorded_its_rows_are_right_or_it_is_no_part(
+    folder_store: Store, tmp_path: Path, compression: Literal["zstd", "none"]
 ) -> None:
-    """The part was there when it was put, and garbage collection took it before it was looked at."""
-    write(folder_store, {"a": "1"})
-    put = Store.put_if_absent
+    rows = pa.table({"name": ["a", "é", None], "hash": pa.array([b"1" * 8, b"2" * 8, b"3" * 8], pa.binary(8))})
+    part = write_part(folder_store, rows, asset="chunks", source=SOURCE, shard=0, key=KEY, compression=compression)
+    file = tmp_path / "store" / part.path(SOURCE)
+    data = file.read_bytes()
+    refused = 0
+    for place in range(len(data)):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
 
-    def put_and_lose(store: Store, path: str, data: bytes) -> bool:
-        won = put(store, path, data)
-        store.delete([path])
-        return won
+        found = find_part(folder_store, asset="chunks", source=SOURCE, shard=0, key=KEY)
 
-    monkeypatch.setattr(Store, "put_if_absent", put_and_lose)
+        refused += found is None
+        assert found is None or read_part(folder_store, SOURCE, found).equals(rows)
+    assert refused > len(data) / 2
 
-    with pytest.raises(TransientError, match=r"deleted while it was written.*Cure: run again"):
-        write(folder_store, {"a": "1"})
+
+def test_a_part_without_a_digest_of_its_rows_is_made_again(store: Store) -> None:
+    """Nothing proves what it holds."""
+    sink = io.BytesIO()
+    pq.write_table(rows_of({"a": "forged"}), sink)
+    store.put_if_absent(f"parts/chunks/{SOURCE}/{KEY}.parquet", sink.getvalue())
+
+    part = write_part(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=0, key=KEY)
+
+    assert read_part(store, SOURCE, part).equals(rows_of({"a": "1"}))
+
+
+columns = st.one_of(
+    st.lists(st.none() | st.text(max_size=4), max_size=6).map(lambda values: pa.array(values, pa.string())),
+    st.lists(st.none() | st.binary(min_size=3, max_size=3), max_size=6).map(lambda v: pa.array(v, pa.binary(3))),
+    st.lists(st.none() | st.integers(-(2**31), 2**31 - 1), max_size=6).map(lambda v: pa.array(v, pa.int32())),
+)
+
+
+@given(columns, columns)
+def test_two_columns_have_one_digest_only_if_they_are_equal(one: pa.Array, other: pa.Array) -> None:
+    same = content_digest(pa.table({"a": one})) == content_digest(pa.table({"a": other}))
+
+    assert same == one.equals(other)
+
+
+@given(columns, st.data())
+def test_the_digest_does_not_depend_on_how_a_table_is_laid_out(column: pa.Array, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(0, len(column)))
+    laid_out = pa.chunked_array([column[:cut], column[cut:]])
+    written = io.BytesIO()
+    pq.write_table(pa.table({"a": column}), written)
+
+    digests = {content_digest(table) for table in (pa.table({"a": column}), pa.table({"a": laid_out}))}
+    digests.add(content_digest(pq.read_table(io.BytesIO(written.getvalue()))))
+
+    assert len(digests) == 1
+
+
+def test_an_object_larger_than_its_part_is_not_read(folder_store: Store, tmp_path: Path) -> None:
+    part = write(folder_store, {"a": "1"})
+    with (tmp_path / "store" / part.path(SOURCE)).open("ab") as file:
+        file.truncate(1 << 40)  # sparse
+
+    with pytest.raises(PartDamaged, match="is larger than recorded"):
+        read_part(folder_store, SOURCE, part)
 
 
 def test_finding_an_old_part_keeps_it_from_garbage_collection(folder_store: Store, tmp_path: Path) -> None:
