@@ -27,6 +27,8 @@ DocumentErrorClass = Literal[
     "nul-byte",
     "lone-surrogate",
     "too-large",
+    "too-many-values",
+    "unpacks-too-far",
     "unreadable",
     "outside-link",
     "bad-metadata",
@@ -67,6 +69,8 @@ ERROR_CLASSES: Final[Mapping[str, ErrorClass]] = {
         "document", "write characters beyond U+FFFF as both halves of their \\u escape, or as UTF-8"
     ),
     "too-large": ErrorClass("document", "split the document"),
+    "too-many-values": ErrorClass("document", "leave out of the line what the source's settings do not name"),
+    "unpacks-too-far": ErrorClass("document", "store the file unpacked"),
     "unreadable": ErrorClass(
         "document", "let this process read it, copy it anew if it is damaged, or remove it from the source"
     ),

@@ -18,6 +18,8 @@ MAX_HTML_BYTES: Final = 8 << 20
 MAX_DEPTH: Final = 512
 """Where Chromium, too, stops following nested elements. An end tag is looked for among all that are open."""
 
+_PIECE: Final = 1 << 16
+
 
 class BrokenHtmlError(ValueError):
     """The page cannot be followed to its end; the message says why."""
@@ -34,10 +36,14 @@ def html_to_text(markup: str) -> tuple[str, str | None]:
         BrokenHtmlError: elements are nested deeper than `MAX_DEPTH`.
     """
     layout = _Layout(opened=_opened(markup))
-    # Encoded here, so that an encoding which the page declares for its own bytes has no say.
+    # Encoded here, so that an encoding which the page declares for its own bytes has no say. Fed in pieces, since
+    # libxml2 parses what it has to its end even after the layout has refused to go on: that can take hours.
     parser = etree.HTMLParser(target=layout, encoding="utf-8")
     try:
-        etree.fromstring(markup.encode("utf-8", "replace"), parser)
+        for start in range(0, len(markup), _PIECE):
+            parser.feed(markup[start : start + _PIECE].encode("utf-8", "replace"))
+        if markup:
+            parser.close()
     except etree.XMLSyntaxError as error:
         raise BrokenHtmlError(str(error)) from None
     fatal = [entry for entry in parser.error_log if entry.level_name == "FATAL"]

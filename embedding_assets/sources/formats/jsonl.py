@@ -1,9 +1,7 @@
 """JSON lines, one document a line; `.gz` items are unpacked on the way."""
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -11,12 +9,16 @@ from typing import Any, BinaryIO, Final, NoReturn
 
 from embedding_assets.snapshots.rejections import DocumentErrorClass, RejectedDocument
 from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, reject, unreadable, validate
+from embedding_assets.sources.formats.lines import MAX_UNPACKED, UnpacksTooFarError, UnreadableError, lines
 from embedding_assets.sources.jsonb import MAX_DIGITS
 
 MAX_LINE_BYTES: Final = MAX_TEXT_BYTES
 
 MAX_NESTING: Final = 200
 """Python's own limit depends on how deep the caller already is; this one is the same for every run."""
+
+MAX_TOKENS: Final = 1_000_000
+"""Strings, brackets and commas in a line: as many objects take up to 0.1 GB."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Jsonl:
     @property
     def version(self) -> str:
         """Changes when reading would give other documents for the same bytes."""
-        return f"jsonl-1 {json.dumps([self.id, self.text, sorted(self.metadata)])}"
+        return f"jsonl-2 {json.dumps([self.id, self.text, sorted(self.metadata)])}"
 
     def documents(
         self, source: str, item: str, size: int | None, stream: BinaryIO
@@ -38,7 +40,7 @@ class Jsonl:
         """Each line's document, or why there is none; blank lines are passed over. Holds one line at a time."""
         position = 0
         try:
-            for position, line in enumerate(_lines(_unpacked(item, stream)), start=1):
+            for position, line in lines(stream, packed=item.endswith(".gz"), longest=MAX_LINE_BYTES):
                 if line is None:
                     reason = f"the line has over {MAX_LINE_BYTES:,} bytes"
                     yield reject("too-large", reason, source=source, item=item, position=position)
@@ -46,7 +48,10 @@ class Jsonl:
                 read = self._document(source, item, position, line)
                 if read is not None:
                     yield read
-        except (OSError, EOFError, zlib.error) as error:
+        except UnpacksTooFarError:
+            reason = f"from here on the file unpacks to over {MAX_UNPACKED} times its size"
+            yield reject("unpacks-too-far", reason, source=source, item=item, position=position + 1)
+        except (OSError, UnreadableError) as error:
             # The lines before stand. Where bytes were turned over, some may hold nonsense: gzip's checksum comes last.
             yield unreadable(error, source=source, item=item, position=position + 1)
 
@@ -61,8 +66,6 @@ class Jsonl:
                 document_id=document_id,
             )
 
-        if position == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
         if not line.strip():
             return None
         try:
@@ -71,6 +74,8 @@ class Jsonl:
             return refused("undecodable", f"byte {error.start:,} of the line is not UTF-8")
         except _BrokenJsonError as error:
             return refused("broken-json", str(error))
+        except _OversizeError as error:
+            return refused("too-many-values", str(error))
 
         document_id = _id(record.get(self.id))
         if document_id is None:
@@ -89,19 +94,8 @@ class Jsonl:
         )
 
 
-def _unpacked(item: str, stream: BinaryIO) -> BinaryIO:
-    return gzip.GzipFile(fileobj=stream) if item.endswith(".gz") else stream  # type: ignore[return-value]
-
-
-def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
-    """Each line with its end; None for one that is too long, which is passed over without being held."""
-    while line := stream.readline(MAX_LINE_BYTES + 1):
-        if len(line) <= MAX_LINE_BYTES or line.endswith(b"\n"):
-            yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(1 << 20)
-        yield None
+class _OversizeError(ValueError):
+    """The line's JSON has more parts than are built in memory."""
 
 
 class _BrokenJsonError(ValueError):
@@ -109,8 +103,7 @@ class _BrokenJsonError(ValueError):
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    if _nesting(line) > MAX_NESTING:
-        raise _BrokenJsonError(f"nested deeper than {MAX_NESTING} levels")
+    _bound(line)
     try:
         record = json.loads(
             line,
@@ -126,22 +119,24 @@ def _parsed(line: str) -> dict[str, Any]:
     return record
 
 
-_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]},]', re.DOTALL)
 
 
-def _nesting(line: str) -> int:
-    """How deep the line's arrays and objects are nested."""
-    if line.count("[") + line.count("{") <= MAX_NESTING:
-        return 0  # shallow, whatever stands in its strings
-    deepest = depth = 0
-    for token in _TOKEN.finditer(line):
-        bracket = line[token.start()]
-        if bracket in "[{":
+def _bound(line: str) -> None:
+    """Refuse what would be large as objects, however it is written: 32 MB of `[],` took 1 GB."""
+    if len(line) <= MAX_TOKENS and line.count("[") + line.count("{") <= MAX_NESTING:
+        return  # whatever stands in its strings
+    depth = 0
+    for count, token in enumerate(_TOKEN.finditer(line), start=1):
+        mark = line[token.start()]
+        if mark in "[{":
             depth += 1
-            deepest = max(deepest, depth)
-        elif bracket in "]}":
+        elif mark in "]}":
             depth -= 1
-    return deepest
+        if depth > MAX_NESTING:
+            raise _BrokenJsonError(f"nested deeper than {MAX_NESTING} levels")
+        if count > MAX_TOKENS:
+            raise _OversizeError(f"the line has over {MAX_TOKENS:,} strings, brackets and commas")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,10 +152,16 @@ def _integer(digits: str) -> int | Decimal:
 
 def _decimal(digits: str) -> Decimal:
     # Digit for digit, as PostgreSQL's numeric keeps them.
+    if len(digits) > 2 * MAX_DIGITS + 32:
+        return _OVERLONG
     try:
         return Decimal(digits)
     except InvalidOperation:
-        return Decimal("Infinity")  # an exponent beyond all reason; refused where it is used
+        return _OVERLONG  # an exponent beyond all reason
+
+
+_OVERLONG: Final = Decimal(10) ** MAX_DIGITS
+"""Stands for a number that is refused where it is used; no digit of it is kept, there may be 32 million."""
 
 
 def _constant(name: str) -> NoReturn:

@@ -1,3 +1,4 @@
+import codecs
 import gzip
 import os
 import tracemalloc
@@ -8,7 +9,7 @@ import pytest
 
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import Document
-from embedding_assets.sources.formats.jsonl import MAX_LINE_BYTES, MAX_NESTING, Jsonl
+from embedding_assets.sources.formats.jsonl import MAX_LINE_BYTES, MAX_NESTING, MAX_TOKENS, Jsonl
 from embedding_assets.sources.places import Item
 from embedding_assets.sources.places.pattern import Pattern
 from embedding_assets.sources.reader import Reader
@@ -133,7 +134,7 @@ def test_a_line_of_100_mb_is_passed_over_without_being_held(tmp_path: Path, name
     with open(tmp_path / name, "wb") as file:
         file.write(pack(GOOD + b'\n{"id": "a", "body": "'))
         for _ in range(100):
-            file.write(pack(b"x" * 1_000_000))
+            file.write(pack(os.urandom(10_000).hex().encode() + b"x" * 980_000))
         file.write(pack(b'"}\n' + GOOD))
 
     tracemalloc.start()
@@ -172,6 +173,59 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_packed_files_are_unpacked_also_when_packed_in_several_pieces(tmp_path: Path) -> None:
     found = read(tmp_path / "t.jsonl.gz", gzip.compress(GOOD + b"\n") + gzip.compress(GOOD))
     assert [type(one) for one in found] == [Document, Document]
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz"])
+@pytest.mark.parametrize("bom", [codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE])
+def test_utf_16_is_read_by_its_byte_order_mark_and_a_broken_line_spoils_no_other(
+    tmp_path: Path, name: str, bom: bytes
+) -> None:
+    codec = "utf-16-le" if bom == codecs.BOM_UTF16_LE else "utf-16-be"
+    lines = ['{"id": "a", "body": "größer 😀"}', '{"id": "b", "body": "\ud800"}', "", '{"id": "d", "body": "x"}']
+    data = bom + "\r\n".join(lines).encode(codec, "surrogatepass")
+    one, two, three = read(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    assert isinstance(one, Document)
+    assert one.text == "größer 😀"
+    assert isinstance(two, RejectedDocument)
+    assert (two.error_class, two.position) == ("undecodable", 2)
+    assert isinstance(three, Document)
+    assert (three.document_id, three.position) == ("d", 4)
+
+
+def test_utf_16_that_ends_within_a_character_spoils_its_last_line_alone(tmp_path: Path) -> None:
+    data = codecs.BOM_UTF16_LE + (GOOD + b"\n" + GOOD).decode().encode("utf-16-le") + b"x"
+    one, two = read(tmp_path / "t.jsonl", data)
+    assert isinstance(one, Document)
+    assert isinstance(two, RejectedDocument)
+    assert (two.error_class, two.position) == ("undecodable", 2)
+
+
+def test_a_packed_file_that_unpacks_to_absurd_sizes_is_given_up_where_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_assets.sources.formats.lines._UNPACKED_ANYWAY", 1 << 20)
+    data = gzip.compress(GOOD + b"\n") + gzip.compress(b"\n" * (1 << 20)) * 3
+    found = read(tmp_path / "t.jsonl.gz", data)
+    assert [type(one) for one in found] == [Document, RejectedDocument]
+    assert isinstance(found[1], RejectedDocument)
+    assert found[1].error_class == "unpacks-too-far"
+    assert len(read(tmp_path / "t.jsonl", gzip.decompress(data))) == 1  # the cure
+
+
+def test_a_line_of_more_json_than_is_built_in_memory_is_refused_and_the_next_is_read(tmp_path: Path) -> None:
+    many = b'{"id": "a", "body": "x", "other": [' + b"[]," * (MAX_TOKENS // 3) + b"[]]}"
+    text = b'{"id": "b", "body": "' + b"[]," * (MAX_TOKENS // 3) + b'[]"}'
+    one, two, three = read(tmp_path / "t.jsonl", b"\n".join([many, text, GOOD]))
+    assert isinstance(one, RejectedDocument)
+    assert one.error_class == "too-many-values"
+    assert isinstance(two, Document)
+    assert isinstance(three, Document)
+
+
+def test_blank_lines_count(tmp_path: Path) -> None:
+    lines = [GOOD, b"", b" \t\r", b"", b"  " + GOOD, b"", b"\x0b", b"{"]
+    found = read(tmp_path / "t.jsonl", b"\n".join(lines))
+    assert [one.position for one in found] == [1, 5, 8]
 
 
 def damaged(packed: bytes, how: str) -> bytes:
