@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from embedding_assets.errors import Problem
+from embedding_assets.sources.formats.text import SUFFIXES
 
 
 class _Options(BaseModel):
@@ -29,11 +30,8 @@ class FilesOptions(_Options):
     """A folder of text, Markdown, reStructuredText and HTML files."""
 
     kind: Literal["files"]
-    include: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1)] = (
-        "**/*.md",
-        "**/*.txt",
-        "**/*.rst",
-        "**/*.html",
+    include: Annotated[tuple[Annotated[str, AfterValidator(_pattern)], ...], Field(min_length=1)] = tuple(
+        f"**/*{suffix}" for suffix in SUFFIXES
     )
 
 

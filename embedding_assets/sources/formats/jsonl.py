@@ -40,7 +40,7 @@ class Jsonl:
         """Each line's document, or why there is none; blank lines are passed over. Holds one line at a time."""
         position = 0
         try:
-            for position, line in lines(stream, packed=item.endswith(".gz"), longest=MAX_LINE_BYTES):
+            for position, line in lines(stream, packed=item.lower().endswith(".gz"), longest=MAX_LINE_BYTES):
                 if line is None:
                     reason = f"the line has over {MAX_LINE_BYTES:,} bytes"
                     yield reject("too-large", reason, source=source, item=item, position=position)

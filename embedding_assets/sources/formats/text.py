@@ -15,6 +15,8 @@ from embedding_assets.sources.formats.titles import MAX_TITLE, title_of
 
 HTML: Final = (".html", ".htm", ".xhtml")
 MARKDOWN: Final = (".md", ".markdown", ".mdx")
+SUFFIXES: Final = (*MARKDOWN, *HTML, ".txt", ".rst")
+"""Of the kinds of text that are known, in any case of their letters. Another item is read as plain text."""
 
 
 @dataclass(frozen=True)

@@ -36,9 +36,10 @@ class Folder:
 def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | RejectedDocument]:
     """Every file below `root` that one of the glob patterns in `include` names, in strictly ascending order of name.
 
-    Memory is bounded by the largest folder. `**` stands for any number of folders. As in a shell, a name that starts
-    with a dot is matched only by a pattern that says the dot. A link to a file is an item under the link's own name; a
-    linked folder is entered once, and never inside itself; a link that leads out of `root` is refused.
+    Memory is bounded by the largest folder. `**` stands for any number of folders; upper and lower case are one, so
+    `*.md` names `README.MD`. As in a shell, a name that starts with a dot is matched only by a pattern that says the
+    dot. A link to a file is an item under the link's own name; a linked folder is entered once, and never inside
+    itself; a link that leads out of `root` is refused.
 
     Raises:
         PermanentError: `root` is not a readable folder, or nothing in it matches.
@@ -201,4 +202,4 @@ def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
         return _matches(parts, rest) or (bool(parts) and not parts[0].startswith(".") and _matches(parts[1:], pattern))
     if not parts or (parts[0].startswith(".") and not first.startswith(".")):
         return False
-    return fnmatchcase(parts[0], first) and _matches(parts[1:], rest)
+    return fnmatchcase(parts[0].lower(), first.lower()) and _matches(parts[1:], rest)

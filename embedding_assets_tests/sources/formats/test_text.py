@@ -11,10 +11,11 @@ import pytest
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document
 from embedding_assets.sources.formats.html import MAX_HTML_BYTES
-from embedding_assets.sources.formats.text import Text
+from embedding_assets.sources.formats.text import SUFFIXES, Text
+from embedding_assets.sources.options import FilesOptions
 from embedding_assets.sources.places import Item
 from embedding_assets.sources.places.folder import Folder
-from embedding_assets.sources.reader import Reader
+from embedding_assets.sources.reader import Reader, open_reader
 
 
 def reader(root: Path) -> Reader:
@@ -67,6 +68,7 @@ def test_utf_16_is_read_by_its_byte_order_mark(tmp_path: Path, bom: bytes) -> No
         ("a.txt", "Title\n-----\n", "Title"),
         ("a.txt", "text", None),
         ("a.md", "# " + "long " * 100, ("long " * 100)[:200]),
+        ("a.MDX", "---\ntitle: M\n---\n", "M"),
         ("a.HTML", "<title>Page</title>text", "Page"),
         ("a.htm", "<h1>Heading</h1>text", "Heading"),
     ],
@@ -167,3 +169,11 @@ def test_a_file_that_may_not_be_read_is_unreadable(
         [rejected] = reader(open_folder).read_item(item(open_folder, "a.txt"))
     assert isinstance(rejected, RejectedDocument)
     assert (rejected.error_class, rejected.reason) == ("unreadable", "Permission denied")
+
+
+def test_every_kind_of_text_that_is_known_is_an_item_by_itself(tmp_path: Path) -> None:
+    names = {case(f"a{suffix}") for case in (str.lower, str.upper) for suffix in SUFFIXES}
+    for name in (*names, "picture.png", "paper.pdf"):
+        (tmp_path / name).write_text("text")
+    one = open_reader("handbook", FilesOptions(kind="files", path=tmp_path))
+    assert {item.name for item in one.list_items() if isinstance(item, Item)} == names

@@ -39,13 +39,14 @@ def only_rejection(root: Path, *include: str) -> RejectedDocument:
 @pytest.mark.parametrize(
     ("include", "expected"),
     [
-        (["**/*.md"], ["a b.md", "a.md", "a/b/c.md", "a/x.md", "z.md"]),
-        (["*.md"], ["a b.md", "a.md", "z.md"]),
+        (["**/*.md"], ["a b.md", "a.md", "a/b/c.md", "a/x.md", "n.MD", "z.md"]),
+        (["*.md"], ["a b.md", "a.md", "n.MD", "z.md"]),
+        (["A/*.MD"], ["a/x.md"]),
         (["a/**"], ["a/b/c.md", "a/b/d.txt", "a/x.md"]),
         (["**/b/*"], ["a/b/c.md", "a/b/d.txt"]),
         (["a/*/c.md", "z.??"], ["a/b/c.md", "z.md"]),
         (["**/[cd].*"], ["a/b/c.md", "a/b/d.txt"]),
-        (["**/*.md", ".github/**/*.md"], [".github/w/s.md", "a b.md", "a.md", "a/b/c.md", "a/x.md", "z.md"]),
+        (["**/*.md", ".github/**/*.md"], [".github/w/s.md", "a b.md", "a.md", "a/b/c.md", "a/x.md", "n.MD", "z.md"]),
         (["**/.*.md"], [".hidden.md"]),
     ],
 )
