@@ -570,7 +570,7 @@ COMMENT ON COLUMN public.live_chunks.embedding_halfvec IS 'Its vector in 2-byte 
 CREATE VIEW public.data_live_chunks AS
  SELECT ((('x'::text || "left"(replace((chunk_id)::text, '-'::text, ''::text), 16)))::bit(64))::bigint AS id,
     content AS text,
-    (metadata || jsonb_build_object('source', source, 'document_id', document_id, 'ordinal', ordinal)) AS metadata_,
+    ((metadata - ARRAY['_node_content'::text, '_node_type'::text, 'doc_id'::text, 'ref_doc_id'::text]) || jsonb_build_object('source', source, 'document_id', document_id, 'ordinal', ordinal)) AS metadata_,
     (chunk_id)::text AS node_id,
     embedding
    FROM public.live_chunks;
