@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import connection, embedded
+from embedding_assets.pgvector import embedded, locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.schema import migrations, roles, surface
 from embedding_assets_tests.pgvector.test_search import literal, query
@@ -171,8 +171,8 @@ def test_what_somebody_dropped_is_made_again(served: Connection, database: str) 
 def test_replacing_waits_for_no_reader_without_bound_and_replaces_all_or_nothing(
     served: Connection, database: str, newer: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "SWAP_ATTEMPTS", 2)
-    monkeypatch.setattr(connection, "SWAP_LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(locks, "SWAP_ATTEMPTS", 2)
+    monkeypatch.setattr(locks, "SWAP_LOCK_TIMEOUT", "50ms")
     with psycopg.connect(database) as reader:
         reader.execute("SELECT FROM live_chunks LIMIT 1")
 
