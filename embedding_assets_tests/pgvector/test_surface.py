@@ -273,6 +273,30 @@ def test_whoever_was_granted_a_search_may_call_its_new_forms(from_before: str) -
         admin.execute('DROP OWNED BY "an application"; DROP ROLE "an application"')
 
 
+@pytest.mark.parametrize(
+    ("taken", "cure"),
+    [
+        ("CREATE TABLE data_live_chunks (id bigint)", "ALTER TABLE data_live_chunks RENAME TO data_of_mine"),
+        ("CREATE VIEW live_chunks AS SELECT 1 AS mine", "ALTER VIEW live_chunks RENAME TO mine"),
+        (
+            "CREATE FUNCTION live_model() RETURNS text LANGUAGE sql AS $$ SELECT 'mine' $$",
+            "ALTER FUNCTION live_model() RENAME TO my_model",
+        ),
+    ],
+)
+def test_a_name_that_somebody_else_has_is_told_with_a_cure_that_works(from_before: str, taken: str, cure: str) -> None:
+    with psycopg.connect(from_before, autocommit=True) as somebody:
+        somebody.execute(taken.encode())
+
+        with pytest.raises(PermanentError, match=r"a name that something else has: .* Cure: rename that"):
+            migrations.migrate(from_before)
+
+        somebody.execute(cure.encode())
+    migrations.migrate(from_before)
+    with connect(from_before) as conn:
+        assert migrations.is_migrated(conn)
+
+
 def test_migrations_that_run_again_leave_the_newest_surface(served: Connection, database: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         conn.execute(

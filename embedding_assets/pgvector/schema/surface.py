@@ -11,8 +11,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+import psycopg
 from psycopg import sql
 
+from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import schema_lock, short_transaction
 
@@ -32,6 +34,11 @@ ORDER: Final = (
     "tables",
 )
 """The files, without `.sql`: what is used comes before what uses it."""
+
+# What replacing something else of that name raises: a table for a view, a view with other columns, another result.
+_TAKEN: Final = (
+    psycopg.errors.WrongObjectType, psycopg.errors.InvalidTableDefinition, psycopg.errors.InvalidFunctionDefinition,
+)  # fmt: skip
 
 _MADE: Final = re.compile(r"^\s*CREATE OR REPLACE (?:FUNCTION|VIEW) ([a-z_]+\.[a-z_]+)", re.MULTILINE)
 
@@ -87,10 +94,18 @@ def ensure_surface(conn: Connection, search_path: str) -> None:
     """Have this program's surface, or a newer one, in a migrated database; writes nothing where it is so already.
 
     All that differs is replaced in one transaction, which waits 500 ms at a time for readers of a view. `search_path`
-    has the schema of pgvector. Raises TransientError where readers held the view through all attempts.
+    has the schema of pgvector. Raises TransientError where readers held the view through all attempts, PermanentError
+    where somebody else's object has a name of ours.
     """
     if outdated(conn):
-        short_transaction(conn, "replacing the search surface", lambda: _replace(conn, search_path))
+        try:
+            short_transaction(conn, "replacing the search surface", lambda: _replace(conn, search_path))
+        except _TAKEN as error:
+            raise PermanentError(
+                f"the search surface of database {conn.info.dbname!r} needs a name that something else has: "
+                f"{error.diag.message_primary}. Cure: rename that, or move it to another schema, "
+                "then embedding-assets materialize"
+            ) from error
 
 
 def _replace(conn: Connection, search_path: str) -> None:
