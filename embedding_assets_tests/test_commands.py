@@ -201,6 +201,7 @@ def test_status_tells_what_each_region_serves(first: Sequence[Ran], terminal: Te
             "live_model": "v1",
             "index": "valid",
             "current": True,
+            "orphan": False,
             "degraded": None,
             "lag_seconds": 0,
             "looked_at": looked_at,

@@ -42,6 +42,7 @@ for command in (
     dead_letters.dead_letters,
     looks.dsn,
     housekeeping.gc,
+    housekeeping.forget,
     housekeeping.upkeep,
     housekeeping.stop,
     housekeeping.dagster_home,

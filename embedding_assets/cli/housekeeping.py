@@ -34,6 +34,39 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
 
 
 @click.command()
+@click.argument("source")
+@region_option
+@click.option("--yes", is_flag=True, help="Without asking.")
+@json_option
+def forget(source: str, region: str | None, yes: bool, as_json: bool) -> None:
+    """Remove all that regions have of SOURCE, which the settings no longer have.
+
+    Rows and dead letters, snapshots and parts, and this home's files of it. Readers see all of it or nothing. What it
+    cost to make is gone: a rename is told by `renamed_from` in the settings instead. Called again after a crash it does
+    the rest.
+
+    With --json a list of sentences, one for each thing removed.
+    """
+    from embedding_assets.operations import orphans
+
+    deployment = current_deployment()
+    regions = chosen(region, deployment.settings.regions, "region")
+    if not yes:
+        for one in orphans.orphans(deployment, regions):
+            if one.source == source:
+                ERR.print(str(one), markup=False)
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody is there to be asked. Cure: add --yes.")
+        click.confirm(f"Remove all of {source} from {', '.join(regions)}?", abort=True, err=True)
+    done = list(orphans.forget(deployment, source, regions))
+    if as_json:
+        print_json(done)
+    else:
+        for line in done or [f"nothing of a source {source} is left"]:
+            OUT.print(line, markup=False)
+
+
+@click.command()
 @region_option
 @click.option("--now", is_flag=True, help="Outside the quiet hours, too.")
 @json_option

@@ -28,24 +28,25 @@ def status(source: str | None, region: str | None, max_lag: int, as_json: bool) 
     """What each region serves of each source, and how far it is behind.
 
     Exit code 1 if anything is behind, by more than --max-lag, or can't be asked. A source is behind, too, that could
-    not be read when that was last tried, or that a guard has stopped.
+    not be read when that was last tried, or that a guard has stopped. An orphan is a source that a region has
+    something of, and the settings do not.
 
     With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
-    current, degraded, lag_seconds, looked_at, problem, error}: snapshot to rejected as the primary has them, root and
-    rows as the region serves them, index one of valid, invalid and none, degraded a sentence where recall is below the
-    target, lag_seconds null where nothing was ever materialized, looked_at when the source was last read, problem a
-    sentence where its newest documents are not in the primary.
+    current, orphan, degraded, lag_seconds, looked_at, problem, error}: snapshot to rejected as the primary has them,
+    root and rows as the region serves them, index one of valid, invalid and none, orphan whether the settings lack the
+    source, degraded a sentence where recall is below the target, lag_seconds null where nothing was ever materialized,
+    looked_at when the source was last read, problem a sentence where its newest documents are not in the primary.
     """
     from embedding_assets.cli import terminal
+    from embedding_assets.operations import orphans
     from embedding_assets.operations.status import is_behind
     from embedding_assets.operations.status import status as look
 
     deployment = current_deployment()
-    rows = look(
-        deployment,
-        chosen(source, deployment.settings.sources, "source"),
-        chosen(region, deployment.settings.regions, "region"),
-    )
+    regions = chosen(region, deployment.settings.regions, "region")
+    rows = look(deployment, chosen(source, deployment.settings.sources, "source"), regions)
+    if source is None:
+        rows += orphans.status_rows(deployment, regions)
     if as_json:
         print_json([row.model_dump() for row in rows])
     else:
@@ -110,7 +111,7 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     With --json {differences}, a list of {kind, source, region, asset, path, shard, what, cure}; with --repair
     {repaired, differences}, repaired a sentence each. path and shard are null where it is not about one.
     """
-    from embedding_assets.operations import verification
+    from embedding_assets.operations import orphans, verification
 
     deployment = current_deployment()
     sources = chosen(source, deployment.settings.sources, "source")
@@ -120,6 +121,8 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
         repaired, found = verification.verify_and_repair(deployment, sources, regions)
     else:
         found = verification.verify(deployment, sources, regions)
+    if source is None:
+        found += orphans.findings(deployment, regions)
     if as_json:
         differences = [finding.as_json() for finding in found]
         print_json({"repaired": repaired, "differences": differences} if repair else {"differences": differences})

@@ -9,6 +9,7 @@ from embedding_assets.cli import terminal
 from embedding_assets.cli.screen import Screen
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.orphans import forget_renamed
 from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration import driver
 from embedding_assets.orchestration.driver import Outcome
@@ -40,6 +41,9 @@ def materialize(
         ):
             bars.print(terminal.outcome_line(outcome))
             outcomes.append(outcome)
+    if all(outcome.succeeded for outcome in outcomes):
+        for line in forget_renamed(deployment):
+            screen.print(line, markup=False)
     for trouble in terminal.troubles(outcomes):
         screen.print(trouble)
     return outcomes

@@ -116,6 +116,8 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
     for row in rows:
         if row.error:
             serves = "[red]not to be asked[/]"
+        elif row.orphan:
+            serves = "[yellow]orphan[/]"
         elif not row.current:
             serves = f"[yellow]behind by {_ago(row.lag_seconds)}[/]"
         else:
@@ -138,7 +140,9 @@ def status_notes(rows: Sequence[SourceStatus]) -> list[Text]:
     """What is wrong, a sentence each, below the table of `status`: each error once, for it is the region's."""
     errors = dict.fromkeys((row.region, row.error) for row in rows if row.error)
     notes = [Text(f"{region}: {printable(error)}", "red") for region, error in errors]
-    problems = dict.fromkeys((row.source, row.looked_at, row.problem) for row in rows if row.problem)
+    notes += [Text(printable(row.problem), "yellow") for row in rows if row.orphan]
+    looks = [row for row in rows if row.problem and not row.orphan]
+    problems = dict.fromkeys((row.source, row.looked_at, row.problem) for row in looks)
     for source, looked_at, problem in problems:
         last = f"last read without trouble at {looked_at:%Y-%m-%d %H:%M} UTC" if looked_at else "never read yet"
         notes.append(Text(f"{source}: {last}. {printable(problem)}", "red"))

@@ -54,6 +54,10 @@ class Journal:
             )
         failpoint(Failpoint.AFTER_JOURNAL)
 
+    def bought(self) -> Iterator[tuple[bytes, bytes]]:
+        """(text hash, float32 bytes) of every vector that no part holds yet."""
+        yield from self._db.execute("select text_hash, vector from bought")
+
     def indexed(self, part: Part) -> bool:
         """Whether the rows of this very file are known."""
         row = self._db.execute("select part from parts where key = ?", (part.key,)).fetchone()

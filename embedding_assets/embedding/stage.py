@@ -69,6 +69,7 @@ def prepare_embeddings(
     journals: Path,
     *,
     live: bool,
+    renamed_from: str | None = None,
     known_dead: Iterable[RejectedText] = (),
     replay: Collection[str] = (),
     budget: Budget = UNLIMITED,
@@ -82,6 +83,7 @@ def prepare_embeddings(
     Args:
         journals: folder of the journals of vectors that no part holds yet.
         live: whether readers search this model version now.
+        renamed_from: the source's name before; a first snapshot takes what vectors that one has of this model.
         known_dead: rejections besides the last snapshot's, found by runs that committed nothing.
         replay: hex hashes of the texts that are sent again although they are dead letters.
         budget: what the run may use.
@@ -125,13 +127,15 @@ def prepare_embeddings(
     made: list[Part] = []
     new, usage = 0, Usage()
     if plan.missing:
-        name = hashlib.sha256(version.encode()).hexdigest()[:16]
-        with open_journal(journals / f"{source}-{binding.slot}-{name}.sqlite") as journal:
+        suffix = f"{binding.slot}-{hashlib.sha256(version.encode()).hexdigest()[:16]}.sqlite"
+        with open_journal(journals / f"{source}-{suffix}") as journal:
             before = previous_vectors.parts if previous_vectors else ()
             journal.keep_only(_whole(store, asset, source, before))
             read = partial(_read_healed, store, source, heal)
             _index(journal, read, plan.kept, may_be_damaged=False)
             _index(journal, read, before, may_be_damaged=True)
+            if renamed_from is not None and previous_vectors is None:
+                _take_over(journal, store, asset, renamed_from, identity, journals / f"{renamed_from}-{suffix}")
             assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected, on_dead, read)
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
@@ -177,6 +181,32 @@ def _whole(store: Store, asset: str, source: str, before: Iterable[Part]) -> set
     held = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
     lost = {part.key for part in before if held.get(part.path(source)) != part.bytes}
     return {PurePath(path).stem for path in held} - lost
+
+
+def _take_over(
+    journal: Journal, store: Store, asset: str, old: str, identity: dict[str, object], old_journal: Path
+) -> None:
+    """Have the vectors of the source's former name in its journal, a part at a time: texts are known by their hash."""
+    head = log.head(store, asset, old)
+    for part in head.parts if head is not None and head.model == identity else ():
+        try:
+            table = read_part(store, old, part, ["text_hash", "embedding"])
+        except PartDamaged:
+            continue  # what only it held is embedded anew
+        table = table.filter(table.column("embedding").is_valid())
+        _add(journal, zip(table.column("text_hash").to_pylist(), table.column("embedding").to_pylist(), strict=True))
+    if old_journal.exists():
+        with open_journal(old_journal) as left:
+            _add(journal, left.bought())
+
+
+def _add(journal: Journal, found: Iterable[tuple[bytes, bytes]]) -> None:
+    vectors_of = dict(found)
+    known = journal.held(list(vectors_of))
+    unknown = [text_hash for text_hash in vectors_of if text_hash not in known]
+    if unknown:
+        matrix = np.stack([np.frombuffer(vectors_of[text_hash], np.float32) for text_hash in unknown])
+        journal.add(unknown, matrix)
 
 
 def _index(journal: Journal, read: ReadPart, parts: Iterable[Part], may_be_damaged: bool) -> None:

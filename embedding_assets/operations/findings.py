@@ -24,6 +24,8 @@ class Kind(StrEnum):
     ROWS_DIFFER = "rows differ"
     """Of one shard, in the table that readers see."""
     INDEX_INVALID = "index invalid"
+    ORPHAN = "orphan"
+    """The settings do not have its source."""
     UNKNOWN = "unknown"
     """It could not be looked at."""
 

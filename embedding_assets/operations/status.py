@@ -34,30 +34,32 @@ class SourceStatus(BaseModel):
 
     source: str
     region: str
-    snapshot: int
+    snapshot: int = 0
     """Number of the primary's chunks snapshot; 0 before the first."""
-    documents: int
-    chunks: int
-    rejected: int
-    root: str | None
+    documents: int = 0
+    chunks: int = 0
+    rejected: int = 0
+    root: str | None = None
     """What the region serves: the root of the replica that its table was loaded from."""
-    rows: int
-    live_model: str | None
-    index: str
+    rows: int = 0
+    live_model: str | None = None
+    index: str = "none"
     """`valid`, `none` or `invalid`."""
-    current: bool
+    current: bool = False
     """Whether the region serves the primary's newest snapshots from a whole store, indexed as the settings say, and the
     source itself could be looked at and brought up to date when that was last tried."""
-    degraded: str | None
+    orphan: bool = False
+    """Whether the region has something of it, and the settings do not."""
+    degraded: str | None = None
     """What makes its searches worse than they should be, with the cure; what is served is right."""
-    lag_seconds: int | None
+    lag_seconds: int | None = None
     """Since the first commit of the primary that the region does not serve, or since the source was last read without
     trouble, whichever is longer; 0 if it is current, None if nothing is there."""
-    looked_at: datetime | None
+    looked_at: datetime | None = None
     """When the source was last read without trouble, as far as is known here."""
-    problem: str | None
+    problem: str | None = None
     """Why the source's newest documents are not in the primary's snapshots."""
-    error: str | None
+    error: str | None = None
     """Why the region could not be asked."""
 
 

@@ -56,6 +56,16 @@ def misfits(given: Mapping[str, Any]) -> Iterator[Misfit]:
     if regions and isinstance(primary, str) and primary not in regions:
         yield Misfit(("primary_region",), f"there is no region {primary!r}", f"write {one_of(regions, primary)}")
     sources = shallow(given.get("sources"))
+    renamed: dict[str, str] = {}
+    for name, source in sources.items():
+        old = shallow(source).get("renamed_from")
+        where = ("sources", name, "renamed_from")
+        if not isinstance(old, str):
+            continue
+        if old in sources:
+            yield Misfit(where, f"source {old} is still here", f"remove {old}, or this line")
+        if (first := renamed.setdefault(old, name)) != name:
+            yield Misfit(where, f"{first} was renamed from {old} as well", "keep one")
     for role, readable in shallow(given.get("row_level_security")).items():
         for name in readable if isinstance(readable, list | tuple) else ():
             if isinstance(name, str) and name not in sources:

@@ -81,6 +81,8 @@ class _Handling(BaseModel):
     """What holds for a source of any kind."""
 
     chunking: Chunking = Chunking()
+    renamed_from: Name | None = None
+    """What this source was called before: its vectors are taken over, and it is forgotten once this one serves."""
     max_rejected: float = Field(default=0.05, ge=0, le=1, strict=True)
     """Share of the documents, or chunks, that may be dead letters before their check fails instead of warning."""
 

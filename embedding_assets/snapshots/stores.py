@@ -107,6 +107,11 @@ class Store:
                 for meta in batch:
                     yield Entry(meta["path"], meta["size"], meta["last_modified"])
 
+    def folders(self, prefix: str) -> list[str]:
+        """The paths of the folders right below a prefix, in order; a store on disk may have empty ones."""
+        with self._named_errors("list", prefix):
+            return sorted(obstore.list_with_delimiter(self.objects, prefix)["common_prefixes"])
+
     def delete(self, paths: list[str]) -> None:
         """Delete objects; what is gone already is no error."""
         for path in paths:

@@ -86,6 +86,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 binding,
                 deployment.journals,
                 live=settings.live_model == slot,
+                renamed_from=settings.sources[source].renamed_from,
                 known_dead=rejections.known,
                 replay=rejections.replayed,
                 budget=Budget(**settings.run_budget.model_dump()),

@@ -86,7 +86,8 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rej
     if empty:
         raise PermanentError(
             f"source {source}: nothing in {root} matches {', '.join(include)}. "
-            "Cure: correct the source's path or patterns; to remove a source, remove it from the settings."
+            "Cure: correct the source's path or patterns; to remove a source, take it out of the settings and run "
+            f"`embedding-assets forget {source}`."
         )
 
 

@@ -36,7 +36,8 @@ class Pattern:
         except OSError as error:
             raise PermanentError(
                 f"source {source}: {self.path} cannot be read: {error.strerror}. "
-                "Cure: correct the source's path; to remove a source, remove it from the settings."
+                "Cure: correct the source's path; to remove a source, take it out of the settings and run "
+                f"`embedding-assets forget {source}`."
             ) from error
         if real.is_dir():
             raise PermanentError(

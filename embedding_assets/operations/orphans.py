@@ -1,0 +1,212 @@
+"""Orphans: sources that databases or stores hold, and the settings do not have; and how one is forgotten.
+
+A source that is taken out of the settings goes on being found until it is forgotten: a line lost from a file by mistake
+must not delete what it cost to make.
+"""
+
+import re
+import shutil
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from embedding_assets.errors import PermanentError, PipelineError
+from embedding_assets.operations import outcomes
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.findings import Finding, Kind, Where
+from embedding_assets.operations.status import SourceStatus, is_current
+from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.publishing.forget import Held, held
+from embedding_assets.pgvector.publishing.forget import forget as drop
+from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, migrate
+from embedding_assets.pgvector.schema.roles import act_as_ingest
+from embedding_assets.settings.models import Name
+from embedding_assets.snapshots.names import REPLICA, TABLE
+from embedding_assets.snapshots.slots import SLOTS
+from embedding_assets.snapshots.stores import Store
+
+_KINDS: Final = ("snapshots", "parts")
+"""Folders of a store, in the order in which a source leaves it: what no log names is garbage, whoever crashed."""
+
+_NAME: Final = TypeAdapter[str](Name)
+
+
+class Orphan(NamedTuple):
+    """What a region has of a source that the settings do not have."""
+
+    source: str
+    region: str
+    rows: int
+    """That readers find."""
+    dead_letters: int
+    in_store: bool
+
+    def __str__(self) -> str:
+        told = [f"{self.rows:,} rows that readers find"] if self.rows else []
+        told += [f"{self.dead_letters} dead letters"] if self.dead_letters else []
+        told += ["snapshots or parts in its store"] if self.in_store else []
+        return f"{self.region} has {', '.join(told) or 'records'} of source {self.source}"
+
+
+def orphans(deployment: Deployment, regions: Sequence[str]) -> list[Orphan]:
+    """Every orphan of every region. A database or store that can't be asked is left out: others tell of that."""
+    known = deployment.settings.sources
+    found: list[Orphan] = []
+    for region in regions:
+        rows: dict[str, Held] = {}
+        stored: set[str] = set()
+        with suppress(PipelineError), connect(deployment.dsn(region)) as conn:
+            if is_migrated(conn):
+                rows = {each.source: each for each in held(conn)}
+        with suppress(PipelineError):
+            stored = {source for source, _ in _stored(deployment.store(region), known)}
+        for source in sorted((rows.keys() | stored) - known.keys()):
+            _, served, letters = rows.get(source, Held(source, 0, 0))
+            found.append(Orphan(source, region, served, letters, source in stored))
+    return found
+
+
+def findings(deployment: Deployment, regions: Sequence[str]) -> list[Finding]:
+    """The orphans as findings, each with its cure."""
+    return [
+        Finding(
+            Kind.ORPHAN,
+            Where(one.source, one.region, TABLE if one.rows else REPLICA),
+            f"{one}, which the settings do not have",
+            cure(deployment, one.source),
+        )
+        for one in orphans(deployment, regions)
+    ]
+
+
+def status_rows(deployment: Deployment, regions: Sequence[str]) -> list[SourceStatus]:
+    """The orphans as `status` shows them, below the sources of the settings."""
+    return [
+        SourceStatus(
+            source=one.source,
+            region=one.region,
+            rows=one.rows,
+            orphan=True,
+            problem=f"{one}, which the settings do not have. Cure: {cure(deployment, one.source)}",
+        )
+        for one in orphans(deployment, regions)
+    ]
+
+
+def cure(deployment: Deployment, source: str) -> str:
+    """What is to be done about an orphan."""
+    successor = _successor(deployment, source)
+    if successor is not None:
+        return f"embedding-assets materialize, which forgets it once {successor} serves everywhere in its place"
+    return (
+        f"embedding-assets forget {source}, or put it back into the settings; if it was renamed, give the new one "
+        f"`renamed_from: {source}`"
+    )
+
+
+def forget(deployment: Deployment, source: str, regions: Sequence[str]) -> Iterator[str]:
+    """Remove all that these regions and, if they are all that there are, this home have of an orphan; what was done.
+
+    First every database, so that nobody finds it any more, each in one transaction; then the stores, logs before parts
+    and each log's head last. A crash at any point leaves less of it, and the next call does the rest.
+
+    Raises:
+        PermanentError: no name of a source, the settings have it, or what it was renamed to does not serve everywhere.
+    """
+    try:
+        _NAME.validate_python(source)
+    except ValidationError:
+        raise PermanentError(
+            f"{source!r} is no name of a source. Cure: embedding-assets status lists orphans"
+        ) from None
+    if source in deployment.settings.sources:
+        raise PermanentError(
+            f"the settings have source {source}: the next run would make it anew. Cure: take it out of the settings, "
+            "then forget it"
+        )
+    successor = _successor(deployment, source)
+    if successor is not None and not _serves_everywhere(deployment, successor):
+        raise PermanentError(
+            f"source {successor}, renamed from {source}, does not serve everywhere yet: until then readers have "
+            f"{source} alone, and its vectors are taken over. Cure: embedding-assets materialize --source {successor}"
+        )
+    for region in regions:
+        with connect(deployment.dsn(region)) as conn:
+            if has_tables(conn) and (rows := _forget_rows(deployment, conn, region, source)) is not None:
+                yield f"{region}: {rows:,} rows and all records of it removed from the database"
+    for region in regions:
+        if objects := _forget_objects(deployment.store(region), source):
+            yield f"{region}: {objects} objects deleted from the store"
+    if set(regions) == set(deployment.settings.regions) and (files := list(_forget_files(deployment.home, source))):
+        yield f"this home: {', '.join(files)} deleted"
+
+
+def forget_renamed(deployment: Deployment) -> Iterator[str]:
+    """Forget the old name of each source with `renamed_from` that serves everywhere: nobody need be asked again."""
+    regions = sorted(deployment.settings.regions)
+    renamed = {
+        settings.renamed_from: name for name, settings in deployment.settings.sources.items() if settings.renamed_from
+    }
+    if not renamed:
+        return
+    left = {one.source for one in orphans(deployment, regions)}
+    for old, new in renamed.items():
+        if old in left and _serves_everywhere(deployment, new):
+            for line in forget(deployment, old, regions):
+                yield f"{old}, renamed to {new}: {line}"
+
+
+def _successor(deployment: Deployment, source: str) -> str | None:
+    renamed = deployment.settings.sources.items()
+    return next((name for name, settings in renamed if settings.renamed_from == source), None)
+
+
+def _serves_everywhere(deployment: Deployment, source: str) -> bool:
+    return all(is_current(deployment, region, source) for region in deployment.settings.regions)
+
+
+def _forget_rows(deployment: Deployment, conn: Connection, region: str, source: str) -> int | None:
+    migrate(deployment.dsn(region))
+    act_as_ingest(conn)
+    there = next((one for one in held(conn) if one.source == source), None)
+    if there is None:
+        return None
+    drop(conn, source)
+    return there.rows
+
+
+def _stored(store: Store, known: Container[str]) -> Iterator[tuple[str, str]]:
+    """(source, folder) of what a store has of sources that are not known. Empty folders, as a disk has, are nothing."""
+    for kind in _KINDS:
+        for asset in store.folders(kind):
+            for folder in store.folders(asset):
+                source = folder.rpartition("/")[2]
+                if source not in known and next(store.entries(folder), None) is not None:
+                    yield source, folder
+
+
+def _forget_objects(store: Store, source: str) -> int:
+    deleted = 0
+    for kind in _KINDS:
+        for asset in store.folders(kind):
+            # By name: entries of a log go oldest first, so that its head stays the head to the last.
+            paths = sorted(found.path for found in store.entries(f"{asset}/{source}"))
+            store.delete(paths)
+            deleted += len(paths)
+    return deleted
+
+
+def _forget_files(home: Path, source: str) -> Iterator[str]:
+    slots = "|".join(SLOTS)
+    ours = re.compile(
+        rf"catalogs/{re.escape(source)}\.sqlite(-wal|-shm)?"
+        rf"|journals/{re.escape(source)}-({slots})-[0-9a-f]{{16}}\.sqlite(-wal|-shm)?"
+    )
+    for path in sorted([*home.glob("catalogs/*"), *home.glob("journals/*")]):
+        if ours.fullmatch(path.relative_to(home).as_posix()):
+            path.unlink(missing_ok=True)
+            yield path.name
+    shutil.rmtree(outcomes.folder(home, source), ignore_errors=True)
