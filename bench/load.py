@@ -45,7 +45,7 @@ from pgvector.psycopg import register_vector
 from psycopg.types.json import Jsonb
 
 from bench.peers import environment
-from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector import embedded, programs
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import load
@@ -307,7 +307,7 @@ def _psql(dsn: str, file: Path, options: str, key: bool = False) -> None:
     with psycopg.connect(dsn) as conn:
         _create(conn, options, key)
     command = f"\\copy target ({', '.join(COLUMNS)}) from '{file}' with (format binary)"
-    psql = embedded.binaries() / "psql"
+    psql = programs.binaries() / "psql"
     subprocess.run([psql, dsn, "-qc", command], check=True)  # noqa: S603
 
 

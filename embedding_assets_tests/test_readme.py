@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import yaml
 
-from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector import embedded, programs
 from embedding_assets_tests.support.pseudo_terminal import Ended, in_terminal
 
 PROJECT: Final = Path(__file__).parents[1]
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]  # one demo f
 
 def environment_of(home: Path) -> dict[str, str]:
     """A user's environment, with this home."""
-    path = f"{embedded.binaries()}:{os.environ['PATH']}"
+    path = f"{programs.binaries()}:{os.environ['PATH']}"
     unset = ("DAGSTER_HOME", "EMBEDDING_ASSETS_CONFIG", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     environment = {name: value for name, value in os.environ.items() if name not in unset}
     user = home.parent / "user"

@@ -10,6 +10,8 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Final, cast
 
+from embedding_assets.snapshots.folders import private_folder
+
 # MiniLM embeds some 40 texts a second on two cores: so much keeps the demo inside its four minutes.
 PACKAGES_BYTES: Final = 300_000
 
@@ -55,7 +57,7 @@ def _write(path: Path, text: str) -> None:
     data = text.encode()
     if path.exists() and path.read_bytes() == data:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     os.replace(partial, path)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
+from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.snapshot import Part
 
 # A text may be in many parts, and has to be found when garbage collection took some of them.
@@ -125,7 +126,7 @@ class Journal:
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
     """The journal in this file, which is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     with closing(sqlite3.connect(path, timeout=60)) as connection:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")

@@ -15,6 +15,7 @@ from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.models import Settings
+from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.snapshots.stores import Store, opened
 from embedding_assets.sources.reader import Reader, open_reader
@@ -86,6 +87,6 @@ class Deployment:
         Only saves work: across machines the snapshot log and the database's own locks decide.
         """
         path = self.home / "locks" / ("-".join(partition) + ".lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(path.parent)
         with FileLock(path):
             yield

@@ -13,12 +13,14 @@ from typing import Any, Final
 
 import dagster as dg
 
+from embedding_assets.errors import PermanentError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets.boundary import was_stopped
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.snapshots.folders import CURE, make_folder, private_folder
 from embedding_assets.snapshots.names import RAW_DOCS
 
 _INSTANCE_SETTINGS: Final = Path(__file__).parent / "dagster.yaml"
@@ -54,11 +56,16 @@ class Outcome:
 
 def dagster_home(home: Path) -> Path:
     """DAGSTER_HOME, or the one under this home, with the project's dagster.yaml in it."""
-    folder = Path(os.environ.get("DAGSTER_HOME") or home / "dagster")
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "dagster.yaml"
-    if not settings.exists():
-        shutil.copyfile(_INSTANCE_SETTINGS, settings)
+    given = os.environ.get("DAGSTER_HOME")
+    folder = Path(given) if given else private_folder(home / "dagster")
+    try:
+        make_folder(folder)
+        settings = folder / "dagster.yaml"
+        if not settings.exists():
+            shutil.copyfile(_INSTANCE_SETTINGS, settings)
+    except OSError as error:
+        cure = "Cure: set DAGSTER_HOME to a folder that this user may make and write." if given else CURE
+        raise PermanentError(f"{folder}: Dagster's records cannot be kept there: {error.strerror}. {cure}") from error
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder
 

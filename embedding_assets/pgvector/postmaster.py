@@ -3,10 +3,11 @@
 A pid file proves nothing: after a reboot, in a copied folder, or written by another host, it names anybody. A process
 counts by where it works, and no other is ever signalled.
 
-A server's working directory is its data folder, wherever that is moved, but it opens some files by the path it was
-started with: the server of a folder that was deleted or moved away writes its `pg_control` over that of a new cluster
-in the same place. Such a server is a *stray*: it ends before anything is made there, and at once, as an orderly
-shutdown is when that file is written.
+A server's working directory is its data folder, wherever that is moved. It opens some files by the path it was started
+with: today that is `/proc/self/cwd`, but earlier versions, and systems without /proc, name the folder. Their server of
+a folder that was deleted or moved away writes its `pg_control` over that of a new cluster in the same place. Such a
+server is a *stray*: it ends before anything is made there, and at once, as an orderly shutdown is when that file is
+written.
 """
 
 import os
@@ -23,6 +24,8 @@ from embedding_assets.errors import TransientError
 QUIT_SECONDS: Final = 6  # a postmaster that is to quit at once gives its children 5 s, then kills them
 KILL_SECONDS: Final = 10
 _PROC = Path("/proc")
+HERE: Final = Path("/proc/self/cwd")
+"""Each process' own working folder, which it may enter whatever the folders above it allow. Linux alone has it."""
 
 
 def running(data: Path) -> int | None:
@@ -93,7 +96,10 @@ def _started_as(data: Path) -> tuple[Path | None, Path | None]:
         words = (data / "postmaster.opts").read_text(encoding="utf-8").strip().removesuffix('"').split(' "')
     except (OSError, UnicodeDecodeError):
         return None, None
-    return (Path(words[0]), Path(words[2])) if len(words) == 3 and words[1] == '-D"' else (None, None)
+    if len(words) != 3 or words[1] != '-D"':
+        return None, None
+    folder = Path(words[2])
+    return Path(words[0]), data if folder == HERE else folder
 
 
 def _is_gone(program: Path, pid: int) -> bool:

