@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector import embedded, programs
 from embedding_assets.pgvector.schema import migrations, surface
 
 SQL: Final = Path(__file__).parents[2] / "sql"
@@ -58,7 +58,7 @@ def dump(dsn: str) -> str:
 
 def _pg_dump(dsn: str, *options: str) -> str:
     ran = subprocess.run(
-        [embedded.binaries() / "pg_dump", *options, dsn], capture_output=True, text=True, check=True, timeout=60
+        [programs.binaries() / "pg_dump", *options, dsn], capture_output=True, text=True, check=True, timeout=60
     )
     return re.sub(r"\n{3,}", "\n\n", _NOISE.sub("", ran.stdout)).lstrip()
 
