@@ -49,7 +49,7 @@ def note(home: Path, source: str, stage: str, error: Exception | None = None) ->
     # Two processes may note at once: each writes a file of its own, and the last one stays.
     partial = file.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         partial.write_text(outcome.model_dump_json())
         partial.replace(file)
 

@@ -29,6 +29,7 @@ from obstore.exceptions import (
 from obstore.store import GCSStore, LocalStore, ObjectStore, S3Store
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.snapshots import files
 from embedding_assets.snapshots.folders import make_folder
 
 # Whatever a listing is answered with comes as obstore's GenericError, with the status in its text alone: no such
@@ -57,6 +58,8 @@ class Store:
 
     url: str
     objects: ObjectStore
+    folder: Path | None = None
+    """Of a `file://` store, which obstore would leave to the kernel to write some time: see `files.py`."""
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         """Write an object unless it exists; False if it does. At most one of any number of racing writers gets True.
@@ -65,6 +68,8 @@ class Store:
         winner's own object.
         """
         with self._named_errors("write", path):
+            if self.folder is not None:
+                return files.create(self.folder, path, data)
             try:
                 obstore.put(self.objects, path, data, mode="create")
             except AlreadyExistsError:
@@ -93,13 +98,24 @@ class Store:
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over whatever is there: only for one that is proved to be damaged."""
         with self._named_errors("replace", path):
-            obstore.put(self.objects, path, data)
+            self._overwrite(path, data)
 
     def keep_young(self, path: str, data: bytes) -> None:
-        """Write an object's own bytes over it if it is old, so that garbage collection takes it for a new one."""
+        """Write an object's own bytes over it if it is old, so that garbage collection takes it for a new one.
+
+        A younger one may be what a killed run left: the disk has it when this returns.
+        """
         with self._named_errors("renew", path):
             if datetime.now(UTC) - obstore.head(self.objects, path)["last_modified"] > _YOUNG:
-                obstore.put(self.objects, path, data)
+                self._overwrite(path, data)
+            elif self.folder is not None:
+                files.sync(self.folder, path)
+
+    def _overwrite(self, path: str, data: bytes) -> None:
+        if self.folder is not None:
+            files.replace(self.folder, path, data)
+        else:
+            obstore.put(self.objects, path, data)
 
     def entries(self, prefix: str) -> Iterator[Entry]:
         """Every object below a prefix (whole path segments), in no order."""
@@ -145,7 +161,8 @@ def open_store(url: str) -> Store:
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
-        return Store(url, _folder(url))
+        folder = _folder(url)
+        return Store(url, LocalStore(folder), folder)
     if parts.scheme == "s3":
         return Store(url, _s3(url, parts.netloc, parts.path.strip("/")))
     if parts.scheme == "gs":
@@ -159,18 +176,20 @@ def opened(url: str) -> Store:
     return open_store(url)
 
 
-def _folder(url: str) -> LocalStore:
+def _folder(url: str) -> Path:
     # Not urlsplit's path: a folder may well have # or ? in its name.
     folder = Path(unquote(url.removeprefix("file://")))
     if not folder.is_absolute():
         raise PermanentError(f"store {url}: the folder must be absolute. Cure: file:///folder, with three slashes.")
     try:
-        make_folder(folder)
+        if not folder.is_dir():
+            make_folder(folder)
+            files.sync_above(folder)
     except OSError as error:
         raise PermanentError(
             f"store {url}: {error}. Cure: name a folder that this process may make and write."
         ) from error
-    return LocalStore(folder)
+    return folder
 
 
 def _s3(url: str, bucket: str, prefix: str) -> S3Store:
