@@ -13,6 +13,8 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from embedding_assets.snapshots.folders import make_folder
+
 SWEEP: Final = "sweep"
 """The sensor's look at names, sizes and times: no stage, and like one it may fail."""
 
