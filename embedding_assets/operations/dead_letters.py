@@ -29,6 +29,9 @@ MOST_REPLAYS: Final = 2
 
 _HISTORY_DAYS: Final = 90
 
+_warned: Final[set[str]] = set()
+"""Warnings of this process: one of several stages, or sources, is enough for a database that is away."""
+
 
 class StageRejections:
     """What a stage rejects while it runs, beside what was on record of it when it began."""
@@ -79,7 +82,10 @@ def rejections_of(
             rejections = StageRejections(table.standing(conn, source, stage, model_version))
     except PipelineError as error:
         # One wait for a database that does not answer is enough: nothing is put on record at the end either.
-        warn(f"The dead letters on record can't be reached ({error}). Going on; the next run puts all on record.")
+        warning = f"The dead letters on record can't be reached ({error}). Going on; the next run puts all on record."
+        if warning not in _warned:
+            _warned.add(warning)
+            warn(warning)
         yield StageRejections([])
         return
     try:

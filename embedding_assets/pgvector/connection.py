@@ -1,5 +1,7 @@
 """How this package talks to a region's Postgres: autocommit, explicit transactions, and a bound on every wait.
 
+What its statements need it sets on its own connections, whatever the environment, the role or the database say.
+
 Session settings and the lock of a source live in the session: connect to Postgres itself, or to a pooler in session
 mode, never to one in transaction mode.
 """
@@ -11,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from embedding_assets.errors import PermanentError, TransientError
@@ -30,12 +31,32 @@ _DEFAULTS: Final[dict[str, Any]] = {
     "keepalives_count": 6,
 }
 
-_NO_LIMITS: Final = (
-    "statement_timeout",
-    "transaction_timeout",
-    "idle_in_transaction_session_timeout",
-    "idle_session_timeout",
-)
+# What environment, role and database may say otherwise, as people have them for their applications. Sent after
+# connecting: a pooler refuses most of it as start-up parameters.
+_SESSION: Final = {
+    # A long index build is no mistake, nor is a session that waits for the next shard to be read. What readers could
+    # wait for has limits of its own (locks.py).
+    "statement_timeout": "0",
+    "transaction_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+    "lock_timeout": LOCK_TIMEOUT,
+    # The server looks every two seconds whether a killed client still wants the index that it is building.
+    "client_connection_check_interval": "2s",
+    # How values are written and read, and what our statements mean.
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",  # the fewest digits that tell any two floats apart
+    "standard_conforming_strings": "on",
+    "quote_all_identifiers": "off",
+    "array_nulls": "on",
+    "transform_null_equals": "off",
+    "default_transaction_isolation": "read committed",
+    "row_security": "on",  # off: a statement that a policy would narrow fails
+    "jit": "off",  # compiling takes longer than a search; recall is measured with 1,600 of them
+}
 
 _SENT_AHEAD: Final = 4 << 20
 """Bytes on their way to a server on this machine. A local socket holds 200 kB, which a server loads in 0.6 ms; then it
@@ -52,19 +73,47 @@ _PERMANENT_TEXTS: Final = (
 
 
 def connect(dsn: str) -> Connection:
-    """Open a connection in autocommit mode. Raises TransientError or PermanentError, by the reason."""
+    """Open a connection in autocommit mode.
+
+    Raises TransientError or PermanentError, by the reason; the latter, with the cure, for a database that is not UTF8.
+    """
     with pipeline_errors("connecting to the region's database"):
-        conn = psycopg.connect(**_DEFAULTS | conninfo_to_dict(dsn), autocommit=True)
+        # Against PGCLIENTENCODING, and whatever role and database have set.
+        conn = psycopg.connect(**_DEFAULTS | conninfo_to_dict(dsn) | {"client_encoding": "UTF8"}, autocommit=True)
         with socket.socket(fileno=os.dup(conn.fileno())) as same:
             if same.family == socket.AF_UNIX:
                 same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SENT_AHEAD)
-        # The limits of a role or a database are meant for its applications: a long index build is no mistake, nor is a
-        # session that waits for the next shard to be read. What readers could wait for has limits of its own
-        # (locks.py). By name, for Postgres has transaction_timeout from 17 on.
-        conn.execute("SELECT set_config(name, '0', false) FROM pg_settings WHERE name = ANY (%s)", [list(_NO_LIMITS)])
-        # The server looks every two seconds whether a killed client still wants the index that it is building.
-        conn.execute(sql.SQL("SET lock_timeout = {}; SET client_connection_check_interval = '2s'").format(LOCK_TIMEOUT))
+        try:
+            _set_up(conn)
+        except BaseException:
+            conn.close()
+            raise
     return conn
+
+
+def _set_up(conn: Connection) -> None:
+    encoding = conn.info.parameter_status("server_encoding") or "UTF8"
+    if encoding != "UTF8":
+        raise PermanentError(
+            f"database {conn.info.dbname!r} has the encoding {encoding}, which cannot hold every text, or checks none. "
+            "Nothing was written. Cure: make another one with createdb --template=template0 --encoding=UTF8 "
+            "--locale=C.UTF-8 <name>, and name that in the settings"
+        )
+    # By name, for no version has all of them.
+    conn.execute(
+        "SELECT set_config(name, value, false) FROM pg_settings "
+        "JOIN unnest(%s::text[], %s::text[]) AS wanted (wanted, value) ON lower(name) = lower(wanted)",
+        [list(_SESSION), list(_SESSION.values())],
+    )
+    # pgvector's types and operators, wherever its schema is.
+    conn.execute(
+        """
+        SELECT set_config('search_path', concat_ws(', ', quote_ident(nspname), nullif(setting, '')), false)
+        FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace,
+             current_setting('search_path') AS setting
+        WHERE extname = 'vector'
+        """
+    )
 
 
 def dsn_of(conn: Connection) -> str:

@@ -118,7 +118,7 @@ def _missing(conn: Connection) -> set[str]:
 
 
 def _prepare(conn: Connection) -> None:
-    conn.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    conn.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
     # Looked for first: with IF NOT EXISTS, too, Postgres asks for the right to create a schema.
     if conn.execute("SELECT to_regnamespace('embedding_assets') IS NULL").fetchone() == (True,):
         conn.execute("CREATE SCHEMA embedding_assets")
