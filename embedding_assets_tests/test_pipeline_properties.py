@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, cast
@@ -37,6 +37,7 @@ from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.sources.documents import normalised
 from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import prepare_source, remember
+from embedding_assets_tests.support.places import Settled
 
 SOURCE: Final = "handbook"
 MODEL: Final = Binding.model_validate(
@@ -256,7 +257,7 @@ class Pipeline(RuleBasedStateMachine):
             self.date(path)
 
     def date(self, path: Path) -> None:
-        # Long ago: what changed in the last two seconds is read again for that reason alone.
+        # Each at another time: two writes may fall into one tick of the kernel's clock.
         self.clock += 1
         os.utime(path, (self.clock, self.clock))
 
@@ -267,10 +268,11 @@ class Pipeline(RuleBasedStateMachine):
         before, self.running = self.running, computer
         try:
             catalog = computer.home / "catalog.sqlite"
+            reader = open_reader(SOURCE, self.source.settings())
             draft, self.looked = prepare_source(
                 store,
                 SOURCE,
-                open_reader(SOURCE, self.source.settings()),
+                replace(reader, place=Settled(reader.place)),
                 catalog,
                 max_deleted=0,
                 allow_deletes=True,

@@ -1,11 +1,13 @@
 """What the last look at a source found, on this machine: which files are unchanged, and which documents they hold.
 
-A catalog only saves reading: it is right for one snapshot of `raw_docs` and one reader, and is thrown away when either
-is another. SQLite keeps it out of memory and whole after a kill.
+A catalog only saves reading. It is about one snapshot of `raw_docs`: where the last one is another, it is filled anew
+from that. SQLite keeps it out of memory and whole after a kill.
+
+What an item held stays until the item is read to its end, or is no longer listed: what cannot be read is not deleted.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -15,12 +17,12 @@ from embedding_assets.snapshots.keys import document_bucket
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import Document
 
-_SCHEMA_VERSION: Final = 2
+_SCHEMA_VERSION: Final = 3
 """Goes up whenever a table changes. A catalog of another version is emptied, which costs reading the source once."""
 
 _SCHEMA: Final = """
 create table if not exists about (name text primary key, value text not null);
-create table if not exists items (name text primary key, mark text not null);
+create table if not exists items (name text primary key, mark text) without rowid;
 create table if not exists documents (
     item text, position integer, line integer, document_id text not null, bucket integer not null,
     content_hash blob not null, bytes integer not null, text text, metadata text, primary key (item, position)
@@ -30,10 +32,22 @@ create index if not exists documents_by_bucket on documents (bucket);
 create table if not exists rejected (item text, position integer, document_id text, entry text not null);
 create index if not exists rejected_by_item on rejected (item);
 create table if not exists refused (item text, entry text not null);
+create table if not exists dropped (
+    document_id text primary key, item text not null, position integer not null, bucket integer not null,
+    content_hash blob not null, bytes integer not null
+) without rowid;
+create index if not exists dropped_by_item on dropped (item);
 create temporary table listed (name text primary key) without rowid;
+create temporary table unknown (low text primary key, high text not null) without rowid;
 """
 
-_OF_AN_ITEM: Final = (("items", "name"), ("documents", "item"), ("rejected", "item"))
+NOWHERE: Final = ""
+"""The item of a document that only the last snapshot tells of."""
+
+# The item, meanwhile, of what an item held before it is read again. No item's name has a control character.
+_BEFORE: Final = "\x01"
+
+_UNREADABLE: Final = "json_extract(entry, '$.error_class') = 'unreadable'"
 
 # A document is the first of its id, by item and then line: the others of that id are rejected as doubled.
 _WINNERS = """
@@ -41,6 +55,25 @@ from documents as d where not exists (
     select 1 from documents as e
     where e.document_id = d.document_id and (e.item, e.position) < (d.item, d.position))
 """
+
+
+class Known(NamedTuple):
+    """A document of the last snapshot, for a catalog that does not know it."""
+
+    item: str
+    """`NOWHERE` if that cannot be told."""
+    document_id: str
+    content_hash: bytes
+    bytes: int
+    """Of its text in UTF-8."""
+
+
+class Gone(NamedTuple):
+    """The documents of the last snapshot that the source has no more."""
+
+    number: int
+    some: list[str]
+    """The first of their ids."""
 
 
 class Row(NamedTuple):
@@ -58,35 +91,76 @@ class Catalog:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
 
-    def reset(self, reader: str, root: str) -> None:
-        """Forget everything unless it is about this reader's version and this snapshot."""
+    def reset(self, reader: str, root: str, last: Callable[[], Iterable[Known]]) -> None:
+        """Be about this snapshot, whose documents `last` gives, and this reader's version.
+
+        A catalog of another snapshot is emptied, and knows the documents of this one by id and hash. One of another
+        reader has every item read again.
+        """
         about = dict(self._db.execute("select name, value from about"))
         if about == {"reader": reader, "root": root}:
             return
         with self._db:
-            for table in ("about", "items", "documents", "rejected", "refused"):
-                self._db.execute(f"delete from {table}")  # noqa: S608 - the five names above
-            self._db.executemany("insert into about values (?, ?)", [("reader", reader), ("root", root)])
+            if about.get("root") == root:
+                self._db.execute("update items set mark = null")
+            else:
+                for table in ("items", "documents", "rejected", "refused", "dropped"):
+                    self._db.execute(f"delete from {table}")  # noqa: S608 - the five names above
+                for place, (item, document_id, content_hash, size) in enumerate(last()):
+                    self._db.execute("insert or ignore into items values (?, null)", (item,))
+                    self._db.execute(
+                        "insert into documents values (?, ?, null, ?, ?, ?, ?, null, null)",
+                        (item, place, document_id, document_bucket(document_id), content_hash, size),
+                    )
+            self._db.executemany("insert or replace into about values (?, ?)", [("reader", reader), ("root", root)])
+
+    def forget(self) -> None:
+        """Be about no snapshot."""
+        with self._db:
+            self._db.execute("delete from about")
 
     def begin_listing(self) -> None:
         """Nothing is listed or refused so far."""
         with self._db:
-            self._db.execute("delete from listed")
-            self._db.execute("delete from refused")
+            for table in ("listed", "unknown", "refused"):
+                self._db.execute(f"delete from {table}")  # noqa: S608 - the three names above
 
     def list_item(self, name: str) -> None:
         """Note that the source lists an item."""
-        self._db.execute("insert into listed values (?)", (name,))
+        self._db.execute("insert or ignore into listed values (?)", (name,))
+
+    def keep(self, name: str) -> None:
+        """Keep what is known of an item that cannot be looked at; of everything below it where it ends in `/`."""
+        low, high = self._is_unknown(name)
+        self._db.execute(
+            "insert or ignore into listed select name from items where name >= ? and name < ?", (low, high)
+        )
+        self._db.execute(f"delete from rejected where item = ? and {_UNREADABLE}", (name,))  # noqa: S608
 
     def refuse(self, thing: RejectedDocument) -> None:
         """Note what the listing itself had to refuse."""
         self._db.execute("insert into refused values (?, ?)", (thing.item, thing.model_dump_json()))
 
     def end_listing(self) -> None:
-        """Forget every item that is no longer listed."""
+        """Forget every item that is no longer listed, and take back what is not known to be gone.
+
+        A document whose item cannot be told stays while any item cannot be read: it may be of that.
+        """
         with self._db:
-            for table, column in _OF_AN_ITEM:
-                self._db.execute(f"delete from {table} where {column} not in (select name from listed)")  # noqa: S608
+            (all_is_known,) = self._db.execute("select not exists (select 1 from unknown)").fetchone()
+            if not all_is_known:
+                self._is_unknown(NOWHERE)
+            self._drop(
+                """item = ? and (? or exists (
+                    select 1 from documents as e where e.document_id = documents.document_id and e.item <> ?))""",
+                (NOWHERE, all_is_known, NOWHERE),
+            )
+            self.list_item(NOWHERE)
+            unlisted = "(select name from items where name not in (select name from listed))"
+            self._drop(f"item in {unlisted}")
+            self._db.execute(f"delete from rejected where item in {unlisted}")  # noqa: S608
+            self._db.execute(f"delete from items where name in {unlisted}")  # noqa: S608
+            self._take_back()
 
     def unchanged(self, name: str, mark: str) -> bool:
         """Whether an item looks as it did when it was read."""
@@ -95,33 +169,74 @@ class Catalog:
     def replace(self, name: str, mark: str | None, found: Iterable[Document | RejectedDocument]) -> None:
         """Put what an item holds now in place of what it held, all or nothing.
 
-        An item without a mark, since its mark says nothing yet, is read again at the next look.
+        Where it could not be read, or not to its end, what it held stays but for what was read. Such an item, and one
+        without a mark since that says nothing yet, is read again at the next look.
         """
+        unread_from: int | None = None
+        place = -1
         with self._db:
-            self._forget(name)
-            readable = True
+            self._db.execute("update documents set item = ? where item = ?", (_BEFORE, name))
+            self._db.execute("update rejected set item = ? where item = ?", (_BEFORE, name))
             for place, thing in enumerate(found):
-                if isinstance(thing, RejectedDocument):
-                    self._reject(thing)
-                    readable = readable and thing.error_class != "unreadable"
+                if isinstance(thing, Document):
+                    self._insert(name, place, thing)
                     continue
-                self._db.execute(
-                    "insert into documents values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        name,
-                        place,
-                        thing.position,
-                        thing.document_id,
-                        document_bucket(thing.document_id),
-                        thing.content_hash,
-                        len(thing.text.encode()),
-                        thing.text,
-                        thing.metadata_json,
-                    ),
-                )
-            # What could not be read may be readable next time without looking any different: a permission, a mount.
-            if readable and mark is not None:
-                self._db.execute("insert into items values (?, ?)", (name, mark))
+                self._reject(thing)
+                if thing.error_class == "unreadable":
+                    unread_from = thing.position or 0
+            if unread_from is not None:
+                self._is_unknown(name)
+                self._keep_the_rest(name, place + 1, unread_from)
+                mark = None
+            self._db.execute("insert or replace into items values (?, ?)", (name, mark))
+            self._drop("item = ?", (_BEFORE,), item=name)
+            self._db.execute("delete from rejected where item = ?", (_BEFORE,))
+
+    def _insert(self, name: str, place: int, found: Document) -> None:
+        # What the last snapshot has needs no second copy here: a look at everything again costs no disk.
+        stored = self._db.execute(
+            "select 1 from documents where item = ? and document_id = ? and content_hash = ? and text is null",
+            (_BEFORE, found.document_id, found.content_hash),
+        ).fetchone()
+        self._db.execute(
+            "insert into documents values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                name,
+                place,
+                found.position,
+                found.document_id,
+                document_bucket(found.document_id),
+                found.content_hash,
+                len(found.text.encode()),
+                None if stored else found.text,
+                None if stored else found.metadata_json,
+            ),
+        )
+
+    def _keep_the_rest(self, name: str, places: int, unread_from: int) -> None:
+        """Give an item that was read up to a line back what it held, but for the documents just read."""
+        self._drop(
+            """item = ? and exists (
+                select 1 from documents as e where e.document_id = documents.document_id and e.item = ?)""",
+            (_BEFORE, name),
+            item=name,
+        )
+        self._db.execute(
+            "update documents set item = ?, position = position + ? where item = ?", (name, places, _BEFORE)
+        )
+        self._db.execute(
+            f"""update rejected set item = ?
+                where item = ? and not {_UNREADABLE} and coalesce(position, ?) >= ?""",  # noqa: S608
+            (name, _BEFORE, unread_from, unread_from),
+        )
+
+    def gone(self) -> Gone:
+        """The documents of the last snapshot that the looks since then found no more."""
+        gone = """from dropped where not exists (
+            select 1 from documents where documents.document_id = dropped.document_id)"""
+        (count,) = self._db.execute(f"select count(*) {gone}").fetchone()
+        some = self._db.execute(f"select document_id {gone} order by document_id limit 3").fetchall()
+        return Gone(count, [document_id for (document_id,) in some])
 
     def totals(self) -> tuple[int, int]:
         """(documents, bytes of text) of the source."""
@@ -177,11 +292,43 @@ class Catalog:
                 f"""update documents as w set text = null, metadata = null
                     where w.text is not null and (w.item, w.position) in (select d.item, d.position {_WINNERS})"""  # noqa: S608
             )
+            self._db.execute("delete from dropped")
             self._db.execute("update about set value = ? where name = 'root'", (root,))
 
-    def _forget(self, name: str) -> None:
-        for table, column in _OF_AN_ITEM:
-            self._db.execute(f"delete from {table} where {column} = ?", (name,))  # noqa: S608 - the names above
+    def _is_unknown(self, name: str) -> tuple[str, str]:
+        """Note that an item, or everything below a folder, cannot be read; the range of names that this is about."""
+        # No name has a control character, so that the second range has this one name.
+        high = name[:-1] + chr(ord("/") + 1) if name.endswith("/") else name + "\x01"
+        self._db.execute("insert or ignore into unknown values (?, ?)", (name, high))
+        return name, high
+
+    def _drop(self, which: str, values: Sequence[object] = (), *, item: str | None = None) -> None:
+        """Delete documents, and remember those of the last snapshot: this look may be stopped, and another follow.
+
+        `item` is theirs where they are under another name for the time.
+        """
+        self._db.execute(
+            f"""insert or ignore into dropped
+                select document_id, coalesce(?, item), position, bucket, content_hash, bytes
+                from documents where text is null and ({which})""",  # noqa: S608
+            (item, *values),
+        )
+        self._db.execute(f"delete from documents where {which}", values)  # noqa: S608
+
+    def _take_back(self) -> None:
+        """Have the dropped documents of unknown items again, but for those whose ids are elsewhere by now."""
+        back = """
+            from unknown join dropped as d on d.item >= unknown.low and d.item < unknown.high
+            where not exists (select 1 from documents as e where e.document_id = d.document_id)"""
+        self._db.execute(f"insert or ignore into items select distinct d.item, null {back}")
+        self._db.execute(
+            f"""insert into documents
+                select d.item,
+                    (select coalesce(max(e.position), -1) from documents as e where e.item = d.item)
+                        + row_number() over (partition by d.item order by d.position, d.document_id),
+                    null, d.document_id, d.bucket, d.content_hash, d.bytes, null, null
+                {back}"""  # noqa: S608
+        )
 
     def _reject(self, thing: RejectedDocument) -> None:
         self._db.execute(

@@ -7,10 +7,12 @@ text is taken from the last snapshot's part if its shard has to be written anew.
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots import derivation, log
@@ -18,13 +20,14 @@ from embedding_assets.snapshots.changes import covering
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key, shard_bits
 from embedding_assets.snapshots.names import RAW_DOCS
-from embedding_assets.snapshots.parts import read_part, write_part
+from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.rejections import RejectedDocument, parsed
 from embedding_assets.snapshots.schemas import DOCUMENTS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
-from embedding_assets.sources.catalog import Catalog, open_catalog
-from embedding_assets.sources.documents import reject
+from embedding_assets.sources.catalog import NOWHERE, Catalog, Gone, Known, open_catalog
+from embedding_assets.sources.documents import reject, shown
+from embedding_assets.sources.places import Unknown
 from embedding_assets.sources.reader import Reader
 
 VERSION: Final = "raw_docs-1"
@@ -32,6 +35,9 @@ VERSION: Final = "raw_docs-1"
 
 class MassDelete(PermanentError):
     """The source suddenly lists far fewer documents; somebody has to say that this is meant."""
+
+
+_SHOWN_ID: Final = 80  # characters of an id in a message
 
 
 class _CatalogStale(Exception):
@@ -54,7 +60,7 @@ def prepare_source(
     *,
     max_deleted: float,
     allow_deletes: bool,
-    again: Collection[str] = (),
+    again: Collection[str] | None = (),
     on_item: Callable[[int], None] = lambda read: None,
 ) -> tuple[Draft, Looked]:
     """Make the source's documents as they are now; the draft, and what the look at the source cost.
@@ -65,7 +71,7 @@ def prepare_source(
         catalog: the file that remembers the last look; losing it costs reading the source once.
         max_deleted: share of the last snapshot's documents that may be gone without a word.
         allow_deletes: whether more may be gone this time.
-        again: names of items that are read even if they look unchanged.
+        again: names of items that are read even if they look unchanged; None for all of them.
         on_item: told the number of items read so far.
 
     Raises:
@@ -76,7 +82,7 @@ def prepare_source(
         try:
             return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
         except _CatalogStale:
-            known.reset("stale", "")
+            known.forget()
             return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
 
 
@@ -94,14 +100,14 @@ def _prepare(
     previous: Snapshot | None,
     max_deleted: float,
     allow_deletes: bool,
-    again: Collection[str],
+    again: Collection[str] | None,
     on_item: Callable[[int], None],
 ) -> tuple[Draft, Looked]:
-    catalog.reset(reader.version, previous.root if previous else "")
+    catalog.reset(reader.version, previous.root if previous else "", partial(_last, store, reader, previous))
     items, read = _look(reader, catalog, again, on_item)
+    if not allow_deletes:
+        _guard(source, previous, catalog.gone(), max_deleted)
     documents, text_bytes = catalog.totals()
-    _guard(source, previous, documents, max_deleted, allow_deletes)
-
     bits = shard_bits(text_bytes)
     plan = derivation.plan(store, RAW_DOCS, source, _wanted(source, catalog, bits), previous)
     made = [_write(store, source, catalog, previous, want, bits) for want in plan.missing]
@@ -124,17 +130,36 @@ def _prepare(
     return draft, Looked(items, read, len(made))
 
 
-def _look(reader: Reader, catalog: Catalog, again: Collection[str], on_item: Callable[[int], None]) -> tuple[int, int]:
+def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[Known]:
+    """The documents of the last snapshot, a part at a time."""
+    for part in previous.parts if previous else ():
+        try:
+            table = read_part(store, reader.source, part, ["document_id", "content_hash", "text"])
+        except PartDamaged:
+            continue  # what it held is made again from the source, and cannot be guarded
+        texts = pc.binary_length(table["text"]).to_pylist()
+        for row in zip(table["document_id"].to_pylist(), table["content_hash"].to_pylist(), texts, strict=True):
+            yield Known(row[0] if reader.format.is_named_by_item else NOWHERE, *row)
+
+
+def _look(
+    reader: Reader, catalog: Catalog, again: Collection[str] | None, on_item: Callable[[int], None]
+) -> tuple[int, int]:
     """Bring the catalog in step with the source: (items listed, items read)."""
     listed = read = 0
     catalog.begin_listing()
     for item in reader.list_items():
+        if isinstance(item, Unknown):
+            catalog.keep(item.name)
+            if item.rejected is not None:
+                catalog.refuse(item.rejected)
+            continue
         if isinstance(item, RejectedDocument):
             catalog.refuse(item)
             continue
         listed += 1
         catalog.list_item(item.name)
-        if item.name in again or not catalog.unchanged(item.name, item.mark):
+        if again is None or item.name in again or not catalog.unchanged(item.name, item.mark):
             catalog.replace(item.name, item.mark if item.settled else None, reader.read_item(item))
             read += 1
             on_item(read)
@@ -142,16 +167,16 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str], on_item: Cal
     return listed, read
 
 
-def _guard(source: str, previous: Snapshot | None, documents: int, max_deleted: float, allow_deletes: bool) -> None:
+def _guard(source: str, previous: Snapshot | None, gone: Gone, max_deleted: float) -> None:
     before = previous.counts["documents"] if previous else 0
-    gone = before - documents
-    if allow_deletes or gone <= max_deleted * before:
+    if gone.number <= max_deleted * before:
         return
+    some = ", ".join(f'"{shown(document_id[:_SHOWN_ID])}"' for document_id in gone.some)
     raise MassDelete(
-        f"source {source}: {gone} of {before} documents are gone ({gone / before:.0%}; allowed without a word: "
-        f"{max_deleted:.0%}). Nothing was changed. Cure: if the source lost them by accident, restore it; if they are "
-        f"meant to go, run `embedding-assets materialize --source {source} --allow-deletes`, or launch raw_docs with "
-        "allow_deletes: true."
+        f"source {source}: {gone.number} of {before} documents are gone ({gone.number / before:.0%}; allowed without a "
+        f"word: {max_deleted:.0%}), such as {some}. Nothing was changed. Cure: if the source lost them by accident, "
+        f"restore it; if they are meant to go, run `embedding-assets materialize --source {source} --allow-deletes`, "
+        "or launch raw_docs with allow_deletes: true."
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.sources.catalog import Catalog, Row, open_catalog
+from embedding_assets.sources.catalog import Catalog, Known, Row, open_catalog
 from embedding_assets.sources.documents import Document, reject, validate
 
 MARK = "a mark"
@@ -15,7 +15,7 @@ MARK = "a mark"
 @pytest.fixture
 def catalog(tmp_path: Path) -> Iterator[Catalog]:
     with open_catalog(tmp_path / "catalogs" / "handbook.sqlite") as catalog:
-        catalog.reset("reader-1", "")
+        catalog.reset("reader-1", "", tuple)
         yield catalog
 
 
@@ -129,18 +129,38 @@ def test_texts_are_dropped_once_a_snapshot_has_them_but_for_those_in_waiting(cat
     assert texts(catalog) == {"x": "second"}
 
 
-@pytest.mark.parametrize(("reader", "root"), [("reader-2", "root"), ("reader-1", "another root")])
-def test_a_catalog_about_another_reader_or_snapshot_is_thrown_away(catalog: Catalog, reader: str, root: str) -> None:
+def test_a_catalog_about_another_snapshot_knows_that_ones_documents_and_nothing_else(catalog: Catalog) -> None:
     look(catalog, ("a", [document("a", "text"), refused("a")]))
     catalog.committed("root")
-    catalog.reset("reader-1", "root")
+    one = Known("b", "b", b"a hash", 4)
+
+    catalog.reset("reader-1", "another root", lambda: [one])
+
     assert catalog.totals() == (1, 4)
-
-    catalog.reset(reader, root)
-
-    assert catalog.totals() == (0, 0)
+    assert catalog.rows(0, 0) == [Row("b", b"a hash", None, None)]
     assert list(catalog.rejected()) == []
     assert not catalog.unchanged("a", MARK)
+
+
+def test_a_catalog_of_another_reader_knows_what_items_held_and_has_them_read_again(catalog: Catalog) -> None:
+    look(catalog, ("a", [document("a", "text"), refused("a")]))
+    catalog.committed("root")
+    catalog.reset("reader-1", "root", tuple)
+    assert catalog.unchanged("a", MARK)
+
+    catalog.reset("reader-2", "root", tuple)
+
+    assert catalog.totals() == (1, 4)
+    assert not catalog.unchanged("a", MARK)
+
+
+def test_a_text_that_the_last_snapshot_has_is_not_kept_twice(catalog: Catalog) -> None:
+    look(catalog, ("a", [document("x", "text"), document("y", "old")]))
+    catalog.committed("root")
+
+    look(catalog, ("a", [document("x", "text"), document("y", "new")]))
+
+    assert texts(catalog) == {"x": None, "y": "new"}
 
 
 def test_documents_come_by_shard_in_the_order_of_their_ids_bytes(catalog: Catalog) -> None:
@@ -173,6 +193,6 @@ def test_a_catalog_of_another_version_of_its_schema_is_emptied(tmp_path: Path) -
 
     for kept in (False, True):
         with open_catalog(path) as catalog:
-            catalog.reset("reader-1", "")
+            catalog.reset("reader-1", "", tuple)
             assert catalog.unchanged("a", MARK) is kept
             look(catalog, ("a", [document("a", "text")]))

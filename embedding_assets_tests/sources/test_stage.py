@@ -17,9 +17,13 @@ from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.rejections import ERROR_CLASSES
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
-from embedding_assets.sources.options import FilesOptions, JsonlOptions
-from embedding_assets.sources.reader import Reader, open_reader
+from embedding_assets.sources.formats.jsonl import Jsonl
+from embedding_assets.sources.formats.text import Text
+from embedding_assets.sources.places.folder import Folder
+from embedding_assets.sources.places.pattern import Pattern
+from embedding_assets.sources.reader import Reader
 from embedding_assets.sources.stage import Looked, MassDelete, prepare_source, remember
+from embedding_assets_tests.support.places import Settled
 
 SOURCE = "handbook"
 
@@ -48,8 +52,8 @@ class Source:
 
     def reader(self, kind: str) -> Reader:
         if kind == "files":
-            return open_reader(SOURCE, FilesOptions(kind="files", path=self.docs))
-        return open_reader(SOURCE, JsonlOptions(kind="jsonl", path=self.docs / "*.jsonl", id="id", text="body"))
+            return Reader(SOURCE, Settled(Folder(self.docs, ("**/*.md",))), Text())
+        return Reader(SOURCE, Settled(Pattern(self.docs / "*.jsonl*")), Jsonl("id", "body", ()))
 
     def snapshot(
         self, kind: str = "files", max_deleted: float = 1, allow_deletes: bool = False

@@ -14,6 +14,10 @@ class Format(Protocol):
     """How the items of one source are read."""
 
     @property
+    def is_named_by_item(self) -> bool:
+        """Whether an item's one document has the item's name as its id."""
+
+    @property
     def version(self) -> str:
         """Changes when reading would give other documents for the same bytes."""
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, ClassVar, Final, NoReturn
 
 from embedding_assets.snapshots.rejections import DocumentErrorClass, RejectedDocument
 from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, reject, unreadable, validate
@@ -28,6 +28,8 @@ class Jsonl:
     id: str
     text: str
     metadata: tuple[str, ...]
+
+    is_named_by_item: ClassVar[bool] = False
 
     @property
     def version(self) -> str:

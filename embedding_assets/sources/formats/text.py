@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import BinaryIO, ClassVar, Final
 
 from lxml import etree
 
@@ -22,6 +22,8 @@ SUFFIXES: Final = (*MARKDOWN, *HTML, ".txt", ".rst")
 @dataclass(frozen=True)
 class Text:
     """An item is one document under the item's name, with the metadata `path` and, where one is found, `title`."""
+
+    is_named_by_item: ClassVar[bool] = True
 
     @property
     def version(self) -> str:

@@ -26,11 +26,23 @@ class Item:
     """Its bytes. Raises OSError: it is gone, may not be read, or is something else by now."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """What is there, or may be, and cannot be looked at now: what was known of it stays as it is."""
+
+    name: str
+    """As an item's. That of a folder ends in `/`, and stands for everything below it."""
+    rejected: RejectedDocument | None = None
+    """What people are told; None where it may well be none of ours."""
+
+
 class Place(Protocol):
     """Where the items of one source lie."""
 
-    def list_items(self, source: str) -> Iterator[Item | RejectedDocument]:
-        """The items in strictly ascending order of name, and what cannot be one. `source` is its name for people.
+    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
+        """The items, in strictly ascending order of name, what cannot be one, and what may be one and cannot be seen.
+
+        `source` is its name for people.
 
         Raises:
             PermanentError: the place is not there, or holds nothing of ours: that is not "everything was deleted".

@@ -1,5 +1,11 @@
-"""Files below a folder: which there are, and how one is opened. Nothing outside the folder is ever read."""
+"""Files below a folder: which there are, and how one is opened. Nothing outside the folder is ever read.
 
+Folders are entered by descriptor, a component at a time and never through a link, so that a folder that is swapped for
+a link meanwhile leads nowhere.
+"""
+
+import hashlib
+import io
 import os
 import stat
 import time
@@ -14,11 +20,15 @@ from typing import BinaryIO, Final, NamedTuple
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import id_problem, reject, shown, unreadable, why
-from embedding_assets.sources.places import Item
+from embedding_assets.sources.places import Item, Unknown
 
-# A file changed within this time of being looked at may change again without its time moving, as git found for its
+# A file changed within this time of being looked at may change again without its times moving, as git found for its
 # index ("racy git").
-_RACY_NS: Final = 2_000_000_000
+RACY_NS: Final = 2_000_000_000
+
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+# A link put in its place since it was listed is not followed, a FIFO does not block.
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -28,12 +38,12 @@ class Folder:
     root: Path
     include: tuple[str, ...]
 
-    def list_items(self, source: str) -> Iterator[Item | RejectedDocument]:
+    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
         """As `walk`."""
         return walk(source, self.root, self.include)
 
 
-def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | RejectedDocument]:
+def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Unknown | RejectedDocument]:
     """Every file below `root` that one of the glob patterns in `include` names, in strictly ascending order of name.
 
     Memory is bounded by the largest folder. `**` stands for any number of folders; upper and lower case are one, so
@@ -48,41 +58,44 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rej
     real_root = os.path.realpath(root)
     hidden_too = any(segment.startswith(".") for pattern in patterns for segment in pattern)
     try:
-        top = _Folder("", real_root, by_link=False, entries=_entries(real_root))
+        descriptor = os.open(real_root, _FOLDER)
     except OSError as error:
-        raise PermanentError(
-            f"source {source}: the folder {root} cannot be read: {error.strerror}. "
-            "Cure: correct the source's path, or let this process read it."
-        ) from error
-
+        raise _closed(source, root, error) from error
     empty = True
-    stack = [top]
-    entered_by_link: set[str] = set()
-    while stack:
-        folder = stack[-1]
-        entry = next(folder.entries, None)
-        if entry is None:
-            stack.pop()
-            continue
-        if entry.name.startswith(".") and not hidden_too:
-            continue
-        name = folder.name + entry.name
-        matches = any(_matches(name.split("/"), pattern) for pattern in patterns)
-        found = _look(source, name, entry, matches, real_root)
-        if isinstance(found, _Way):
-            by_link = folder.by_link or found.by_link
-            if by_link:
-                if found.real in entered_by_link or any(found.real == above.real for above in stack):
-                    continue
-                entered_by_link.add(found.real)
-            try:
-                stack.append(_Folder(f"{name}/", found.real, by_link, _entries(found.real)))
+    try:
+        try:
+            top = _Folder("", (), by_link=False, entries=_entries(descriptor, ()))
+        except OSError as error:
+            raise _closed(source, root, error) from error
+        stack = [top]
+        entered_by_link: set[tuple[str, ...]] = set()
+        while stack:
+            folder = stack[-1]
+            entry = next(folder.entries, None)
+            if entry is None:
+                stack.pop()
                 continue
-            except OSError as error:
-                found = unreadable(error, source=source, item=f"{name}/")
-        if found is not None:
-            empty = False
-            yield found
+            if entry.name.startswith(".") and not hidden_too:
+                continue
+            name = folder.name + entry.name
+            matches = any(_matches(name.split("/"), pattern) for pattern in patterns)
+            for found in _look(source, name, folder, entry, matches, real_root):
+                if isinstance(found, _Way):
+                    by_link = folder.by_link or found.by_link
+                    if by_link:
+                        if found.parts in entered_by_link or any(found.parts == above.parts for above in stack):
+                            continue
+                        entered_by_link.add(found.parts)
+                    try:
+                        stack.append(_Folder(f"{name}/", found.parts, by_link, _entries(descriptor, found.parts)))
+                    except OSError as error:
+                        empty = False
+                        yield Unknown(f"{name}/", unreadable(error, source=source, item=f"{shown(name)}/"))
+                    continue
+                empty = empty and isinstance(found, Unknown) and found.rejected is None
+                yield found
+    finally:
+        os.close(descriptor)
     if empty:
         raise PermanentError(
             f"source {source}: nothing in {root} matches {', '.join(include)}. "
@@ -91,32 +104,114 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Rej
         )
 
 
-def file_item(name: str, path: Path, found: os.stat_result) -> Item:
-    """The item that a file is: `path` is where it really lies, no component being a link, `found` its state there."""
-    return Item(
-        name,
-        mark=f"{found.st_size} {found.st_mtime_ns}",
-        settled=found.st_mtime_ns < time.time_ns() - _RACY_NS,
-        size=found.st_size,
-        open=partial(_open, path),
+def _closed(source: str, root: Path, error: OSError) -> PermanentError:
+    return PermanentError(
+        f"source {source}: the folder {root} cannot be read: {error.strerror}. "
+        "Cure: correct the source's path, or let this process read it."
     )
 
 
-def _open(path: Path) -> BinaryIO:
-    # A link put in its place since it was listed is not followed, a FIFO does not block.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    stream = os.fdopen(descriptor, "rb", buffering=1 << 20)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        stream.close()
+class State(NamedTuple):
+    """What is looked at to see that a file changed."""
+
+    mode: int
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+    """The kernel's own time, which nobody can put back."""
+
+    @classmethod
+    def of(cls, found: os.stat_result) -> "State":
+        """The part of a file's state that matters here; a folder of 100,000 files is held at once."""
+        return cls(found.st_mode, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def file_item(name: str, root: str, parts: tuple[str, ...], state: State, now: int) -> Item:
+    """The item that a file is: `parts` are its folders and its own name below `root`, no component being a link.
+
+    The mark has the folder's own path in it, so that another folder in its place, even a copy with the same times, is
+    read anew.
+    """
+    place = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
+    _, *seen = state
+    return Item(
+        name,
+        mark=" ".join(map(str, (place, *seen))),
+        settled=max(state.modified_ns, state.changed_ns) < now - RACY_NS,
+        size=state.size,
+        open=partial(_open, root, parts),
+    )
+
+
+def _open(root: str, parts: tuple[str, ...]) -> BinaryIO:
+    top = os.open(root, _FOLDER)
+    try:
+        folder = _enter(top, parts[:-1])
+    finally:
+        os.close(top)
+    try:
+        descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
+    finally:
+        os.close(folder)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(descriptor)
         raise OSError(0, "not a regular file")
-    return stream
+    return io.BufferedReader(_AsOpened(descriptor, found.st_size), buffer_size=1 << 20)
+
+
+class _AsOpened(io.RawIOBase):
+    """As many bytes as the file had when it was opened. What is appended meanwhile is for the next look."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        self._file = os.fdopen(descriptor, "rb", buffering=0)
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "memoryview[int]") -> int:  # type: ignore[override]
+        wanted = memoryview(buffer)[: self._left]
+        if not wanted:
+            return 0
+        count = self._file.readinto(wanted)
+        if not count:
+            raise OSError(0, "the file was cut while it was read")
+        self._left -= count
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _enter(top: int, parts: Sequence[str]) -> int:
+    """A descriptor of the folder that these components lead to from the folder `top`; whoever asks closes it.
+
+    Raises:
+        OSError: one is not there, or is no folder but perhaps a link to one.
+    """
+    folder = os.dup(top)
+    for part in parts:
+        try:
+            below = os.open(part, _FOLDER, dir_fd=folder)
+        finally:
+            os.close(folder)
+        folder = below
+    return folder
 
 
 class _Entry(NamedTuple):
     name: str
     """NFC, without the folder."""
-    path: str
+    raw: str
+    """As it is in the folder."""
+    is_folder: bool
     is_link: bool
+    state: State | OSError
+    """Of the entry itself, even if it is a link."""
     twin: bool
     """An entry before it in the folder has the same name but for its Unicode normal form."""
 
@@ -125,7 +220,8 @@ class _Entry(NamedTuple):
 class _Folder:
     name: str
     """Relative to the root, ended by `/`; empty for the root."""
-    real: str
+    parts: tuple[str, ...]
+    """Where it really lies below the root."""
     by_link: bool
     entries: Iterator[_Entry]
 
@@ -133,23 +229,35 @@ class _Folder:
 class _Way(NamedTuple):
     """A folder to enter."""
 
-    real: str
+    parts: tuple[str, ...]
     by_link: bool
 
 
-def _entries(folder: str) -> Iterator[_Entry]:
-    with os.scandir(folder) as scan:
-        listed = [
-            # A folder sorts as its contents do ("a/…" after "a.md"), so that whole names come out in order.
-            (unicodedata.normalize("NFC", e.name) + ("/" if _is_folder(e) else ""), e.name, e.path, e.is_symlink())
-            for e in scan
-        ]
-    listed.sort()
+def _entries(top: int, parts: Sequence[str]) -> Iterator[_Entry]:
+    listed: list[tuple[str, str, bool, bool, State | OSError]] = []
+    folder = _enter(top, parts)
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                state: State | OSError
+                try:
+                    state = State.of(os.stat(entry.name, dir_fd=folder, follow_symlinks=False))
+                except FileNotFoundError:
+                    continue  # deleted since the folder was read
+                except OSError as error:
+                    state = error
+                name, is_folder = unicodedata.normalize("NFC", entry.name), _is_folder(entry)
+                # A folder sorts as its contents do ("a/…" after "a.md"), so that whole names come out in order.
+                key = name + ("/" if is_folder else "")
+                listed.append((key, entry.name, is_folder, entry.is_symlink(), state))
+    finally:
+        os.close(folder)
+    listed.sort(key=lambda one: one[:2])
     before = [None, *(key for key, *_ in listed)]
     return iter(
         [
-            _Entry(key.removesuffix("/"), path, is_link, twin=key == previous)
-            for previous, (key, _, path, is_link) in zip(before, listed, strict=False)
+            _Entry(key.removesuffix("/"), raw, is_folder, is_link, state, twin=key == previous)
+            for previous, (key, raw, is_folder, is_link, state) in zip(before, listed, strict=False)
         ]
     )
 
@@ -161,38 +269,47 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False  # a link that leads in a circle
 
 
-def _look(source: str, name: str, entry: _Entry, matches: bool, root: str) -> Item | RejectedDocument | _Way | None:
+def _look(
+    source: str, name: str, folder: _Folder, entry: _Entry, matches: bool, root: str
+) -> Iterator[Item | Unknown | RejectedDocument | _Way]:
     """What an entry is: an input file, a folder to enter, something to refuse, or nothing of ours."""
-
-    def of_ours(rejected: RejectedDocument) -> RejectedDocument | None:
-        return rejected if matches else None
-
-    try:
-        real = os.path.realpath(entry.path, strict=True) if entry.is_link else entry.path
-        found = os.stat(real)
-    except OSError as error:
-        if not entry.is_link:
-            return None  # deleted since the folder was read
-        return of_ours(reject("unreadable", f"a link: {why(error)}", source=source, item=shown(name)))
-    is_folder = stat.S_ISDIR(found.st_mode)
+    parts, state = (*folder.parts, entry.raw), entry.state
+    target = os.path.join(root, *parts)
+    if entry.is_link:
+        try:
+            target = os.path.realpath(target, strict=True)
+            state = State.of(os.stat(target))
+        except OSError as error:
+            # Whether it leads to a file or to a folder is not known either.
+            said = reject("unreadable", f"a link: {why(error)}", source=source, item=shown(name))
+            yield from (Unknown(name, said if matches else None), Unknown(f"{name}/"))
+            return
+        parts = tuple(os.path.relpath(target, root).split("/")) if target != root else ()
+    if isinstance(state, OSError):
+        ours = matches or entry.is_folder
+        item = name + ("/" if entry.is_folder else "")
+        yield Unknown(item, unreadable(state, source=source, item=shown(item)) if ours else None)
+        return
+    is_folder = stat.S_ISDIR(state.mode)
     if not is_folder and not matches:
-        return None
+        return
     item = shown(name) + ("/" if is_folder else "")
     wrong_name = id_problem(name)
     if wrong_name is not None:
         error_class, reason = wrong_name
-        return reject(error_class, reason.replace("the id", "the name"), source=source, item=item)
-    if entry.is_link and os.path.commonpath([real, root]) != root:
-        return reject("outside-link", "a link that leads out of the source's folder", source=source, item=item)
-    if entry.twin:
-        return reject(
+        yield reject(error_class, reason.replace("the id", "the name"), source=source, item=item)
+    elif entry.is_link and os.path.commonpath([target, root]) != root:
+        yield reject("outside-link", "a link that leads out of the source's folder", source=source, item=item)
+    elif entry.twin:
+        yield reject(
             "doubled-id", "its name equals its neighbour's but for the Unicode normal form", source=source, item=item
         )
-    if is_folder:
-        return _Way(real, entry.is_link)
-    if not stat.S_ISREG(found.st_mode):
-        return reject("unreadable", "not a regular file", source=source, item=item)
-    return file_item(name, Path(real), found)
+    elif is_folder:
+        yield _Way(parts, entry.is_link)
+    elif not stat.S_ISREG(state.mode):
+        yield Unknown(name, reject("unreadable", "not a regular file", source=source, item=item))
+    else:
+        yield file_item(name, root, parts, state, time.time_ns())
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

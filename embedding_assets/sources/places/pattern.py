@@ -1,5 +1,6 @@
 """Files that one path names: a single file, or a glob pattern over files."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from glob import escape, has_magic
@@ -7,8 +8,8 @@ from pathlib import Path
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.sources.places import Item
-from embedding_assets.sources.places.folder import file_item, walk
+from embedding_assets.sources.places import Item, Unknown
+from embedding_assets.sources.places.folder import State, file_item, walk
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Pattern:
 
     path: Path
 
-    def list_items(self, source: str) -> Iterator[Item | RejectedDocument]:
+    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
         """As `walk`.
 
         Raises:
@@ -32,7 +33,7 @@ class Pattern:
         try:
             # The settings name this very file, so a link is followed wherever it leads.
             real = self.path.resolve(strict=True)
-            found = real.stat()
+            state = State.of(real.stat())
         except OSError as error:
             raise PermanentError(
                 f"source {source}: {self.path} cannot be read: {error.strerror}. "
@@ -43,7 +44,7 @@ class Pattern:
             raise PermanentError(
                 f"source {source}: {self.path} is a folder. Cure: name a file, or {self.path}/*.jsonl."
             )
-        return file_item(self.path.name, real, found)
+        return file_item(self.path.name, str(real.parent), (real.name,), state, time.time_ns())
 
 
 def _split(path: Path) -> tuple[Path, str]:

@@ -1,5 +1,5 @@
 import os
-import time
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.sources.places import Item
-from embedding_assets.sources.places.folder import walk
+from embedding_assets.sources.places import Item, Unknown
+from embedding_assets.sources.places.folder import State, file_item, walk
 
 AsUser = Callable[[], AbstractContextManager[None]]
 
@@ -24,15 +24,24 @@ def write(root: Path, *names: str) -> None:
 
 
 def names(root: Path, *include: str) -> list[str]:
-    return [found.name if isinstance(found, Item) else f"!{found.item}" for found in listed(root, *include)]
+    return [
+        found.name if isinstance(found, Item) else f"!{found.item}"
+        for found in map(said, listed(root, *include))
+        if found is not None
+    ]
 
 
-def listed(root: Path, *include: str) -> list[Item | RejectedDocument]:
+def said(found: Item | Unknown | RejectedDocument) -> Item | RejectedDocument | None:
+    """What people hear of."""
+    return found.rejected if isinstance(found, Unknown) else found
+
+
+def listed(root: Path, *include: str) -> list[Item | Unknown | RejectedDocument]:
     return list(walk("handbook", root, include or ("**/*.md",)))
 
 
 def only_rejection(root: Path, *include: str) -> RejectedDocument:
-    [rejected] = [found for found in listed(root, *include) if isinstance(found, RejectedDocument)]
+    [rejected] = [found for found in map(said, listed(root, *include)) if isinstance(found, RejectedDocument)]
     return rejected
 
 
@@ -76,26 +85,57 @@ def only_item(root: Path) -> Item:
     return item
 
 
-def test_an_item_tells_its_size_and_its_mark_changes_with_size_and_time(tmp_path: Path) -> None:
-    marks = []
-    for text, modified_ns in (("a", 1), ("a", 2), ("ab", 2)):
-        (tmp_path / "a.md").write_text(text)
-        os.utime(tmp_path / "a.md", ns=(1, modified_ns))
-        item = only_item(tmp_path)
-        assert item.size == len(text)
-        marks.append(item.mark)
-        assert only_item(tmp_path).mark == item.mark
-    assert len(set(marks)) == 3
+STATE = State(mode=0o100644, device=1, inode=2, size=3, modified_ns=4, changed_ns=5)
+
+
+@pytest.mark.parametrize("seen", ["device", "inode", "size", "modified_ns", "changed_ns"])
+def test_the_mark_changes_with_each_thing_that_is_seen_of_a_file(seen: str) -> None:
+    """Times can be put back, and a file of the same size and time be moved over another."""
+    mark = file_item("a.md", "/root", ("a.md",), STATE, now=0).mark
+    assert file_item("a.md", "/root", ("a.md",), STATE._replace(**{seen: 9}), now=0).mark != mark
+    assert file_item("a.md", "/root", ("a.md",), STATE, now=9).mark == mark
+
+
+def test_the_mark_changes_with_the_folder_that_the_path_leads_to(tmp_path: Path) -> None:
+    write(tmp_path, "one/a.md")
+    shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=os.link)
+    (tmp_path / "root").symlink_to("one")
+    first = only_item(tmp_path / "root").mark
+    assert only_item(tmp_path / "root").mark == first
+    (tmp_path / "root").unlink()
+    (tmp_path / "root").symlink_to("two")
+    assert only_item(tmp_path / "root").mark != first
 
 
 @pytest.mark.parametrize(("age", "settled"), [(1, False), (-5, False), (3600, True)])
-def test_a_file_that_changed_just_before_the_look_is_not_settled(tmp_path: Path, age: int, settled: bool) -> None:
+@pytest.mark.parametrize("what", ["modified_ns", "changed_ns"])
+def test_a_file_that_changed_just_before_the_look_is_not_settled(what: str, age: int, settled: bool) -> None:
     """It may change once more within the same tick of the file system's clock, or that clock is ahead of ours."""
-    write(tmp_path, "a.md")
-    modified = time.time() - age
-    os.utime(tmp_path / "a.md", (modified, modified))
+    now = 1_700_000_000 * 10**9
+    state = STATE._replace(**{what: now - age * 10**9})
+    assert file_item("a.md", "/root", ("a.md",), state, now).settled is settled
 
-    assert only_item(tmp_path).settled is settled
+
+def test_an_item_gives_the_bytes_that_the_file_had_when_it_was_opened(tmp_path: Path) -> None:
+    """A log that is written on must not be read for ever."""
+    (tmp_path / "a.md").write_bytes(b"a" * 3_000_000)
+    item = only_item(tmp_path)
+    assert item.size == 3_000_000
+    with item.open() as stream:
+        read = stream.read(10)
+        with open(tmp_path / "a.md", "ab") as file:
+            file.write(b"b" * 3_000_000)
+        read += stream.read()
+    assert read == b"a" * 3_000_000
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_an_error_and_not_its_end(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_bytes(b"a" * 3_000_000)
+    with only_item(tmp_path).open() as stream:
+        stream.read(10)
+        os.truncate(tmp_path / "a.md", 2_000_000)
+        with pytest.raises(OSError, match="cut while it was read"):
+            stream.read()
 
 
 def test_a_name_in_another_normal_form_is_listed_in_nfc_and_opened_as_it_is(tmp_path: Path) -> None:
@@ -198,8 +238,10 @@ def test_a_folder_that_may_not_be_entered_is_unreadable_and_the_rest_goes_on(
     (open_folder / "closed").chmod(0)
     with as_ordinary_user():
         found = listed(open_folder)
-    rejected = found[1]
-    assert isinstance(rejected, RejectedDocument)
+    assert isinstance(found[1], Unknown)
+    assert found[1].name == "closed/"
+    rejected = found[1].rejected
+    assert rejected is not None
     assert (rejected.item, rejected.error_class) == ("closed/", "unreadable")
     assert [one.name for one in found if isinstance(one, Item)] == ["a.md", "z.md"]
 
@@ -230,3 +272,48 @@ def test_a_link_put_in_an_items_place_after_listing_is_not_followed(tmp_path: Pa
     (tmp_path / "root" / "a.md").symlink_to(tmp_path / "secret.md")
     with pytest.raises(OSError, match="symbolic link"):
         item.open()
+
+
+def test_a_folder_swapped_for_a_link_after_listing_leads_nowhere(tmp_path: Path) -> None:
+    write(tmp_path, "root/deep/sub/a.md", "outside/sub/a.md")
+    item = only_item(tmp_path / "root")
+    shutil.rmtree(tmp_path / "root" / "deep")
+    (tmp_path / "root" / "deep").symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError, match=r"Not a directory|symbolic link"):
+        item.open()
+
+
+def test_a_folder_swapped_for_a_link_while_it_is_listed_is_not_entered(tmp_path: Path) -> None:
+    """Not even the names of what lies outside are told."""
+    write(tmp_path, "root/a.md", "root/sub/b.md", "outside/secret.md")
+    listing = walk("handbook", tmp_path / "root", ("**/*.md",))
+    next(listing)
+    shutil.rmtree(tmp_path / "root" / "sub")
+    (tmp_path / "root" / "sub").symlink_to(tmp_path / "outside")
+    [unknown] = listing
+    assert isinstance(unknown, Unknown)
+    assert unknown.name == "sub/"
+    assert unknown.rejected is not None
+    assert unknown.rejected.error_class == "unreadable"
+
+
+def test_what_is_below_a_link_that_leads_nowhere_is_unknown_and_nobody_is_told(tmp_path: Path) -> None:
+    """It may have led to a folder. No pattern names the link itself, which may be none of ours."""
+    write(tmp_path, "a.md")
+    (tmp_path / "linked").symlink_to("nowhere")
+    _, *unknown = listed(tmp_path)
+    assert unknown == [Unknown("linked"), Unknown("linked/")]
+
+
+def test_files_that_cannot_be_looked_at_are_unknown_by_name(open_folder: Path, as_ordinary_user: AsUser) -> None:
+    """A folder that may be listed and not be entered tells names and nothing else."""
+    write(open_folder, "a.md", "half/b.md", "half/c.txt", "half/sub/d.md")
+    (open_folder / "half").chmod(0o744)
+    with as_ordinary_user():
+        found = [one for one in listed(open_folder) if isinstance(one, Unknown)]
+    (open_folder / "half").chmod(0o755)
+    assert [(one.name, one.rejected is not None) for one in found] == [
+        ("half/b.md", True),
+        ("half/c.txt", False),
+        ("half/sub/", True),
+    ]
