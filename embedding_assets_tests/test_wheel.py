@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,10 @@ def test_a_wheel_materializes_a_folder_of_somebody_else_and_keeps_what_is_local_
         folder=tmp_path,
     )  # fmt: skip
     (wheel,) = (tmp_path / "dist").glob("*.whl")
+    prefix = "embedding_assets/pgvector/schema/sql/"
+    carried = {name.removeprefix(prefix) for name in zipfile.ZipFile(wheel).namelist() if name.startswith(prefix)}
+    sql = PROJECT / "sql"
+    assert carried == {str(path.relative_to(sql)) for path in sql.rglob("*") if path.is_file()}
     run(sys.executable, "-m", "venv", tmp_path / "env", folder=tmp_path)
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", wheel, folder=tmp_path)
