@@ -71,6 +71,9 @@ def _story(outcome: Outcome) -> str:
         for asset, what in ((RAW_DOCS, "documents"), (CHUNKS, "chunks"))
         if asset in found
     ]
+    passed_over = found.get(RAW_DOCS, {}).get("passed_over", 0)
+    if passed_over:
+        told.append(f"{passed_over:,} passed over ({plain(found[RAW_DOCS]['passed_over_first'])})")
     bought = [found[asset]["new"] for asset in VECTORS if asset in found]
     if bought:
         told.append(f"{sum(bought):,} vectors computed")

@@ -9,7 +9,7 @@ from embedding_assets.sources.formats import Format
 from embedding_assets.sources.formats.jsonl import Jsonl
 from embedding_assets.sources.formats.text import Text
 from embedding_assets.sources.options import FilesOptions, JsonlOptions
-from embedding_assets.sources.places import Item, Place, Unknown
+from embedding_assets.sources.places import Item, PassedOver, Place, Unknown
 from embedding_assets.sources.places.folder import Folder
 from embedding_assets.sources.places.pattern import Pattern
 
@@ -27,7 +27,7 @@ class Reader:
         """Changes when reading would give other documents for the same items."""
         return self.format.version
 
-    def list_items(self) -> Iterator[Item | Unknown | RejectedDocument]:
+    def list_items(self) -> Iterator[Item | Unknown | PassedOver | RejectedDocument]:
         """As the place's `list_items`."""
         return self.place.list_items(self.source)
 

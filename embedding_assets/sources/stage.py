@@ -27,7 +27,7 @@ from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.sources.catalog import NOWHERE, Catalog, Gone, Known, open_catalog
 from embedding_assets.sources.documents import reject, shown
-from embedding_assets.sources.places import Unknown
+from embedding_assets.sources.places import PassedOver, Unknown
 from embedding_assets.sources.reader import Reader
 
 VERSION: Final = "raw_docs-1"
@@ -38,6 +38,7 @@ class MassDelete(PermanentError):
 
 
 _SHOWN_ID: Final = 80  # characters of an id in a message
+_NAMED: Final = 5  # files that were passed over
 
 
 class _CatalogStale(Exception):
@@ -50,6 +51,10 @@ class Looked(NamedTuple):
     items: int
     read: int
     parts_written: int
+    passed_over: int = 0
+    """Files that no pattern matches."""
+    passed_over_first: tuple[str, ...] = ()
+    """The first of them, fit to be shown."""
 
 
 def prepare_source(
@@ -104,7 +109,7 @@ def _prepare(
     on_item: Callable[[int], None],
 ) -> tuple[Draft, Looked]:
     catalog.reset(reader.version, previous.root if previous else "", partial(_last, store, reader, previous))
-    items, read = _look(reader, catalog, again, on_item)
+    looked = _look(reader, catalog, again, on_item)
     if not allow_deletes:
         _guard(source, previous, catalog.gone(), max_deleted)
     documents, text_bytes = catalog.totals()
@@ -127,7 +132,7 @@ def _prepare(
         after=previous,
         rejected=rejected,
     )
-    return draft, Looked(items, read, len(made))
+    return draft, looked._replace(parts_written=len(made))
 
 
 def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[Known]:
@@ -142,17 +147,21 @@ def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[K
             yield Known(row[0] if reader.format.is_named_by_item else NOWHERE, *row)
 
 
-def _look(
-    reader: Reader, catalog: Catalog, again: Collection[str] | None, on_item: Callable[[int], None]
-) -> tuple[int, int]:
-    """Bring the catalog in step with the source: (items listed, items read)."""
-    listed = read = 0
+def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, on_item: Callable[[int], None]) -> Looked:
+    """Bring the catalog in step with the source."""
+    listed = read = passed_over = 0
+    first: list[str] = []
     catalog.begin_listing()
     for item in reader.list_items():
         if isinstance(item, Unknown):
             catalog.keep(item.name)
             if item.rejected is not None:
                 catalog.refuse(item.rejected)
+            continue
+        if isinstance(item, PassedOver):
+            passed_over += 1
+            if len(first) < _NAMED:
+                first.append(shown(item.name))
             continue
         if isinstance(item, RejectedDocument):
             catalog.refuse(item)
@@ -164,7 +173,7 @@ def _look(
             read += 1
             on_item(read)
     catalog.end_listing()
-    return listed, read
+    return Looked(listed, read, 0, passed_over, tuple(first))
 
 
 def _guard(source: str, previous: Snapshot | None, gone: Gone, max_deleted: float) -> None:

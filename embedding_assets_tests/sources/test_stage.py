@@ -91,6 +91,16 @@ def test_only_files_that_look_changed_are_read(source: Source) -> None:
     assert source.texts() == {"a.md": "a", "b.md": "changed", "c.md": "c"}
 
 
+def test_files_that_no_pattern_names_are_counted_and_the_first_are_named(source: Source) -> None:
+    source.write("a.md", "a")
+    for number in range(7):
+        source.write(f"{number}.pdf", "x")
+    source.write("\x1b[2J.pdf", "x")
+    _, looked = source.snapshot()
+    assert looked.passed_over == 8
+    assert looked.passed_over_first == (r"\x1b[2J.pdf", "0.pdf", "1.pdf", "2.pdf", "3.pdf")
+
+
 def test_a_file_that_was_only_touched_is_read_and_nothing_is_written(source: Source) -> None:
     source.write("a.md", "a")
     first, _ = source.snapshot()

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.sources.places import Item, Place, Unknown
+from embedding_assets.sources.places import Item, PassedOver, Place, Unknown
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,6 @@ class Settled:
 
     place: Place
 
-    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
+    def list_items(self, source: str) -> Iterator[Item | Unknown | PassedOver | RejectedDocument]:
         for item in self.place.list_items(source):
             yield replace(item, settled=True) if isinstance(item, Item) else item

@@ -85,7 +85,11 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             "items_read": looked.read,
             **metadata.rate("items_per_second", looked.items, seconds),
             "parts_written": looked.parts_written,
+            "passed_over": looked.passed_over,
         }
+        if looked.passed_over:
+            more = ", …" if looked.passed_over > len(looked.passed_over_first) else ""
+            did["passed_over_first"] = ", ".join(looked.passed_over_first) + more
         yield dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),

@@ -17,7 +17,7 @@ from embedding_assets.orchestration.resources.alerts import ALERT_WEBHOOK, alert
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.replication import target
-from embedding_assets.sources.places import Item
+from embedding_assets.sources.places import Item, PassedOver
 from embedding_assets.sources.reader import Reader
 
 # Dagster cuts a sensor off at 60 s: what was not looked at by then comes first in the next tick.
@@ -75,6 +75,8 @@ def fingerprint(reader: Reader, deadline: float) -> str | None:
     for item in reader.list_items():
         if time.monotonic() > deadline:
             return None
+        if isinstance(item, PassedOver):
+            continue
         digest.update(repr((item.name, item.mark) if isinstance(item, Item) else item).encode())
     return digest.hexdigest()
 

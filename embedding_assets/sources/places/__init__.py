@@ -36,13 +36,21 @@ class Unknown:
     """What people are told; None where it may well be none of ours."""
 
 
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """A file that is there and is not asked for. Only people are told of it."""
+
+    name: str
+    """As an item's; it may be anything."""
+
+
 class Place(Protocol):
     """Where the items of one source lie."""
 
-    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
+    def list_items(self, source: str) -> Iterator[Item | Unknown | PassedOver | RejectedDocument]:
         """The items, in strictly ascending order of name, what cannot be one, and what may be one and cannot be seen.
 
-        `source` is its name for people.
+        `source` is its name for people. What is passed over may be told of.
 
         Raises:
             PermanentError: the place is not there, or holds nothing of ours: that is not "everything was deleted".

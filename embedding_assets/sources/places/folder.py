@@ -20,7 +20,7 @@ from typing import BinaryIO, Final, NamedTuple
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import id_problem, reject, shown, unreadable, why
-from embedding_assets.sources.places import Item, Unknown
+from embedding_assets.sources.places import Item, PassedOver, Unknown
 
 # A file changed within this time of being looked at may change again without its times moving, as git found for its
 # index ("racy git").
@@ -38,12 +38,12 @@ class Folder:
     root: Path
     include: tuple[str, ...]
 
-    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
+    def list_items(self, source: str) -> Iterator[Item | Unknown | PassedOver | RejectedDocument]:
         """As `walk`."""
         return walk(source, self.root, self.include)
 
 
-def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Unknown | RejectedDocument]:
+def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Unknown | PassedOver | RejectedDocument]:
     """Every file below `root` that one of the glob patterns in `include` names, in strictly ascending order of name.
 
     Memory is bounded by the largest folder. `**` stands for any number of folders; upper and lower case are one, so
@@ -79,6 +79,8 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Unk
                 continue
             name = folder.name + entry.name
             matches = any(_matches(name.split("/"), pattern) for pattern in patterns)
+            if not matches and not entry.is_folder:
+                yield PassedOver(name)
             for found in _look(source, name, folder, entry, matches, real_root):
                 if isinstance(found, _Way):
                     by_link = folder.by_link or found.by_link

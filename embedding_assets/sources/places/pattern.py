@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.sources.places import Item, Unknown
+from embedding_assets.sources.places import Item, PassedOver, Unknown
 from embedding_assets.sources.places.folder import State, file_item, walk
 
 
@@ -18,7 +18,7 @@ class Pattern:
 
     path: Path
 
-    def list_items(self, source: str) -> Iterator[Item | Unknown | RejectedDocument]:
+    def list_items(self, source: str) -> Iterator[Item | Unknown | PassedOver | RejectedDocument]:
         """As `walk`.
 
         Raises:

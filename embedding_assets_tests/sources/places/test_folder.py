@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.sources.places import Item, Unknown
+from embedding_assets.sources.places import Item, PassedOver, Unknown
 from embedding_assets.sources.places.folder import State, file_item, walk
 
 AsUser = Callable[[], AbstractContextManager[None]]
@@ -37,7 +37,8 @@ def said(found: Item | Unknown | RejectedDocument) -> Item | RejectedDocument | 
 
 
 def listed(root: Path, *include: str) -> list[Item | Unknown | RejectedDocument]:
-    return list(walk("handbook", root, include or ("**/*.md",)))
+    found = walk("handbook", root, include or ("**/*.md",))
+    return [one for one in found if not isinstance(one, PassedOver)]
 
 
 def only_rejection(root: Path, *include: str) -> RejectedDocument:
@@ -317,3 +318,9 @@ def test_files_that_cannot_be_looked_at_are_unknown_by_name(open_folder: Path, a
         ("half/c.txt", False),
         ("half/sub/", True),
     ]
+
+
+def test_a_file_that_no_pattern_names_is_passed_over_by_name_and_a_hidden_one_without_a_word(tmp_path: Path) -> None:
+    write(tmp_path, "a.md", "b.pdf", "c/d.docx", ".hidden.pdf", ".git/x.pdf")
+    found = list(walk("handbook", tmp_path, ["**/*.md"]))
+    assert [one.name for one in found if isinstance(one, PassedOver)] == ["b.pdf", "c/d.docx"]
