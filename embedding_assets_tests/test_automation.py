@@ -10,8 +10,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -20,14 +21,19 @@ import dagster as dg
 import psycopg
 import pytest
 
+from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.operations import outcomes
 from embedding_assets.operations.search import search
 from embedding_assets.orchestration.automation import sensors
+from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
+from embedding_assets.orchestration.automation.watch import WATCH_JOB
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.orchestration.resources import alerts
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.replication import target
-from embedding_assets_tests.support.harness import PROJECT, REGIONS, SOURCE, Sandbox
+from embedding_assets.snapshots.stores import Entry, Store
+from embedding_assets_tests.support.harness import PRIMARY, PROJECT, QUIET, REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.support.webhook import webhook
 
 EU = "eu-west-1"
@@ -174,7 +180,7 @@ def test_a_region_is_woken_once_for_each_change_of_a_source(box: Sandbox, instan
     before = tick(box, instance, "eu_west_1_log")
     source_run(box, instance)
     woken = tick(box, instance, "eu_west_1_log", before)
-    # The run is under way, or has failed: its partition is not asked for again.
+    # The run has not begun, or has failed: its partition is not asked for again at once.
     waiting = tick(box, instance, "eu_west_1_log", woken)
     region_run(box, instance)
     done = tick(box, instance, "eu_west_1_log", waiting)
@@ -227,27 +233,157 @@ def test_a_replica_that_somebody_harmed_is_put_right_once(
     assert box.roots()[EU] == target(box.deployment.primary, SOURCE)
 
 
+def away_in(region: str) -> Callable[[Store, str], Iterator[Entry]]:
+    """A listing that fails in the region's store."""
+    listing = Store.entries
+
+    def entries(store: Store, prefix: str) -> Iterator[Entry]:
+        if region in store.url:
+            raise TransientError(f"store {store.url}: could not list {prefix}")
+        return listing(store, prefix)
+
+    return entries
+
+
 def test_a_region_whose_store_is_away_is_woken_when_it_is_back(
-    box: Sandbox, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+    box: Sandbox, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source_run(box, instance)
     region_run(box, instance)
     known = tick(box, instance, "eu_west_1_log")
     box.write(lists="# Lists\n\nThey can be sorted in place.")
     source_run(box, instance)
-    replicas = box.root / "stores" / EU / "snapshots" / "s3_replica" / SOURCE
-    entry = replicas / "0000000001.json"
-    content = entry.read_text()
-    entry.write_text("")  # what a broken mount shows
-
-    away = tick(box, instance, "eu_west_1_log", known)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "entries", away_in(EU))
+        away = tick(box, instance, "eu_west_1_log", known)
     told = capfd.readouterr().err
-    entry.write_text(content)
     back = tick(box, instance, "eu_west_1_log", away)
 
     assert away.partitions == []
-    assert f"{EU}|{SOURCE} could not be looked at" in told
+    assert f"{EU} could not be looked at" in told
     assert back.partitions == [f"{EU}|{SOURCE}"]
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets seconds pass for the sensors."""
+    now = [1_800_000_000.0]
+    monkeypatch.setattr(sensors, "_now", lambda: now[0])
+
+    def pass_by(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_by
+
+
+def test_a_region_whose_run_failed_is_asked_for_again_ever_less_often_until_it_serves(
+    box: Sandbox, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    source_run(box, instance)
+    away = replace(box, dsns={**box.dsns, EU: "postgresql://nobody@127.0.0.1:9/nothing"})
+    asked, last = [], tick(box, instance, "eu_west_1_log")
+    assert last.partitions == [f"{EU}|{SOURCE}"]
+    assert not away.execute(REGION_JOB, f"{EU}|{SOURCE}", instance, assets=["s3_replica", "pgvector_table"]).success
+    # Every half minute, as the sensor ticks, for three hours.
+    for half_minutes in range(360):
+        clock(30)
+        last = tick_only(box, instance, last)
+        if last.partitions:
+            asked.append(half_minutes // 2)
+    region_run(box, instance)
+    clock(7200)
+    done = tick(box, instance, "eu_west_1_log", last)
+
+    assert asked[:4] == [0, 2, 6, 14]
+    assert max(later - earlier for earlier, later in pairwise(asked)) <= 60
+    assert len(asked) < 10
+    assert done.partitions == []
+
+
+def tick_only(box: Sandbox, instance: dg.DagsterInstance, after: Tick) -> Tick:
+    """A tick of the region's sensor without building all definitions anew."""
+    with dg.build_sensor_context(
+        instance=instance, cursor=after.cursor, resources={"deployment": box.deployment}
+    ) as context:
+        data = sensors.region_log(EU)(context)
+    assert isinstance(data, dg.SensorResult)
+    return Tick([str(request.partition_key) for request in data.run_requests or ()], data.cursor)
+
+
+def test_a_region_that_cannot_be_asked_is_looked_at_again_by_the_next_tick(
+    box: Sandbox, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    source_run(box, instance)
+    away = replace(box, dsns={**box.dsns, EU: "postgresql://nobody@127.0.0.1:9/nothing"})
+
+    during = tick(away, instance, "eu_west_1_log")
+    after = tick(box, instance, "eu_west_1_log", during)
+
+    assert during.partitions == []
+    assert after.partitions == [f"{EU}|{SOURCE}"]
+
+
+def test_changed_settings_wake_what_they_concern_once(box: Sandbox, instance: dg.DagsterInstance) -> None:
+    source_run(box, instance)
+    region_run(box, instance)
+    swept, followed = tick(box, instance, "source_sweep"), tick(box, instance, "eu_west_1_log")
+    assert followed.partitions == []
+
+    for more, sweep_asks, region_asks in (
+        ({"row_level_security": {"somebody": [SOURCE]}}, [], [f"{EU}|{SOURCE}"]),
+        ({"quiet_hours": "02:00-04:00"}, [], []),
+        ({"sources": {SOURCE: {**box.settings["sources"][SOURCE], "chunking": {"max_tokens": 128}}}}, [SOURCE], []),
+    ):
+        changed = replace(box, more=more)
+        swept_then, followed_then = (
+            tick(changed, instance, "source_sweep", swept),
+            tick(changed, instance, "eu_west_1_log", followed),
+        )
+        assert (swept_then.partitions, followed_then.partitions) == (sweep_asks, region_asks), more
+        assert tick(changed, instance, "source_sweep", swept_then).partitions == []
+        assert tick(changed, instance, "eu_west_1_log", followed_then).partitions == []
+
+
+def test_a_source_that_failed_is_asked_for_again_if_that_may_pass(
+    box: Sandbox, instance: dg.DagsterInstance, clock: Callable[[float], None]
+) -> None:
+    home = box.deployment.home
+    first = tick(box, instance, "source_sweep")
+    outcomes.note(home, SOURCE, "embeddings_v1", TransientError("the provider is away"))
+    clock(61)
+    again = tick(box, instance, "source_sweep", first)
+    paused = tick(box, instance, "source_sweep", again)
+    outcomes.note(home, SOURCE, "embeddings_v1", PermanentError("the budget is spent"))
+    clock(7200)
+    stopped = tick(box, instance, "source_sweep", paused)
+
+    assert first.partitions == again.partitions == [SOURCE]
+    assert paused.partitions == stopped.partitions == []
+
+
+def test_the_daily_watch_names_what_is_behind_with_its_cure_and_is_content_where_nothing_is(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    def watched() -> tuple[bool, str]:
+        result = (
+            build_defs(box.deployment)
+            .resolve_job_def(WATCH_JOB)
+            .execute_in_process(instance=instance, run_config=QUIET, raise_on_error=False)
+        )
+        failures = [event for event in result.all_events if event.is_step_failure]
+        return result.success, " ".join(reason(event) for event in failures)
+
+    source_run(box, instance)
+    region_run(box, instance)
+    one_is_behind = watched()
+    region_run(box, instance, PRIMARY)
+    nothing_is = watched()
+
+    assert one_is_behind[0] is False
+    assert f"{PRIMARY}|{SOURCE} is behind" in one_is_behind[1]
+    assert f"Cure: embedding-assets materialize --source {SOURCE} --region {PRIMARY}" in one_is_behind[1]
+    assert EU not in one_is_behind[1]
+    assert nothing_is == (True, "")
 
 
 def source_run(box: Sandbox, instance: dg.DagsterInstance, *assets: str) -> None:

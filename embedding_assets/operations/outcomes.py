@@ -13,6 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, ValidationError
 
+from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.folders import make_folder
 
 SWEEP: Final = "sweep"
@@ -26,6 +27,8 @@ class Ended(BaseModel):
     failed_at: datetime | None = None
     error: str | None = None
     """None where the last attempt went well."""
+    permanent: bool = False
+    """Whether somebody has to act before another attempt can go well."""
 
 
 @contextmanager
@@ -46,7 +49,12 @@ def note(home: Path, source: str, stage: str, error: Exception | None = None) ->
         outcome = Ended(succeeded_at=now)
     else:
         before = last(home, source, stage) or Ended()
-        outcome = Ended(succeeded_at=before.succeeded_at, failed_at=now, error=str(error) or type(error).__name__)
+        outcome = Ended(
+            succeeded_at=before.succeeded_at,
+            failed_at=now,
+            error=str(error) or type(error).__name__,
+            permanent=isinstance(error, PermanentError),
+        )
     file = _file(home, source, stage)
     # Two processes may note at once: each writes a file of its own, and the last one stays.
     partial = file.with_suffix(f".{os.getpid()}")

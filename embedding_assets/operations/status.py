@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
-from embedding_assets.errors import PipelineError
+from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import links_behind
@@ -81,6 +81,14 @@ def is_behind(row: SourceStatus, max_lag: int) -> bool:
     return not row.current and (row.lag_seconds is None or row.lag_seconds > max_lag or max_lag == 0)
 
 
+def serving(deployment: Deployment, region: str, sources: Sequence[str]) -> dict[str, bool]:
+    """Whether the region serves the newest of each source, asked once for all. Raises where it can't be asked."""
+    found = _ask(deployment, region, sources)
+    if found.error is not None:
+        raise TransientError(found.error)
+    return {source: _serves_newest(_primary(deployment, source), found) for source in sources}
+
+
 class _Served(NamedTuple):
     """A source in a region's database: what is served, whether its indexes are as the settings say, and how well the
     live one finds."""
@@ -93,9 +101,11 @@ class _Served(NamedTuple):
 class _Replica(NamedTuple):
     """A source in a region's store."""
 
-    head: Snapshot
-    whole: bool
+    head: Snapshot | None = None
+    whole: bool = False
     """Whether the store lists every part that the head names, with its size."""
+    error: str | None = None
+    """Why its log can't be read; the other sources' may well be."""
 
 
 class _Region(NamedTuple):
@@ -141,9 +151,11 @@ def _ask(deployment: Deployment, region: str, sources: Sequence[str]) -> _Region
 
 def _replicas(store: Store, sources: Sequence[str]) -> Iterator[tuple[str, _Replica]]:
     for source in sources:
-        head = log.head(store, REPLICA, source)
-        if head is not None:
-            yield source, _Replica(head, whole=not unlisted(store, head))
+        try:
+            head = log.head(store, REPLICA, source)
+            yield source, _Replica(head, whole=head is not None and not unlisted(store, head))
+        except PermanentError as error:
+            yield source, _Replica(error=str(error))
 
 
 def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: Slot | None) -> _Served:
@@ -198,6 +210,7 @@ def _serves_newest(primary: _Primary, region: _Region) -> bool:
     newest = {asset: primary.heads[asset].root for asset in (CHUNKS, *VECTORS) if asset in primary.heads}
     return (
         replica is not None
+        and replica.head is not None
         and replica.whole
         and replica.head.upstream == newest
         and served is not None
@@ -216,7 +229,7 @@ def _index(served: _Served | None) -> str:
 
 
 def _of(primary: _Primary, region: _Region) -> SourceStatus:
-    served = region.served.get(primary.source)
+    served, replica = region.served.get(primary.source), region.replicas.get(primary.source)
     documents, chunks = primary.heads.get(RAW_DOCS), primary.heads.get(CHUNKS)
     current = region.error is None and primary.problem is None and _serves_newest(primary, region)
     return SourceStatus(
@@ -235,7 +248,7 @@ def _of(primary: _Primary, region: _Region) -> SourceStatus:
         lag_seconds=0 if current else _lag(primary, region),
         looked_at=primary.looked_at,
         problem=primary.problem,
-        error=region.error,
+        error=region.error or (replica.error if replica else None),
     )
 
 

@@ -9,6 +9,7 @@ from embedding_assets.orchestration.automation.reconciliation import before_the_
 from embedding_assets.orchestration.automation.schedules import daily
 from embedding_assets.orchestration.automation.sensors import region_log, run_failure_alert, source_sweep
 from embedding_assets.orchestration.automation.upkeep import hourly_upkeep, upkeep_job
+from embedding_assets.orchestration.automation.watch import after_the_daily_round, watch_job
 from embedding_assets.orchestration.resources.progress import HarmlessProgress, LoggedProgress, ProgressDisplay
 from embedding_assets.orchestration.resources.snapshots import SnapshotIOManager
 
@@ -18,8 +19,8 @@ def build_defs(deployment: Deployment, progress: ProgressDisplay | None = None) 
     settings = deployment.settings
     return dg.Definitions(
         assets=build_assets(settings),
-        jobs=[source_job(), region_job(), reconciliation_job(), upkeep_job()],
-        schedules=[*daily(settings), before_the_daily_round(), hourly_upkeep(settings)],
+        jobs=[source_job(), region_job(), reconciliation_job(), upkeep_job(), watch_job()],
+        schedules=[*daily(settings), before_the_daily_round(), hourly_upkeep(settings), after_the_daily_round()],
         sensors=[source_sweep(), *(region_log(region) for region in sorted(settings.regions)), run_failure_alert()],
         resources={
             "deployment": deployment,
