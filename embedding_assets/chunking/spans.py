@@ -57,12 +57,12 @@ def split(text: str, *, max_tokens: int, overlap: int) -> list[Span]:
     """
     if max_tokens < 4:
         raise PermanentError(
-            f"chunking: max_tokens is {max_tokens}, but one character can have 4 tokens: set 4 or more"
+            f"chunking: max_tokens is {max_tokens}, but one character can have 4 tokens. Cure: set 4 or more"
         )
     if not 0 <= 2 * overlap < max_tokens:
         raise PermanentError(
             f"chunking: overlap is {overlap}; it must be 0 or more, and below half of max_tokens ({max_tokens}), or "
-            "chunks would mostly repeat each other: set a smaller overlap or a larger max_tokens"
+            "chunks would mostly repeat each other. Cure: set a smaller overlap or a larger max_tokens"
         )
     body = text.strip()
     if not body:

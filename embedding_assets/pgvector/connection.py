@@ -138,7 +138,9 @@ def pipeline_errors(doing: str) -> Iterator[None]:
         message = f"{doing}: {str(error).strip() or type(error).__name__}"
         if _stood_still(error):
             message += ". This process, or its machine, stood still in the middle of a transaction. Cure: run it again"
-        raise (PermanentError if _is_permanent(error) else TransientError)(message) from error
+        if _is_permanent(error):
+            raise PermanentError(f"{message}. Cure: {_cure(error)}") from error
+        raise TransientError(message) from error
 
 
 def _is_permanent(error: psycopg.Error) -> bool:
@@ -149,6 +151,18 @@ def _is_permanent(error: psycopg.Error) -> bool:
     if error.sqlstate is None:  # connecting failed: libpq tells the reason in words only
         return any(text in str(error) for text in _PERMANENT_TEXTS)
     return error.sqlstate.startswith(_PERMANENT_STATES)
+
+
+def _cure(error: psycopg.Error) -> str:
+    """What a person does about an error that does not pass."""
+    if error.sqlstate is None or error.sqlstate.startswith(("28", "3D")):
+        return (
+            "correct host, database, user and password in this region's `database` (in a URL %23 is #, %25 is % and "
+            "%40 is @), or have its administrator let this user in"
+        )
+    if isinstance(error, psycopg.errors.InsufficientPrivilege):
+        return "an administrator of the database runs sql/roles.sql, as its first lines say"
+    return "mend what Postgres names, then embedding-assets materialize"
 
 
 def _stood_still(error: BaseException | None) -> bool:

@@ -43,6 +43,9 @@ class Budget(NamedTuple):
 UNLIMITED: Final = Budget()
 
 
+_GO_ON: Final = "run it again, which goes on from here, or raise run_budget in the settings"
+
+
 class BudgetSpent(PermanentError):
     """The run's budget is used up: what was sent is delivered, the rest is left for a run with more."""
 
@@ -142,14 +145,15 @@ class _Run:
                 elif held[0].tokens > self._caps.max_tokens_per_item:
                     self._bury_too_long(held[0])
                     held = None
-                elif (spent := self._spent(self._tokens_ahead + tokens_of(held))) is None:
+                elif (reached := self._reached(self._tokens_ahead + tokens_of(held))) is None:
                     self._count_ahead(held, 1)
                     parcel.append(held)
                     held = None
                 elif self._ahead:  # when that is settled, it may have cost less
                     break
                 else:
-                    ended = BudgetSpent(f"{spent}; what was sent is delivered, the rest is left")
+                    what, cure = reached
+                    ended = BudgetSpent(f"{what}; what was sent is delivered, the rest is left. Cure: {cure}")
             if parcel:
                 self._requests.send(parcel)
             elif ended and not self._ahead:
@@ -182,18 +186,18 @@ class _Run:
         reason = f"{text.tokens} tokens, and the provider takes {self._caps.max_tokens_per_item}"
         self._deliver(Dead(text.text_hash, errors.TOO_LONG.error_class, reason, 0))
 
-    def _spent(self, tokens_ahead: int) -> str | None:
-        """What of the budget is reached, if so many tokens were still to come; None is nothing."""
+    def _reached(self, tokens_ahead: int) -> tuple[str, str] | None:
+        """What of the budget is reached, if so many tokens were still to come, and the cure; None is nothing."""
         budget, used = self._budget, self._requests.counts.tokens
         if budget.max_tokens is not None and used + tokens_ahead > budget.max_tokens:
-            return f"{used} tokens used: max_tokens of {budget.max_tokens} is reached"
+            return f"{used} tokens used: max_tokens of {budget.max_tokens} is reached", _GO_ON
         if budget.max_cost_usd is not None:
             if not self._binding.price_per_million_tokens and self._binding.provider != "local":
-                return "max_cost_usd cannot be kept: set price_per_million_tokens of the model"
+                return "max_cost_usd cannot be kept without a price", "set price_per_million_tokens of the model"
             if self._cost(used + tokens_ahead) > budget.max_cost_usd:
-                return f"{self._cost(used):.4f} USD used: max_cost_usd of {budget.max_cost_usd} is reached"
+                return f"{self._cost(used):.4f} USD used: max_cost_usd of {budget.max_cost_usd} is reached", _GO_ON
         if budget.max_seconds is not None and time.monotonic() - self._began > budget.max_seconds:
-            return f"max_seconds of {budget.max_seconds} is reached"
+            return f"max_seconds of {budget.max_seconds} is reached", _GO_ON
         return None
 
     def _cost(self, tokens: int) -> float:

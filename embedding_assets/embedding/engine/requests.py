@@ -346,10 +346,10 @@ class Requests:
         if error.row.kind is Kind.POISON:
             return PermanentError(
                 f"{self._where()} refuses every text, so one of its settings must be wrong (name, dimensions, "
-                f"base_url?): {error.message}"
+                f"base_url?): {error.message}. Cure: correct that setting"
             )
         before = ", which accepted the same text before" if texts == [self._canary] and self.gate.trusted else ""
-        return PermanentError(f"{_told(error, texts)} ({self._where()}{before}); {error.row.cure}")
+        return PermanentError(f"{_told(error, texts)} ({self._where()}{before}). Cure: {error.row.cure}")
 
     def _where(self) -> str:
         binding = self._binding

@@ -61,7 +61,7 @@ class OpenAIProvider:
             key = os.environ.get(binding.api_key_env, "").strip()
             if not key:
                 raise PermanentError(
-                    f"model {binding.name} ({binding.slot}) needs an API key: set the environment variable "
+                    f"model {binding.name} ({binding.slot}) needs an API key. Cure: set the environment variable "
                     f"{binding.api_key_env}, or name another one by api_key_env"
                 )
         self.dimensions = binding.dimensions
@@ -121,7 +121,7 @@ class OpenAIProvider:
         except aiohttp.ClientConnectorError as error:
             raise RequestError(errors.UNREACHABLE, self._quote(str(error))) from None
         except aiohttp.InvalidURL:
-            raise PermanentError(f"base_url of model {self._name} is no URL: {self._url!r}") from None
+            raise PermanentError(f"base_url of model {self._name} is no URL: {self._url!r}. Cure: correct it") from None
         except (aiohttp.ClientError, OSError) as error:
             raise RequestError(errors.BROKEN_OFF, self._quote(f"{type(error).__name__}: {error}")) from None
 

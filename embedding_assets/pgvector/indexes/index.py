@@ -91,7 +91,8 @@ def require_generation(conn: Connection, source: str, target_root: str) -> Gener
     if generation is None:
         raise PermanentError(
             f"source {source!r} has no generation loaded from {target_root}: it was never loaded, or a later load has "
-            "dropped it. Materialize pgvector_table for this partition again"
+            "dropped it. Cure: embedding-assets materialize, or, in Dagster: Materialize pgvector_table for this "
+            "partition again"
         )
     return generation
 
@@ -154,7 +155,8 @@ def _add_primary_key(conn: Connection, generation: Generation) -> None:
             short_transaction(conn, f"adding {name}", lambda: conn.execute(constrain))
     except psycopg.errors.UniqueViolation as error:
         raise PermanentError(
-            f"source {generation.source!r} has a chunk twice: {error.diag.message_detail}; materialize its chunks again"
+            f"source {generation.source!r} has a chunk twice: {error.diag.message_detail}. Cure: embedding-assets "
+            "verify --repair, then embedding-assets materialize"
         ) from error
     failpoint(Failpoint.INDEX_PRIMARY_KEY)
 

@@ -80,7 +80,8 @@ def _configuration(conn: Connection, language: str) -> str:
     if language not in known:
         raise PermanentError(
             f"hybrid search: this database has no text search configuration {language!r}. It has "
-            f"{', '.join(sorted(known))}; `simple` takes words as they are"
+            f"{', '.join(sorted(known))}. Cure: set the language of hybrid to one of these; "
+            "`simple` takes words as they are"
         )
     return str(known[language])
 

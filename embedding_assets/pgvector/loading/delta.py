@@ -283,8 +283,9 @@ def _prove(conn: Connection, generation: Generation, shard: Digested, written: l
         raise PermanentError(
             f"source {generation.source!r}, shard {shard.ref.shard}: {stored.rows} rows in the table with fingerprint "
             f"{stored.digest}, {shard.fingerprint.rows} in the snapshot with {shard.fingerprint.digest}; {sound} of "
-            f"{len(written)} rows written are as they were sent. The shard was rolled back. Look for a trigger or a "
-            "rule on the table, then materialize pgvector_table for this partition again"
+            f"{len(written)} rows written are as they were sent. The shard was rolled back. Cure: remove the trigger "
+            "or rule that changes the table's rows; where there is none, embedding-assets verify --repair. Then "
+            "embedding-assets materialize"
         )
 
 

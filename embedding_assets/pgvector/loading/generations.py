@@ -246,7 +246,8 @@ def read_digested(source: str, ref: ShardRef, read_shard: ReadShard, types: Vect
     if found != bound:
         raise PermanentError(
             f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions ({', '.join(SLOTS)}) where "
-            f"this database's models have {bound}; materialize the embeddings of this source with the models as bound"
+            f"this database's models have {bound}. Cure: materialize the embeddings of this source "
+            f"with the models as bound: embedding-assets materialize --source {source}"
         )
     return Digested(ref, rows, digests_of(rows, types))
 

@@ -57,8 +57,9 @@ def publish(conn: Connection, source: str, target_root: str, shards: Sequence[Sh
                 more = f", and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
                 raise PermanentError(
                     f"source {source!r}: the table loaded from {target_root} is not what was sent and was dropped, the "
-                    f"old generation goes on serving: {'; '.join(map(str, differences[:_NAMED]))}{more}. Materialize "
-                    "pgvector_table for this partition again"
+                    f"old generation goes on serving: {'; '.join(map(str, differences[:_NAMED]))}{more}. Cure: "
+                    "remove the trigger or rule that changes the table's rows, if there is one; then "
+                    "embedding-assets materialize, or, in Dagster: Materialize pgvector_table for this partition again"
                 )
             failpoint(Failpoint.PUBLISH_CHECKED)
             old = published_generation(conn, source)

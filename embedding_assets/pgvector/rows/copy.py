@@ -115,7 +115,7 @@ def _slices(rows: ShardRows, types: VectorTypes, block_bytes: int = BLOCK_BYTES)
         document = chunks.column("document_id")[largest].as_py()
         raise PermanentError(
             f"a chunk of document {document!r} takes {sizes[largest]:,} bytes; a Postgres row holds {_LARGEST_ROW:,}. "
-            "Chunk this source into smaller pieces"
+            "Cure: lower max_tokens of the source's chunking"
         )
     # A cut wherever the running total passes a multiple of the block's size, so no offset nears Arrow's 2 GiB.
     cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // block_bytes)) + 1

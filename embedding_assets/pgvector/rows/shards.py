@@ -13,6 +13,8 @@ LARGEST_VECTOR: Final = 2000
 LARGEST_HALFVEC: Final = 4000
 """Dimensions that pgvector can index (HNSW) as 4-byte and as 2-byte floats."""
 
+_MAKE_ANEW: Final = "Cure: embedding-assets verify --repair, then embedding-assets materialize"
+
 
 class ShardRef(NamedTuple):
     """A shard of a source's snapshots: its number, a hex digest that names its content, and its rows."""
@@ -61,7 +63,7 @@ def vector_type(dimensions: int, *, halfvec: bool = False) -> VectorType:
     if not 1 <= dimensions <= LARGEST_HALFVEC:
         raise PermanentError(
             f"a model of {dimensions} dimensions cannot be indexed: pgvector's HNSW takes {LARGEST_VECTOR} as vector "
-            f"and {LARGEST_HALFVEC} as halfvec. Ask the provider for fewer dimensions (OpenAI's text-embedding-3 "
+            f"and {LARGEST_HALFVEC} as halfvec. Cure: ask the provider for fewer dimensions (OpenAI's text-embedding-3 "
             "models do so), or choose another model"
         )
     return VectorType("halfvec" if halfvec or dimensions > LARGEST_VECTOR else "vector", dimensions)
@@ -74,15 +76,13 @@ def check_aligned(rows: ShardRows, ref: ShardRef) -> None:
     if len(chunk_ids) != ref.rows:
         raise PermanentError(
             f"shard {ref.shard} ({ref.key}) has {len(chunk_ids)} chunks where its snapshot says {ref.rows}: the parts "
-            "do not belong to the snapshot"
+            f"do not belong to the snapshot. {_MAKE_ANEW}"
         )
     if pc.count_distinct(chunk_ids).as_py() != len(chunk_ids):
-        raise PermanentError(
-            f"shard {ref.shard} ({ref.key}) has a chunk twice; materialize the chunks of this source again"
-        )
+        raise PermanentError(f"shard {ref.shard} ({ref.key}) has a chunk twice. {_MAKE_ANEW}")
     for slot, vectors in zip(SLOTS, rows.vectors, strict=True):
         if not vectors.column("chunk_id").equals(chunk_ids):
             raise PermanentError(
-                f"shard {ref.shard} ({ref.key}): the vectors of {slot} are not row for row those of the chunks; "
-                "materialize the embeddings of this source again"
+                f"shard {ref.shard} ({ref.key}): the vectors of {slot} are not row for row those of the chunks. "
+                f"{_MAKE_ANEW}"
             )

@@ -79,7 +79,7 @@ def _require_pgvector(conn: Connection) -> None:
     ).fetchone()
     if row is None:
         raise PermanentError(
-            "this Postgres has no pgvector: install the extension (0.8.4 or newer) on the server, or set "
+            "this Postgres has no pgvector. Cure: install the extension (0.8.4 or newer) on the server, or set "
             "`database: embedded` for this region"
         )
     refuse_old_pgvector(row[0])
@@ -91,8 +91,8 @@ def refuse_old_pgvector(version: str) -> None:
     if numbers < OLDEST_PGVECTOR:
         raise PermanentError(
             f"pgvector {version} is too old: before 0.8.4 a parallel HNSW build can leak or overwrite memory "
-            "(CVE-2026-3172), and VACUUM can damage an HNSW index. Install 0.8.4 or newer on the server, then run "
-            "ALTER EXTENSION vector UPDATE"
+            "(CVE-2026-3172), and VACUUM can damage an HNSW index. Cure: install 0.8.4 or newer on the server, "
+            "then run ALTER EXTENSION vector UPDATE"
         )
 
 

@@ -49,7 +49,10 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
     slot that is live would be bound to another model, or where the slot to become live is not filled everywhere.
     """
     if set(models) != set(SLOTS) or live not in models:
-        raise PermanentError(f"models must bind exactly the slots {', '.join(SLOTS)}, and live_model one of them")
+        raise PermanentError(
+            f"the models bound are {', '.join(sorted(models)) or 'none'}, the live one is {live}. Cure: bind exactly "
+            f"{' and '.join(SLOTS)} under models, and name one of them as live_model"
+        )
     for model in models.values():
         vector_type(model.dimensions)
     with roles.with_way_out(conn, "binding the models in the region's database"):
@@ -71,7 +74,7 @@ def bound_types(conn: Connection) -> VectorTypes:
     """The types of both slots' columns. Raises PermanentError before `ensure_models`."""
     models = bound_models(conn)
     if set(models) != set(SLOTS):
-        raise PermanentError("no models are bound in this database yet; materialize pgvector_table for this region")
+        raise PermanentError("no models are bound in this database yet. Cure: embedding-assets materialize")
     return tuple(models[slot].model.type for slot in SLOTS)
 
 
@@ -98,8 +101,8 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
             if before is not None and before.live and published:
                 raise PermanentError(
                     f"slot {slot} is live with model {_told(before.model)} and cannot become {_told(model)}: searches "
-                    f"would find nothing until every source is loaded again. Bind the new model to {other(slot)}, "
-                    f"materialize every source, then set live_model: {other(slot)}"
+                    f"would find nothing until every source is loaded again. Cure: leave {slot} as it was. Bind the "
+                    f"new model to {other(slot)}, materialize every source, then set live_model: {other(slot)}"
                 )
             if before is not None and before.live:  # nothing is published: nobody misses a row of the view
                 conn.execute("UPDATE embedding_assets.models SET live = false WHERE live")
@@ -156,5 +159,6 @@ def _refuse_unfilled(conn: Connection, slot: Slot) -> None:
     if missing:
         raise PermanentError(
             f"slot {slot} cannot become live: it has no vectors yet for source "
-            f"{', '.join(repr(source) for (source,) in missing)}. Materialize with live_model as it was, then switch"
+            f"{', '.join(repr(source) for (source,) in missing)}. Cure: set live_model as it was, run "
+            "embedding-assets materialize, then switch"
         )

@@ -349,7 +349,7 @@ def _set_readers(conn: Connection, wanted: set[tuple[str, str]] | None) -> None:
     if exempt:
         raise PermanentError(
             f"row_level_security cannot bind live_chunks: it belongs to {owner!r}, which Postgres exempts from "
-            "policies (SUPERUSER or BYPASSRLS). Take both from that role"
+            "policies (SUPERUSER or BYPASSRLS). Cure: take both from that role"
         )
     # Where the roles could not be made, the view reads as the owner of the tables, who must be bound then. Else not:
     # under a policy no index may serve the functions' @> and @@, which are not leakproof.

@@ -1,0 +1,126 @@
+"""Every error that somebody has to act on says what to do: its message has a "Cure: …"."""
+
+import ast
+import builtins
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import pytest
+
+import embedding_assets
+from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector.connection import pipeline_errors
+
+PACKAGE: Final = Path(embedding_assets.__file__).parent
+CURE: Final = "Cure: "
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    return {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def names(node: ast.AST) -> set[str]:
+    """The variables, functions and attributes that a piece of code uses."""
+    found = ast.walk(node)
+    return {n.id if isinstance(n, ast.Name) else n.attr for n in found if isinstance(n, ast.Name | ast.Attribute)}
+
+
+def has_cure(node: ast.AST) -> bool:
+    return any(isinstance(n, ast.Constant) and isinstance(n.value, str) and CURE in n.value for n in ast.walk(node))
+
+
+@cache
+def permanent_errors() -> dict[str, bool]:
+    """Every class of errors that do not pass, and whether it composes its message with a cure itself."""
+    found = {"PermanentError": False}
+    while True:
+        more = {
+            node.name: has_cure(node)
+            for module in modules().values()
+            for node in ast.walk(module)
+            if isinstance(node, ast.ClassDef) and any(names(base) & found.keys() for base in node.bases)
+        }
+        if more.keys() <= found.keys():
+            return found
+        found |= more
+
+
+def constructions(scope: ast.AST, around: tuple[ast.AST, ...] = ()) -> Iterator[tuple[ast.Call, tuple[ast.AST, ...]]]:
+    """Each call in which such a class is the function, with the functions and the module that it stands in."""
+    inner = (*around, scope) if isinstance(scope, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) else around
+    for node in ast.iter_child_nodes(scope):
+        if isinstance(node, ast.Call) and names(node.func) & permanent_errors().keys():
+            yield node, inner
+        yield from constructions(node, inner)
+
+
+def words_with_a_cure(scope: ast.AST) -> set[str]:
+    """Variables of a function, or constants of a module, that stand for a text with a cure."""
+    found: set[str] = set()
+    for node in scope.body if isinstance(scope, ast.Module) else ast.walk(scope):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and has_cure(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return found
+
+
+@cache
+def functions_with_a_cure() -> frozenset[str]:
+    """Functions of the package that return nothing but texts with a cure."""
+    return frozenset(
+        function.name
+        for module in modules().values()
+        for function in ast.walk(module)
+        if isinstance(function, ast.FunctionDef)
+        and (returned := [n.value for n in ast.walk(function) if isinstance(n, ast.Return) and n.value is not None])
+        and all(has_cure(value) for value in returned)
+    )
+
+
+def says_the_cure(call: ast.Call, around: tuple[ast.AST, ...]) -> bool:
+    used = names(call) - set(dir(builtins))
+    composed = any(permanent_errors()[name] for name in names(call.func) & permanent_errors().keys())
+    texts = functions_with_a_cure().union(*(words_with_a_cure(scope) for scope in around[-1:] + around[:1]))
+    return composed or has_cure(call) or bool(used & texts)
+
+
+CALLS: Final = [
+    pytest.param(call, around, id=f"{path}:{call.lineno}")
+    for path, module in modules().items()
+    for call, around in constructions(module)
+]
+
+
+@pytest.mark.parametrize(("call", "around"), CALLS)
+def test_every_error_that_does_not_pass_says_its_cure(call: ast.Call, around: tuple[ast.AST, ...]) -> None:
+    assert says_the_cure(call, around), ast.unparse(call)
+
+
+def test_the_walk_sees_what_has_no_cure() -> None:
+    def found(code: str) -> list[bool]:
+        return [says_the_cure(call, around) for call, around in constructions(ast.parse(code))]
+
+    assert len(CALLS) > 50
+    assert found("raise PermanentError('no')\nraise errors.PermanentError(f'{a}')") == [False, False]
+    assert found("raise (PermanentError if a else TransientError)(b)") == [False]
+    assert found("cure = 'Cure: so'\ndef f():\n    raise PermanentError(f'no. {cure}')") == [True]
+    assert found("def g():\n    cure = 'Cure: so'\ndef f():\n    raise PermanentError(f'no. {cure}')") == [False]
+    assert found("raise MassDelete('no. Cure: so')") == [True]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        psycopg.OperationalError("FATAL:  password authentication failed"),
+        psycopg.errors.InsufficientPrivilege("permission denied for table"),
+        psycopg.errors.UndefinedTable("no such table"),
+        psycopg.ProgrammingError("anything"),
+    ],
+)
+def test_what_postgres_refuses_for_good_is_told_with_a_cure(error: psycopg.Error) -> None:
+    with pytest.raises(PermanentError, match=r"looking: .+\. Cure: \w+"), pipeline_errors("looking"):
+        raise error
