@@ -51,7 +51,7 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
     if set(models) != set(SLOTS) or live not in models:
         raise PermanentError(
             f"the models bound are {', '.join(sorted(models)) or 'none'}, the live one is {live}. Cure: bind exactly "
-            f"{' and '.join(SLOTS)} under models, and name one of them as live_model"
+            f"the slots {', '.join(SLOTS)} under models, and name one of them as live_model"
         )
     for model in models.values():
         vector_type(model.dimensions)
