@@ -5,7 +5,9 @@ import json
 import random
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,6 +45,7 @@ from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REGION_ASSETS, SOURCE_ASSETS
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets.sources.places import Item
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.support.standin import KEY, KEY_VARIABLE, Standin
 from embedding_assets_tests.support.webhook import webhook
@@ -398,6 +401,25 @@ def test_an_upstream_that_was_never_materialized_is_named_with_the_cure(
     assert step == "s3_replica"
     assert "was never materialized" in said
     assert f"--partition '{SOURCE}'" in said
+
+
+def test_a_file_that_changed_without_any_mark_moving_is_found_by_reading_everything_again(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    assert source_run(box, instance).success
+    roots = box.roots()
+    file = box.docs / "lists.md"
+    file.write_text(file.read_text().upper())
+    reader = box.deployment.reader(SOURCE)
+    marks = [(item.mark, item.name) for item in reader.list_items() if isinstance(item, Item)]
+    with closing(sqlite3.connect(box.deployment.catalog(SOURCE))) as catalog, catalog:
+        catalog.executemany("update items set mark = ? where name = ?", marks)
+
+    assert source_run(box, instance).success
+    assert box.roots() == roots
+
+    assert source_run(box, instance, reread=True).success
+    assert box.roots() != roots
 
 
 # What stops a run

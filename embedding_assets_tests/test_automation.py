@@ -418,6 +418,23 @@ def test_the_daily_round_covers_every_partition_once_a_day(box: Sandbox, instanc
     assert len(set(keys)) == len(keys)
 
 
+def test_every_source_is_read_to_the_last_byte_once_a_week_in_the_quiet_hours(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    schedule = build_defs(box.deployment).resolve_schedule_def("weekly_reread")
+    assert schedule.cron_schedule == "0 1 * * 0"  # QuietHours 01:00-05:00, in UTC
+
+    with dg.build_schedule_context(
+        instance=instance,
+        scheduled_execution_time=datetime(2026, 11, 29, 1, tzinfo=UTC),
+        repository_def=build_defs(box.deployment).get_repository_def(),
+    ) as context:
+        (request,) = schedule.evaluate_tick(context).run_requests or ()
+
+    assert request.partition_key == SOURCE
+    assert request.run_config == {"ops": {"raw_docs": {"config": {"reread": True}}}}
+
+
 # The alert
 
 

@@ -20,8 +20,9 @@ from embedding_assets.cli.shared import (
 @source_option
 @region_option
 @click.option("--allow-deletes", is_flag=True, help="Let a source lose more documents than its max_deleted.")
+@click.option("--reread", is_flag=True, help="Read every file of the sources, also those that look unchanged.")
 @json_option
-def materialize(source: str | None, region: str | None, allow_deletes: bool, as_json: bool) -> None:
+def materialize(source: str | None, region: str | None, allow_deletes: bool, reread: bool, as_json: bool) -> None:
     """Bring sources up to date: a run for each, then one for each region that is behind.
 
     Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
@@ -38,6 +39,7 @@ def materialize(source: str | None, region: str | None, allow_deletes: bool, as_
         sources=chosen(source, deployment.settings.sources, "source"),
         regions=chosen(region, deployment.settings.regions, "region"),
         allow_deletes=allow_deletes,
+        reread=reread,
     )
     if as_json:
         print_json([runs.outcome_json(outcome) for outcome in outcomes])

@@ -22,6 +22,7 @@ def materialize(
     sources: Sequence[str],
     regions: Sequence[str],
     allow_deletes: bool = False,
+    reread: bool = False,
 ) -> list[Outcome]:
     """Bring everything that is stale up to date, and show each run as it ends."""
     for region in regions:
@@ -37,6 +38,7 @@ def materialize(
             regions=regions,
             is_current=lambda region, source: is_current(deployment, region, source),
             allow_deletes=allow_deletes,
+            reread=reread,
             progress=bars,
         ):
             bars.print(terminal.outcome_line(outcome))

@@ -88,6 +88,7 @@ def materialize(
     regions: Sequence[str],
     is_current: Callable[[str, str], bool],
     allow_deletes: bool = False,
+    reread: bool = False,
     progress: ProgressDisplay | None = None,
 ) -> Iterator[Outcome]:
     """Bring the sources up to date in the regions, a run at a time; yields each run as it ends.
@@ -97,7 +98,7 @@ def materialize(
     """
     defs = build_defs(deployment, progress)
     for source in sources:
-        config = {RAW_DOCS: {"config": {"allow_deletes": allow_deletes}}}
+        config = {RAW_DOCS: {"config": {"allow_deletes": allow_deletes, "reread": reread}}}
         outcome = _run(defs, SOURCE_JOB, source, instance, {"ops": config})
         yield outcome
         for region in regions if outcome.succeeded else ():

@@ -183,9 +183,9 @@ def _guard(source: str, previous: Snapshot | None, gone: Gone, max_deleted: floa
     some = ", ".join(f'"{shown(document_id[:_SHOWN_ID])}"' for document_id in gone.some)
     raise MassDelete(
         f"source {source}: {gone.number} of {before} documents are gone ({gone.number / before:.0%}; allowed without a "
-        f"word: {max_deleted:.0%}), such as {some}. Nothing was changed. Cure: if the source lost them by accident, "
-        f"restore it; if they are meant to go, run `embedding-assets materialize --source {source} --allow-deletes`, "
-        "or launch raw_docs with allow_deletes: true."
+        f"word: {max_deleted:.0%}). Among them: {some}. Nothing was changed. Cure: if the source lost them by "
+        f"accident, restore it; if they are meant to go, run `embedding-assets materialize --source {source} "
+        "--allow-deletes`, or launch raw_docs with allow_deletes: true."
     )
 
 

@@ -20,10 +20,12 @@ from embedding_assets.sources.stage import prepare_source, remember
 
 
 class RawDocsConfig(dg.Config):
-    """What a person may allow for one run."""
+    """What a person may ask of one run."""
 
     allow_deletes: bool = False
     """Let a run go on that finds more of the source gone than its `max_deleted`."""
+    reread: bool = False
+    """Read what looks unchanged, too."""
 
 
 def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -67,7 +69,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 catalog,
                 max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
-                again=_replayed(previous, rejections),
+                again=None if config.reread else _replayed(previous, rejections),
             )
             checks = [inline.documents_complete(draft)]
             yield from judged(draft, checks)
