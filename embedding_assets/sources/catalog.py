@@ -47,7 +47,9 @@ NOWHERE: Final = ""
 # The item, meanwhile, of what an item held before it is read again. No item's name has a control character.
 _BEFORE: Final = "\x01"
 
-_UNREADABLE: Final = "json_extract(entry, '$.error_class') = 'unreadable'"
+# The classes of what says that there may be more than was read.
+_UNREAD: Final = ("unreadable", "unpacks-too-far")
+_UNREADABLE: Final = f"json_extract(entry, '$.error_class') in {_UNREAD}"
 
 # A document is the first of its id, by item and then line: the others of that id are rejected as doubled.
 _WINNERS = """
@@ -182,7 +184,7 @@ class Catalog:
                     self._insert(name, place, thing)
                     continue
                 self._reject(thing)
-                if thing.error_class == "unreadable":
+                if thing.error_class in _UNREAD:
                     unread_from = thing.position or 0
             if unread_from is not None:
                 self._is_unknown(name)

@@ -196,6 +196,20 @@ def test_an_item_cut_short_gives_what_could_be_read_and_keeps_the_rest(jsonl: So
     assert jsonl.texts() == {"new": "new", "b": "changed", "d": "d" * 50}
 
 
+def test_a_packed_item_that_is_given_up_for_what_it_unpacks_to_keeps_the_rest(
+    jsonl: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_assets.sources.formats.lines._UNPACKED_ANYWAY", 1 << 20)
+    jsonl.shelf.items = {"1.jsonl.gz": gzip.compress(lines(a="a", b="b"))}
+    jsonl.look()
+    jsonl.shelf.items = {"1.jsonl.gz": gzip.compress(lines(a="new")) + gzip.compress(b"\n" * (2 << 20) + lines(b="b"))}
+
+    [rejected] = documents(jsonl.look())
+
+    assert rejected.error_class == "unpacks-too-far"
+    assert jsonl.texts() == {"a": "new", "b": "b"}
+
+
 def test_while_nothing_tells_which_item_a_document_was_in_it_stays_until_all_can_be_read(jsonl: Source) -> None:
     jsonl.shelf.items = {"1.jsonl": lines(a="a", b="b"), "2.jsonl": lines(c="c")}
     jsonl.look()
