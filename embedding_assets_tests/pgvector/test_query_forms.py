@@ -97,7 +97,7 @@ def test_asyncpg(served: Connection, search_database: str, call: str, given: lis
 @pytest.mark.parametrize("given", ["%s", "%s::vector", "%s::real[]", "%s::text"])
 def test_null_says_what_is_needed(served: Connection, given: str) -> None:
     for parameter in (given % "NULL", given):
-        with pytest.raises(psycopg.errors.InvalidParameterValue, match="search needs a query vector"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match="search needs a query vector, not NULL"):
             served.execute(f"SELECT FROM search({parameter}, 3)".encode(), [None] if "%" in parameter else None)
 
 

@@ -159,6 +159,7 @@ def test_pgvector_may_live_in_a_schema_of_its_own(postgres: Path) -> None:
     dsn = embedded.dsn(postgres, "own schema")
     with psycopg.connect(dsn, autocommit=True) as admin:
         admin.execute('CREATE SCHEMA "Own Types"; CREATE EXTENSION vector SCHEMA "Own Types"')
+        admin.execute("CREATE DOMAIN public.vector AS text")  # somebody else's, and no trap for us
     migrations.migrate(dsn)
     reader = login(dsn, roles.SEARCH).dsn
     path = '-c search_path=public,"Own\\ Types"'

@@ -112,6 +112,11 @@ def test_the_view_is_answered_by_the_indexes(served: Connection) -> None:
     statement = "SELECT document_id FROM live_chunks ORDER BY embedding <=> %s::vector LIMIT 10"
 
     assert scans(served, statement, [literal(query())]) == {"generation_1": (0, 1), "generation_2": (0, 1)}
+    for_llamaindex = """
+        SELECT id, node_id, text, metadata_, embedding <=> %s::vector AS distance
+        FROM data_live_chunks ORDER BY distance LIMIT 10
+    """
+    assert scans(served, for_llamaindex, [literal(query())]) == {"generation_1": (0, 1), "generation_2": (0, 1)}
     plan = "\n".join(line for (line,) in served.execute("EXPLAIN " + statement, [literal(query())]))
     assert "Merge Append" in plan
     assert "Index Scan using generation_1_v1" in plan

@@ -23,8 +23,11 @@ BEGIN
         RAISE EXCEPTION 'this database has no live model yet'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Materialize pgvector_table for this region.';
     END IF;
-    IF query IS NULL OR k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
-        RAISE EXCEPTION 'search needs a query vector and a k from 1 to 10000, not %', coalesce(k::text, 'NULL')
+    IF query IS NULL THEN
+        RAISE EXCEPTION 'search needs a query vector, not NULL' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF k IS NULL OR k NOT BETWEEN 1 AND 10000 THEN
+        RAISE EXCEPTION 'search needs a k from 1 to 10000, not %', coalesce(k::text, 'NULL')
             USING ERRCODE = 'invalid_parameter_value', HINT = 'To read more rows than that, use the view live_chunks.';
     END IF;
     IF cardinality(query::real[]) <> live.dimensions THEN

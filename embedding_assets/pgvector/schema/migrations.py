@@ -166,8 +166,11 @@ def _extension_schema(conn: Connection) -> str:
 
 
 def _search_path(conn: Connection) -> str:
-    """Where migrations create and look: our schema first, and wherever the extension was installed."""
-    schemas = ["embedding_assets", "public", _extension_schema(conn)]
+    """Where migrations create and look: our schema first, and wherever the extension was installed.
+
+    That before public, where somebody else may have a type called vector.
+    """
+    schemas = ["embedding_assets", _extension_schema(conn), "public"]
     return sql.SQL(", ").join(sql.Identifier(name) for name in dict.fromkeys(schemas)).as_string(conn)
 
 
