@@ -1,12 +1,16 @@
 """Sensors, schedules and the alert, by ticks on an ephemeral instance; and all of it once, under the real daemon."""
 
+import asyncio
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +19,7 @@ from datetime import UTC, datetime
 from itertools import count, pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dagster as dg
 import psycopg
@@ -494,6 +498,79 @@ def test_a_webhook_that_fails_is_told_without_its_url(
     assert f"check the URL in {alerts.ALERT_WEBHOOK}" in caplog.text
     assert "a run failed" in caplog.text
     assert "T0-secret" not in caplog.text
+
+
+ENDLESS = {
+    "a body without end": b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1000,
+    "a packed body without end": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + b"x" * 1000,
+    "headers without end": b"HTTP/1.1 200 OK\r\n",
+    "no answer": b"",
+}
+
+
+@pytest.mark.parametrize("answer", ENDLESS)
+def test_a_webhook_without_end_holds_nobody_up_and_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: str
+) -> None:
+    monkeypatch.setattr(alerts, "_SECONDS", 0.7)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sent: list[int] = []
+
+        def serve() -> None:
+            peer, _ = server.accept()
+            with peer, suppress(OSError):
+                peer.settimeout(5)
+                peer.sendall(ENDLESS[answer])
+                more = b"X-More: and more\r\n" * 500 if answer == "headers without end" else b"x" * 10_000
+                while ENDLESS[answer]:
+                    sent.append(peer.send(more))
+                peer.recv(1 << 20), peer.recv(1 << 20), peer.recv(1)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        monkeypatch.setenv(alerts.ALERT_WEBHOOK, f"http://127.0.0.1:{server.getsockname()[1]}/T0-secret")
+        begun, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        told = alerts.alert(logging.getLogger("test"), "a run failed")
+        seconds = time.monotonic() - begun
+        thread.join()
+
+    assert told == ("body" in answer)
+    assert seconds < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000, "kB"
+    assert "T0-secret" not in caplog.text
+
+
+def test_a_name_server_that_does_not_answer_holds_up_no_alert(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(alerts, "_SECONDS", 0.2)
+    answered = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> Any:
+        answered.wait(60)
+        raise socket.gaierror
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    monkeypatch.setenv(alerts.ALERT_WEBHOOK, "http://hooks.invalid/T0-secret")
+    begun = time.monotonic()
+
+    told = alerts.alert(logging.getLogger("test"), "a run failed")
+
+    answered.set()
+    assert not told
+    assert time.monotonic() - begun < 10
+    assert "The alert webhook did not take it" in caplog.text
+
+
+def test_an_alert_can_be_sent_from_a_running_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def within() -> bool:
+        return alerts.alert(logging.getLogger("test"), "a run failed")
+
+    with webhook() as (url, received):
+        monkeypatch.setenv(alerts.ALERT_WEBHOOK, url)
+        assert asyncio.run(within())
+
+    assert received == [{"text": "a run failed"}]
 
 
 # Under the real daemon

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import dagster as dg
+import psycopg
 import pytest
 
 from embedding_assets.errors import PermanentError
@@ -289,6 +290,25 @@ def test_people_that_could_not_be_told_are_told_the_next_time(box: Sandbox, inst
     assert dead_letters.reconcile(box.deployment, lambda text: False).escalated == 0
     assert [state for *_, state in letters(box)] == ["pending"]
     assert dead_letters.reconcile(box.deployment, lambda text: True).escalated == 1
+
+
+def test_no_connection_is_held_while_people_are_told_and_what_they_settle_meanwhile_stays_settled(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    (box.docs / "empty.md").touch()
+    source_run(box, instance)
+
+    def settle(text: str) -> bool:
+        with psycopg.connect(box.dsns[PRIMARY], autocommit=True) as conn:
+            others = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            assert conn.execute(f"{others} AND backend_type = 'client backend'").fetchone() == (0,)
+            conn.execute("UPDATE embedding_assets.dead_letters SET state = 'resolved'")
+        return True
+
+    assert dead_letters.reconcile(box.deployment, settle).escalated == 0
+    assert [state for *_, state in letters(box)] == ["resolved"]
 
 
 def test_letters_of_a_source_that_left_the_settings_are_withdrawn(box: Sandbox, instance: dg.DagsterInstance) -> None:

@@ -1,5 +1,6 @@
 """What is only to be looked at (bars, pictures, counts) fails no step, and figures of nothing done are left out."""
 
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from embedding_assets.cli.terminal import outcome_line
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
+from embedding_assets.orchestration.driver import Outcome
 from embedding_assets.snapshots import log
 from embedding_assets_tests.support.harness import QUIET, SOURCE, Sandbox
 
@@ -73,27 +76,52 @@ def test_a_display_that_fails_is_told_of_once_a_run_and_fails_no_step(
     assert [text.count("No more progress is shown") for text in warnings.values()] == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("picture", "asset", "name"),
-    [
-        ("norm_histogram", "embeddings_v1", "norms"),
-        ("embedding_map", "embeddings_v1", "map"),
-        ("recall_curve", "hnsw_index", "recall_curve"),
-        ("to_date", "embeddings_v1", "tokens_to_date"),
-    ],
-)
-def test_a_picture_that_can_not_be_drawn_is_left_out(
-    box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, picture: str, asset: str, name: str
+SHOWS = {
+    "of_snapshot": ("embeddings_v1", "stored_bytes"),
+    "changes": ("raw_docs", "changed"),
+    "rate": ("pgvector_table", "rows_per_second"),
+    "to_date": ("embeddings_v1", "tokens_to_date"),
+    "table": ("chunks", "sample"),
+    "norm_histogram": ("embeddings_v1", "norms"),
+    "embedding_map": ("embeddings_v1", "map"),
+    "recall_curve": ("hnsw_index", "recall_curve"),
+    "throughput": ("embeddings_v1", "throughput"),
+}
+"""What each function of `metadata` has an asset tell."""
+
+
+def test_every_function_that_shows_something_is_tried_below() -> None:
+    public = {
+        name
+        for name, found in vars(metadata).items()
+        if inspect.isfunction(found) and found.__module__ == metadata.__name__ and not name.startswith("_")
+    }
+
+    assert public - {"optional", "figures"} == set(SHOWS)  # those two are what makes the others harmless
+
+
+@pytest.mark.parametrize("broken", SHOWS)
+def test_what_can_not_be_shown_is_left_out_after_the_commit_and_fails_no_step(
+    box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
-    def fail(*_: Any) -> None:
+    (box.docs / "refused.md").write_bytes(b"\xff\x00\xff")  # a document for the table of what was rejected
+
+    def fail(*_: Any, **__: Any) -> None:
+        assert log.head(box.deployment.primary, "raw_docs", SOURCE) is not None
         raise ValueError("not enough values to unpack")
 
-    monkeypatch.setattr(metadata, picture, fail)
+    monkeypatch.setattr(metadata, broken, fail)
 
     figures, warnings = run(box, instance)
 
+    asset, name = SHOWS[broken]
     assert name not in figures[asset]
-    assert "can't be shown, the run goes on without: ValueError" in warnings[asset]
+    assert broken == "throughput" or "can't be shown, the run goes on without: ValueError" in warnings[asset]
+    assert all(box.roots()[asset] for asset in ("raw_docs", "chunks", "embeddings_v1", "embeddings_v2", "eu-west-1"))
+    assert len(box.rows("eu-west-1")) == 6
+    assert (figures["embeddings_v1"]["new"], figures["pgvector_table"]["rows_loaded"]) == (6, 6)
+    assert broken == "of_snapshot" or figures["raw_docs"]["documents"] == 6
+    assert outcome_line(Outcome("docs", "run", True, 1.0, figures))
 
 
 def test_a_first_source_of_one_chunk_has_its_figures_and_no_map(sandbox: Sandbox, instance: dg.DagsterInstance) -> None:

@@ -64,23 +64,24 @@ def outcome_line(outcome: Outcome) -> str:
 
 
 def _story(outcome: Outcome) -> str:
+    """What the run came to, of the figures that it could tell."""
     found = outcome.metadata
     told: list[str] = []
     told += [
         _changes(what, found[asset][what], found[asset])
         for asset, what in ((RAW_DOCS, "documents"), (CHUNKS, "chunks"))
-        if asset in found
+        if what in found.get(asset, {})
     ]
     passed_over = found.get(RAW_DOCS, {}).get("passed_over", 0)
     if passed_over:
-        told.append(f"{passed_over:,} passed over ({plain(found[RAW_DOCS]['passed_over_first'])})")
-    bought = [found[asset]["new"] for asset in VECTORS if asset in found]
+        told.append(f"{passed_over:,} passed over ({plain(found[RAW_DOCS].get('passed_over_first', '…'))})")
+    bought = [found[asset]["new"] for asset in VECTORS if "new" in found.get(asset, {})]
     if bought:
         told.append(f"{sum(bought):,} vectors computed")
-    if REPLICA in found:
+    if "bytes_copied" in found.get(REPLICA, {}):
         told.append(f"{found[REPLICA]['bytes_copied'] / 1e6:.1f} MB copied")
-    if TABLE in found:
-        gone = found[TABLE]["rows_deleted"]
+    if "rows_loaded" in found.get(TABLE, {}):
+        gone = found[TABLE].get("rows_deleted", 0)
         told.append(f"{found[TABLE]['rows_loaded']:,} rows loaded" + (f", {gone:,} deleted" if gone else ""))
     return ", ".join(told)
 

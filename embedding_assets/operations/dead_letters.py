@@ -139,7 +139,8 @@ class Reconciled(NamedTuple):
 def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconciled:
     """Have tried again what may heal, tell people of the rest, and clear away what concerns nobody any more.
 
-    `alert` is called once: where it says that nobody could be told, the next reconciliation tells again.
+    `alert` is called once, with no connection open meanwhile: where it says that nobody could be told, the next
+    reconciliation tells again.
     """
     with _database(deployment) as conn:
         pending = table.listed(conn, None, ["pending"])
@@ -149,9 +150,13 @@ def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconcile
         for_people = [letter for letter in rest if letter not in hopeful]
         table.mark(conn, _ids(orphans), "resolved")
         table.mark(conn, _ids(hopeful), "replayed")
-        escalated = for_people if for_people and alert(describe(for_people)) else []
-        table.mark(conn, _ids(escalated), "escalated")
         forgotten = table.forget_resolved(conn, _HISTORY_DAYS)
+    escalated: list[DeadLetter] = []
+    if for_people and alert(describe(for_people)):
+        with _database(deployment) as conn:
+            still = set(_ids(table.listed(conn, None, ["pending"])))  # somebody may have seen to one meanwhile
+            escalated = [letter for letter in for_people if letter.id in still]
+            table.mark(conn, _ids(escalated), "escalated")
     return Reconciled(len(hopeful), len(escalated), len(orphans), forgotten)
 
 

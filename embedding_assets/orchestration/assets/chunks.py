@@ -61,15 +61,21 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
             seconds = watch.seconds
-            changes = metadata.changes(
-                context.log, lambda: count_changes(store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
+            changes = metadata.optional(
+                context.log,
+                "What was changed",
+                lambda: metadata.changes(
+                    lambda: count_changes(store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
+                ),
             )
             rows_made = sum(part.rows for part in made)
-            did = changes | {
-                "chunks_made": rows_made,
-                **metadata.rate("chunks_per_second", rows_made, seconds),
-            }
-            found = metadata.of_snapshot(snapshot, did, seconds)
+            found = metadata.figures(
+                context.log,
+                snapshot,
+                changes | {"chunks_made": rows_made},
+                lambda: metadata.rate("chunks_per_second", rows_made, seconds),
+                seconds=seconds,
+            )
             if made:
                 found |= metadata.optional(
                     context.log, "A sample of the chunks", lambda: _sample(store, source, made[0])

@@ -108,9 +108,15 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 "new": bought.new,
                 "reused": bought.reused,
                 **_used(bought),
-                **metadata.optional(context.log, "The sums to date", lambda: metadata.to_date(context, _spent(bought))),
             }
-            found = metadata.of_snapshot(snapshot, did, seconds)
+            found = metadata.figures(
+                context.log,
+                snapshot,
+                did,
+                lambda: metadata.rate("vectors_per_second", bought.new, bought.usage.seconds),
+                lambda: metadata.to_date(context, _spent(bought)),
+                seconds=seconds,
+            )
 
             def draw(what: str, picture: Callable[[], Any]) -> None:
                 found.update(metadata.optional(context.log, f"The picture `{what}`", lambda: {what: picture()}))
@@ -133,10 +139,11 @@ def _used(bought: Bought) -> dict[str, Any]:
     used = dataclasses.asdict(bought.usage)
     if not bought.usage.requests:
         return {}
-    seconds, share = used.pop("seconds"), used.pop("quota_share")
+    share = used.pop("quota_share")
+    del used["seconds"]
     latencies = {f"{name}_seconds": round(used.pop(name), 4) for name in ("latency_p50", "latency_p95", "latency_p99")}
     quota = {} if share is None else {"quota_share": round(share, 4)}
-    return used | quota | latencies | metadata.rate("vectors_per_second", bought.new, seconds)
+    return used | quota | latencies
 
 
 def _spent(bought: Bought) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """The index: built and measured on the loaded table, which is then published."""
 
+import logging
 from typing import Any
 
 import dagster as dg
@@ -66,8 +67,8 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             serving = publish(conn, source, replica.root, refs)
             invalid = invalid_indexes(conn, serving)
             degraded = shortfall(live, reports[live].recall, reports[live].ef_search, target)
-            if degraded and reports[live].measured_now:
-                alert(context.log, f"{region}|{source} is served, and degraded: {degraded}")
+        if degraded and reports[live].measured_now:
+            alert(context.log, f"{region}|{source} is served, and degraded: {degraded}")
         found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
         for slot, report in reports.items():
             found |= {
@@ -77,7 +78,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 f"{slot}_m": report.hnsw.m,
                 f"{slot}_ef_construction": report.hnsw.ef_construction,
                 f"{slot}_index_bytes": report.size_bytes,
-                **(_built(slot, report.built) if report.built else {}),
+                **_built(context.log, slot, report.built),
             }
         found |= {
             "serving_generation": serving.id,
@@ -88,8 +89,9 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             found |= metadata.optional(
                 context.log, "The recall curve", lambda: {"recall_curve": metadata.recall_curve(curves, target)}
             )
-            found["recall_table"] = metadata.table(
-                {"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve
+            points = [{"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve]
+            found |= metadata.optional(
+                context.log, "The recall table", lambda: {"recall_table": metadata.table(points)}
             )
         return dg.MaterializeResult(
             data_version=dg.DataVersion(replica.root),
@@ -100,11 +102,15 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     return hnsw_index
 
 
-def _built(slot: Slot, built: Built) -> dict[str, Any]:
+def _built(log: logging.Logger, slot: Slot, built: Built | None) -> dict[str, Any]:
     """How the index was built, where this run did it."""
+    if built is None:
+        return {}
     return {
         f"{slot}_build_seconds": round(built.seconds, 3),
-        **metadata.rate(f"{slot}_vectors_per_second", built.vectors, built.seconds),
+        **metadata.optional(
+            log, "A figure", lambda: metadata.rate(f"{slot}_vectors_per_second", built.vectors, built.seconds)
+        ),
         f"{slot}_memory_estimated_bytes": built.estimate,
         f"{slot}_memory_granted_bytes": built.granted,
         f"{slot}_workers": built.workers,

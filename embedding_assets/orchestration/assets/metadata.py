@@ -23,15 +23,12 @@ _CELL: Final = 160
 def of_snapshot(snapshot: Snapshot, did: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """What is told of every snapshot, in the order of interest: what there is, what the run `did` and how long that
     took, what was refused, and where it lies."""
-    rejected: dict[str, Any] = {"rejected": len(snapshot.rejected)}
-    if snapshot.rejected:
-        rejected["rejected_entries"] = table([rejection.model_dump() for rejection in snapshot.rejected])
     return {
         "dagster/row_count": sum(part.rows for part in snapshot.parts),
         **snapshot.counts,
         **did,
         "seconds": round(seconds, 3),
-        **rejected,
+        "rejected": len(snapshot.rejected),
         "stored_bytes": snapshot.total_bytes,
         "parts": len(snapshot.parts),
         "shards": 2**snapshot.shard_bits,
@@ -49,9 +46,29 @@ def optional(log: logging.Logger, what: str, make: Callable[[], Mapping[str, Any
         return {}
 
 
-def changes(log: logging.Logger, count: Callable[[], Changes]) -> dict[str, Any]:
+def figures(
+    log: logging.Logger,
+    snapshot: Snapshot,
+    did: Mapping[str, Any],
+    *more: Callable[[], Mapping[str, Any]],
+    seconds: float,
+) -> dict[str, Any]:
+    """`of_snapshot`, with what the run `did` and `more` of it; each is left out where it fails.
+
+    Call it after the commit, which nothing that is only told may hold up.
+    """
+    done = dict(did)
+    for make in more:
+        done |= optional(log, "A figure", make)
+    told = optional(log, "What there is now", lambda: of_snapshot(snapshot, done, seconds)) or done
+    if rejected := [rejection.model_dump() for rejection in snapshot.rejected]:
+        told |= optional(log, "What was rejected", lambda: {"rejected_entries": table(rejected)})
+    return told
+
+
+def changes(count: Callable[[], Changes]) -> dict[str, Any]:
     """What a commit changed. Counting reads the snapshot before, of which a part may be lost."""
-    return optional(log, "What was changed", lambda: count()._asdict())
+    return count()._asdict()
 
 
 def rate(name: str, amount: float, seconds: float) -> dict[str, float]:

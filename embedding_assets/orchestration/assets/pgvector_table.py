@@ -60,7 +60,9 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 "dagster/row_count": loaded.rows,
                 "rows_loaded": loaded.rows_written,
                 **_told(loaded),
-                **metadata.rate("rows_per_second", loaded.rows_written, seconds),
+                **metadata.optional(
+                    context.log, "A figure", lambda: metadata.rate("rows_per_second", loaded.rows_written, seconds)
+                ),
                 "bytes_sent": loaded.bytes_written,
                 "seconds": round(seconds, 3),
                 "shards": loaded.shards,

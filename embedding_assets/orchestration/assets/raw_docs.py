@@ -79,23 +79,33 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             unaccepted = rejections.unaccepted(snapshot.rejected)
             checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.max_rejected))
             seconds = watch.seconds
-            changes = metadata.changes(
-                context.log, lambda: count_changes(store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
+            changes = metadata.optional(
+                context.log,
+                "What was changed",
+                lambda: metadata.changes(
+                    lambda: count_changes(store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
+                ),
             )
         did = changes | {
             "items_listed": looked.items,
             "items_read": looked.read,
-            **metadata.rate("items_per_second", looked.items, seconds),
             "parts_written": looked.parts_written,
             "passed_over": looked.passed_over,
         }
         if looked.passed_over:
             more = ", …" if looked.passed_over > len(looked.passed_over_first) else ""
             did["passed_over_first"] = ", ".join(looked.passed_over_first) + more
+        found = metadata.figures(
+            context.log,
+            snapshot,
+            did,
+            lambda: metadata.rate("items_per_second", looked.items, seconds),
+            seconds=seconds,
+        )
         yield dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
-            metadata=metadata.of_snapshot(snapshot, did, seconds),
+            metadata=found,
             check_results=checks,
         )
 

@@ -48,15 +48,17 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             yield from judged(draft, checks)
             snapshot = log.append(store, draft, derived_in=primary)
         seconds = watch.seconds
-        did = {
-            "parts_copied": parts,
-            "bytes_copied": copied,
-            **metadata.rate("megabytes_per_second", copied / 1e6, seconds),
-        }
+        found = metadata.figures(
+            context.log,
+            snapshot,
+            {"parts_copied": parts, "bytes_copied": copied},
+            lambda: metadata.rate("megabytes_per_second", copied / 1e6, seconds),
+            seconds=seconds,
+        )
         yield dg.MaterializeResult(
             value=snapshot,
             data_version=dg.DataVersion(snapshot.root),
-            metadata=metadata.of_snapshot(snapshot, did, seconds),
+            metadata=found,
             check_results=checks,
         )
 
