@@ -2,7 +2,7 @@
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final
@@ -58,14 +58,22 @@ def constructions(scope: ast.AST, around: tuple[ast.AST, ...] = ()) -> Iterator[
         yield from constructions(node, inner)
 
 
-def words_with_a_cure(scope: ast.AST) -> set[str]:
-    """Variables of a function, or constants of a module, that stand for a text with a cure."""
-    found: set[str] = set()
-    for node in scope.body if isinstance(scope, ast.Module) else ast.walk(scope):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and has_cure(node.value):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return found
+def variables_with_a_cure(nodes: Iterable[ast.AST]) -> set[str]:
+    """Variables, or constants, that stand for a text with a cure."""
+    assigned = [node for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None]
+    return {
+        target.id
+        for node in assigned
+        if node.value is not None and has_cure(node.value)
+        for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(target, ast.Name)
+    }
+
+
+@cache
+def constants_with_a_cure() -> frozenset[str]:
+    """Constants of the package's modules, which other modules import by their names."""
+    return frozenset(name for module in modules().values() for name in variables_with_a_cure(module.body))
 
 
 @cache
@@ -84,7 +92,9 @@ def functions_with_a_cure() -> frozenset[str]:
 def says_the_cure(call: ast.Call, around: tuple[ast.AST, ...]) -> bool:
     used = names(call) - set(dir(builtins))
     composed = any(permanent_errors()[name] for name in names(call.func) & permanent_errors().keys())
-    texts = functions_with_a_cure().union(*(words_with_a_cure(scope) for scope in around[-1:] + around[:1]))
+    inside = [node for scope in around[1:] for node in ast.walk(scope)]
+    module = around[0].body if isinstance(around[0], ast.Module) else []
+    texts = functions_with_a_cure() | constants_with_a_cure() | variables_with_a_cure([*module, *inside])
     return composed or has_cure(call) or bool(used & texts)
 
 
