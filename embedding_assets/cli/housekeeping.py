@@ -17,7 +17,7 @@ from embedding_assets.settings.home import home
 def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
     """Delete from the stores what no retained snapshot names.
 
-    With --json what went, by region: {log_entries, parts, bytes}.
+    With --json what went, by region: {log_entries, set_aside, put_back, deleted, bytes}.
     """
     from embedding_assets.snapshots.garbage import collect
 
@@ -30,7 +30,11 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
         print_json(collected)
     else:
         for name, what in collected.items():
-            OUT.print(f"{name}: {what['log_entries']} snapshots and {what['parts']} parts, {what['bytes']:,} bytes")
+            OUT.print(
+                f"{name}: {what['log_entries']} snapshots and {what['deleted']} parts deleted, "
+                f"{what['bytes']:,} bytes. {what['set_aside']} parts set aside for the next time, "
+                f"{what['put_back']} put back"
+            )
 
 
 @click.command()

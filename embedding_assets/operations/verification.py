@@ -7,6 +7,7 @@ from typing import Final
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be, links_behind
+from embedding_assets.operations.healing import heal
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
@@ -16,12 +17,11 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS, INDEX, REPLICA, SOURCE_ASSETS, TABLE, VECTORS
-from embedding_assets.snapshots.replication import copy_again, harmed, prepare_replica
+from embedding_assets.snapshots.parts import PartDamaged
+from embedding_assets.snapshots.replication import harmed, prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.work.pool import in_process
-
-_PRIMARY_CURE: Final = "copy the file from another region's store, which has the same bytes under the same path"
 
 _PARTS: Final = (Kind.PART_MISSING, Kind.PART_DAMAGED)
 
@@ -100,7 +100,7 @@ def _verify_primary(deployment: Deployment, source: str) -> Iterator[Finding]:
                 yield Finding(Kind.NEVER_MADE, where, f"{asset} was never materialized", materialize_cure(source))
             else:
                 heads[asset] = snapshot
-                yield from _harmed(primary, snapshot, region, _PRIMARY_CURE)
+                yield from _harmed(primary, snapshot, region)
         except PipelineError as error:
             yield could_not_be(f"{asset} could not be read", where, error)
     yield from (
@@ -117,7 +117,7 @@ def _verify_region(deployment: Deployment, region: str, source: str) -> Iterator
         if replica is None:
             yield Finding(Kind.NEVER_MADE, where, "nothing was replicated yet", cure)
             return
-        damage = list(_harmed(store, replica, region, _repair_cure(source, region)))
+        damage = list(_harmed(store, replica, region))
         yield from damage
         newest = {
             asset: head.root
@@ -156,7 +156,7 @@ def _verify_table(deployment: Deployment, region: str, replica: Snapshot, store:
         yield could_not_be("the table could not be compared", where, error)
 
 
-def _harmed(store: Store, snapshot: Snapshot, region: str, cure: str) -> Iterator[Finding]:
+def _harmed(store: Store, snapshot: Snapshot, region: str) -> Iterator[Finding]:
     for harm in harmed(store, snapshot):
         if harm.path is None:
             where = Where(snapshot.source, region, snapshot.asset)
@@ -164,15 +164,17 @@ def _harmed(store: Store, snapshot: Snapshot, region: str, cure: str) -> Iterato
         else:
             kind = Kind.PART_MISSING if harm.missing else Kind.PART_DAMAGED
             where = Where(snapshot.source, region, snapshot.asset, path=harm.path)
+            # What no store has any more is made again, by the run of its stage.
+            made_here = harm.missing and snapshot.asset != REPLICA
+            cure = materialize_cure(snapshot.source) if made_here else _repair_cure(snapshot.source, region)
             yield Finding(kind, where, harm.what, cure)
 
 
 def _repair(deployment: Deployment, region: str, source: str, findings: Sequence[Finding]) -> Iterator[str]:
     """Parts first: what is behind them is read from them."""
-    parts = [one.where for one in findings if one.kind in _PARTS]
-    for where in parts:
-        if _mend_part(deployment, where):
-            yield f"{where.path} copied again from the primary"
+    for part in (one for one in findings if one.kind in _PARTS):
+        if did := _mend_part(deployment, part.where, part.kind == Kind.PART_MISSING):
+            yield did
     if any(one.where.asset == REPLICA and one.kind in (Kind.NEVER_MADE, Kind.BEHIND) for one in findings):
         yield from _replicate(deployment, region, source)
     shards = {one.where.shard for one in findings if one.kind == Kind.ROWS_DIFFER and one.where.shard is not None}
@@ -181,13 +183,17 @@ def _repair(deployment: Deployment, region: str, source: str, findings: Sequence
         yield from _repair_table(deployment, region, source, shards, rebuild)
 
 
-def _mend_part(deployment: Deployment, where: Where) -> bool:
-    """Put a part of a region's store back from where its bytes are whole; whether that could be done."""
-    if where.region == deployment.settings.primary_region or where.path is None:
-        return False
+def _mend_part(deployment: Deployment, where: Where, missing: bool) -> str:
+    """Put a part back from where its bytes are whole; a sentence on what was done."""
     store = deployment.store(where.region)
     snapshot = log.head(store, where.asset, where.source)
-    return snapshot is not None and copy_again(deployment.primary, store, snapshot, where.path)
+    for part in snapshot.parts if snapshot else ():
+        if part.path(where.source) == where.path:
+            healed = heal(deployment, PartDamaged(store, where.source, part, "is lost or damaged"))
+            if healed:
+                return f"{where.path} put back"
+            return "" if missing else f"{where.path} set aside: the next run makes it again"
+    return ""
 
 
 def _replicate(deployment: Deployment, region: str, source: str) -> Iterator[str]:

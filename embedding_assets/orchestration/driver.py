@@ -15,6 +15,7 @@ import dagster as dg
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.healing import has_lost
 from embedding_assets.orchestration.assets.boundary import was_stopped
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
@@ -98,15 +99,35 @@ def materialize(
     """
     defs = build_defs(deployment, progress)
     for source in sources:
-        config = {RAW_DOCS: {"config": {"allow_deletes": allow_deletes, "reread": reread}}}
-        outcome = _run(defs, SOURCE_JOB, source, instance, {"ops": config})
-        yield outcome
-        for region in regions if outcome.succeeded else ():
-            if not is_current(region, source) and not was_stopped(outcome.run_id):
-                outcome = _run(defs, REGION_JOB, f"{region}|{source}", instance, {})
-                yield outcome
+        config = {"ops": {RAW_DOCS: {"config": {"allow_deletes": allow_deletes, "reread": reread}}}}
+
+        def run(job: str, partition: str, config: dict[str, Any]) -> Outcome:
+            return _run(defs, job, partition, instance, config)
+
+        outcomes = _bring(run, source, config, regions, is_current)
+        for outcome in outcomes:
+            if not outcome.succeeded and not was_stopped(outcome.run_id) and has_lost(deployment, source):
+                # What no store has whole was set aside meanwhile: the stages that made it make it again.
+                yield from _bring(run, source, config, regions, is_current)
+                break
+            yield outcome
         if was_stopped(outcome.run_id):
             return
+
+
+def _bring(
+    run: Callable[[str, str, dict[str, Any]], Outcome],
+    source: str,
+    config: dict[str, Any],
+    regions: Sequence[str],
+    is_current: Callable[[str, str], bool],
+) -> Iterator[Outcome]:
+    outcome = run(SOURCE_JOB, source, config)
+    yield outcome
+    for region in regions if outcome.succeeded else ():
+        if not is_current(region, source) and not was_stopped(outcome.run_id):
+            outcome = run(REGION_JOB, f"{region}|{source}", {})
+            yield outcome
 
 
 def _run(

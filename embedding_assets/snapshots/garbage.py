@@ -1,48 +1,119 @@
-"""Garbage collection: what no retained snapshot names goes, once it is older than a grace period."""
+"""Garbage collection: what no retained snapshot names goes, once it is older than a grace period.
+
+Runs go on meanwhile, in other processes and on other machines: between a look and a deletion a run may find a part by
+its name, renew it and commit it. So nothing is destroyed at once. A part is set aside first, and goes for good when a
+later collection, a grace period after, still finds nobody who names it. One that a run did name is put back: by this
+collection, by the next, or by whoever misses it (`operations.healing`).
+"""
 
 from collections import defaultdict
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.log import entry_path
 from embedding_assets.snapshots.stores import Entry, Store
+
+_ASIDE: Final = "aside"
+_TIME: Final = "%Y%m%dT%H%M%SZ"
 
 
 class Collected(NamedTuple):
     """What a collection removed."""
 
     log_entries: int
-    parts: int
+    set_aside: int
+    """Parts that a later collection deletes, unless somebody names them until then."""
+    put_back: int
+    """Parts set aside that a snapshot names."""
+    deleted: int
+    """Parts that had been set aside a grace period ago."""
     bytes: int
+    """Of the parts deleted."""
+
+
+def set_aside(store: Store, path: str, now: datetime) -> None:
+    """Move an object to where a collection a grace period later finds it, and whoever misses it until then.
+
+    The time is in its name: a store's own copy may keep the time of the original.
+    """
+    store.move(path, f"{_ASIDE}/{now.astimezone(UTC).strftime(_TIME)}/{path}")
+
+
+def aside(store: Store, path: str) -> list[str]:
+    """Where objects of this path lie that were set aside, the newest first."""
+    found = (entry.path for entry in store.entries(_ASIDE))
+    return sorted((name for name in found if name.split("/", 2)[2] == path), reverse=True)
 
 
 def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None = None) -> Collected:
-    """Keep the newest `keep` snapshots of every log and whatever is younger than `grace`; delete the rest.
+    """Keep the newest `keep` snapshots of every log and whatever is younger than `grace`; the rest goes.
 
     The grace period covers runs that are under way, so it has to be longer than they take: their parts are written
     before any snapshot names them, and they read the snapshots that they began with for as long after those were
     superseded. Log entries go before the parts that only they named, so that a crash leaves nothing that names what
     is gone.
     """
-    oldest_kept = (now or datetime.now(UTC)) - grace
-    logs: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    now = now or datetime.now(UTC)
+    oldest_kept = now - grace
+    named, stale_entries = _retained(store, keep, oldest_kept)
+    store.delete(stale_entries)
+    moved = 0
+    for found in store.entries("parts"):
+        if found.path not in named and _is_older(store, found, oldest_kept):
+            set_aside(store, found.path, now)
+            moved += 1
+    # Whoever committed while parts were set aside is seen now.
+    named, _ = _retained(store, keep, oldest_kept)
+    put_back, deleted = _settle(store, named, oldest_kept)
+    return Collected(len(stale_entries), moved, put_back, len(deleted), sum(found.bytes for found in deleted))
+
+
+def _retained(store: Store, keep: int, oldest_kept: datetime) -> tuple[set[str], list[str]]:
+    """(the paths of the parts that retained snapshots name, the paths of the entries to go)."""
+    logs: dict[tuple[str, str], dict[int, Entry]] = defaultdict(dict)
     for found in store.entries("snapshots"):
-        _, asset, source, _ = found.path.split("/")
-        logs[asset, source].append(found)
+        _, asset, source, name = found.path.split("/")
+        if (number := log.number_of(name)) is not None:
+            logs[asset, source][number] = found
     named: set[str] = set()
-    stale_entries: list[str] = []
+    stale: list[str] = []
     for (asset, source), entries in logs.items():
-        ordered = sorted(entries, key=lambda found: found.path, reverse=True)
-        for place, found in enumerate(ordered):
+        newer: Entry | None = None
+        whole = 0
+        for number in sorted(entries, reverse=True):
             # A head may be old: its age counts from when the next one took its place. One head always stays.
-            if place >= max(keep, 1) and ordered[place - 1].modified < oldest_kept:
-                stale_entries.append(found.path)
+            if newer is not None and whole >= max(keep, 1) and newer.modified < oldest_kept:
+                stale.append(entry_path(asset, source, number))
                 continue
-            number = int(found.path.rpartition("/")[2].removesuffix(".json"))
             snapshot = log.entry(store, asset, source, number)
             if snapshot is not None:
+                newer = entries[number]
+                whole += 1
                 named.update(part.path(source) for part in snapshot.parts)
-    store.delete(stale_entries)
-    stale = [f for f in store.entries("parts") if f.path not in named and f.modified < oldest_kept]
-    store.delete([found.path for found in stale])
-    return Collected(len(stale_entries), len(stale), sum(found.bytes for found in stale))
+    return named, stale
+
+
+def _is_older(store: Store, found: Entry, oldest_kept: datetime) -> bool:
+    """Whether a part is old, and still is a moment before it is set aside: a run may have renewed it since."""
+    if found.modified >= oldest_kept:
+        return False
+    modified = store.modified(found.path)
+    return modified is not None and modified < oldest_kept
+
+
+def _settle(store: Store, named: Collection[str], oldest_kept: datetime) -> tuple[int, list[Entry]]:
+    """Put back what was set aside and is named; delete what was set aside a grace period ago and is not."""
+    put_back = 0
+    deleted: list[Entry] = []
+    for found in store.entries(_ASIDE):
+        _, time, path = found.path.split("/", 2)
+        if path in named:
+            data = store.get(found.path)
+            put_back += data is not None and store.put_if_absent(path, data)
+            store.delete([found.path])
+        elif datetime.strptime(time, _TIME).replace(tzinfo=UTC) < oldest_kept:
+            deleted.append(found)
+    store.delete([found.path for found in deleted])
+    return put_back, deleted

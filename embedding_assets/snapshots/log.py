@@ -38,7 +38,12 @@ def newest(store: Store, snapshot: Snapshot) -> Snapshot:
 def numbers(store: Store, asset: str, source: str) -> list[int]:
     """The numbers of the log's entries, ascending. Other files in its folder are nobody's."""
     names = (found.path.rpartition("/")[2] for found in store.entries(_folder(asset, source)))
-    return sorted(int(name.removesuffix(".json")) for name in names if _ENTRY.fullmatch(name))
+    return sorted(number for name in names if (number := number_of(name)) is not None)
+
+
+def number_of(name: str) -> int | None:
+    """The number that a file of a log's folder is the entry of, if it is one."""
+    return int(name.removesuffix(".json")) if _ENTRY.fullmatch(name) else None
 
 
 def entry(store: Store, asset: str, source: str, number: int) -> Snapshot | None:

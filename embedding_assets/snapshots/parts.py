@@ -23,9 +23,10 @@ class PartDamaged(PermanentError):
     """A part is missing, or its bytes are not those that its snapshot recorded."""
 
     def __init__(self, store: Store, source: str, part: Part, what: str) -> None:
+        self.what = f"store {store.url}: {part.path(source)} of source {source} {what}."
         super().__init__(
-            f"store {store.url}: {part.path(source)} of source {source} {what}. Cure: run `embedding-assets "
-            f"materialize --source {source}`: it is taken from a store that has it, or made again."
+            f"{self.what} Cure: run `embedding-assets materialize --source {source}`: it is taken from a store "
+            "that has it, or made again."
         )
         self.store = store
         self.source = source
@@ -153,9 +154,14 @@ def read_bytes(store: Store, source: str, part: Part) -> bytes:
         raise PartDamaged(store, source, part, "is larger than recorded") from error
     if data is None:
         raise PartDamaged(store, source, part, "is missing")
-    if hashlib.sha256(data).hexdigest() != part.sha256:
+    if not is_whole(part, data):
         raise PartDamaged(store, source, part, "has other bytes than recorded")
     return data
+
+
+def is_whole(part: Part, data: bytes) -> bool:
+    """Whether these are the bytes that the part's snapshot recorded."""
+    return hashlib.sha256(data).hexdigest() == part.sha256
 
 
 def _describe(

@@ -94,8 +94,7 @@ def copy_part(region: Store, task: CopyTask) -> int:
         region.keep_young(path, read_bytes(region, task.source, task.part))
     except PartDamaged:
         # Nothing is lost with it: the primary has the bytes, and they are in hand.
-        region.delete([path])
-        region.put_if_absent(path, data)
+        region.replace(path, data)
         return len(data)
     return 0
 
@@ -134,24 +133,6 @@ class Harm(NamedTuple):
     path: str | None
     """Of the part; None where the entry itself is wrong."""
     missing: bool
-
-
-def copy_again(primary: Store, region: Store, snapshot: Snapshot, path: str) -> bool:
-    """Put the primary's bytes where a part of a region's snapshot is missing or damaged; whether that was done.
-
-    What the primary has only damaged is left as it is. An error between the two steps leaves a part missing, which the
-    next time mends.
-    """
-    part = next((part for part in snapshot.parts if part.path(snapshot.source) == path), None)
-    if part is None or primary.url == region.url:
-        return False
-    try:
-        data = read_bytes(primary, snapshot.source, part)
-    except PartDamaged:
-        return False
-    region.delete([path])
-    region.put_if_absent(path, data)
-    return True
 
 
 def harmed(store: Store, snapshot: Snapshot) -> list[Harm]:

@@ -100,15 +100,36 @@ class Store:
         with self._named_errors("replace", path):
             self._overwrite(path, data)
 
+    def move(self, path: str, to: str) -> None:
+        """Move an object to another path of the store, over what is there; nothing is done where it is gone.
+
+        At every moment it lies under one of the two.
+        """
+        with self._named_errors("move", path):
+            try:
+                obstore.copy(self.objects, path, to)
+                obstore.delete(self.objects, path)
+            except (NotFoundError, FileNotFoundError):
+                return
+
+    def modified(self, path: str) -> datetime | None:
+        """When an object was written; None if there is none."""
+        with self._named_errors("look at", path):
+            try:
+                return obstore.head(self.objects, path)["last_modified"]
+            except (NotFoundError, FileNotFoundError):
+                return None
+
     def keep_young(self, path: str, data: bytes) -> None:
-        """Write an object's own bytes over it if it is old, so that garbage collection takes it for a new one.
+        """Write an object's own bytes over it if it is old or gone: garbage collection takes it for a new one.
 
         A younger one may be what a killed run left: the disk has it when this returns.
         """
-        with self._named_errors("renew", path):
-            if datetime.now(UTC) - obstore.head(self.objects, path)["last_modified"] > _YOUNG:
-                self._overwrite(path, data)
-            elif self.folder is not None:
+        modified = self.modified(path)
+        if modified is None or datetime.now(UTC) - modified > _YOUNG:
+            self.replace(path, data)
+        elif self.folder is not None:
+            with self._named_errors("renew", path):
                 files.sync(self.folder, path)
 
     def _overwrite(self, path: str, data: bytes) -> None:

@@ -212,7 +212,10 @@ def _write(
     texts: dict[str, tuple[bytes, str, str]] = {}
     if previous is not None and any(row.text is None for row in rows):
         for part in covering(previous.parts, previous.shard_bits, want.shard, bits):
-            table = read_part(store, source, part).to_pydict()
+            try:
+                table = read_part(store, source, part).to_pydict()
+            except PartDamaged as error:
+                raise _CatalogStale from error
             for document_id, content_hash, text, metadata in zip(
                 table["document_id"], table["content_hash"], table["text"], table["metadata"], strict=True
             ):

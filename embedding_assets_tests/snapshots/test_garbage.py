@@ -1,8 +1,11 @@
 import os
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial, partialmethod
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -82,7 +85,13 @@ def test_what_goes_is_exactly_what_is_old_and_named_by_no_retained_snapshot(
 
         stale = {path for path, hours in age.items() if hours > grace} - retained
         assert before - set(contents(store)) == superseded | stale
-        assert collected == Collected(len(superseded), len(stale), 3 * len(stale))
+        assert collected == Collected(len(superseded), len(stale), put_back=0, deleted=0, bytes=0)
+
+        later = collect(store, keep=keep, grace=timedelta(hours=grace), now=NOW + timedelta(hours=2 * grace))
+
+        assert not stale & {path.split("/", 2)[2] for path in contents(store) if path.startswith("aside/")}
+        assert later.deleted == len(stale)
+        assert later.bytes == 3 * len(stale)
 
 
 def head_of(store: Store, asset: str) -> Snapshot:
@@ -99,7 +108,7 @@ def test_every_retained_snapshot_still_reads_after_a_collection(store: Store) ->
 
     collected = collect(store, keep=2, grace=DAY, now=NOW + 2 * DAY)
 
-    assert (collected.log_entries, collected.parts) == (3, 4)
+    assert (collected.log_entries, collected.set_aside) == (3, 4)
     assert log.numbers(store, "raw_docs", SOURCE) == [4, 5]
     for number in (4, 5):
         snapshot = log.entry(store, "raw_docs", SOURCE, number)
@@ -112,7 +121,7 @@ def test_parts_of_a_run_under_way_stay(store: Store) -> None:
     commit(store, [write(store, {"a": "1"})])
     under_way = write(store, {"a": "2"})
 
-    assert collect(store, keep=1, grace=DAY) == Collected(0, 0, 0)
+    assert collect(store, keep=1, grace=DAY) == Collected(0, 0, 0, 0, 0)
 
     assert commit(store, [under_way], head_of(store, "raw_docs")).number == 2
 
@@ -125,7 +134,7 @@ def test_a_head_superseded_a_moment_ago_stays_however_old_it_is(folder_store: St
         os.utime(tmp_path / "store" / found.path, (last_month, last_month))
     commit(folder_store, [write(folder_store, {"a": "2"})], old)
 
-    assert collect(folder_store, keep=1, grace=DAY) == Collected(0, 0, 0)
+    assert collect(folder_store, keep=1, grace=DAY) == Collected(0, 0, 0, 0, 0)
     assert read_part(folder_store, SOURCE, old.parts[0]).num_rows == 1
 
     assert collect(folder_store, keep=1, grace=DAY, now=NOW + 2 * DAY).log_entries == 1
@@ -162,12 +171,71 @@ def test_a_collection_that_died_between_entries_and_parts_is_finished_by_the_nex
 ) -> None:
     first = commit(store, [write(store, {"a": "1"})])
     second = commit(store, [write(store, {"a": "2"})], first)
-    delete = Store.delete
-    monkeypatch.setattr(Store, "delete", lambda self, paths: delete(self, paths) if "snapshots/" in paths[0] else 1 / 0)
+    monkeypatch.setattr(Store, "move", lambda self, path, to: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY)
     monkeypatch.undo()
 
     assert log.numbers(store, "raw_docs", SOURCE) == [2]
-    assert collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY).parts == 1
+    assert collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY).set_aside == 1
     assert harmed(store, second) == []
+
+
+# A run that goes on meanwhile
+
+OPERATIONS = ("put_if_absent", "get", "keep_young", "entries", "move", "modified", "delete", "replace")
+
+
+def interleave(outer: Callable[[], None], place: int, inner: Callable[[], None]) -> bool:
+    """Do `outer`, and all of `inner` just before the store's operation of this place; whether there is such a place."""
+    seen = 0
+
+    def watched(operation: Any, *arguments: Any, **more: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == place:
+            inner()
+        return operation(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patches:
+        for name in OPERATIONS:
+            patches.setattr(Store, name, partialmethod(partial(watched, getattr(Store, name))))
+        outer()
+    return seen >= place
+
+
+def old_wording(tmp_path: Path) -> tuple[Store, Snapshot]:
+    """A store whose document was changed long ago; the part with its first wording is nobody's any more."""
+    store = open_store(tmp_path.as_uri())
+    first = commit(store, [write(store, {"a": "1"})])
+    head = commit(store, [write(store, {"a": "2"})], first)
+    store.delete([entry_path("raw_docs", SOURCE, 1)])
+    for found in store.entries("parts"):
+        os.utime(tmp_path / found.path, (0, 0))
+    return store, head
+
+
+def back_to_the_first_wording(store: Store, head: Snapshot) -> None:
+    commit(store, [write(store, {"a": "1"})], head)
+
+
+def collections(store: Store) -> None:
+    collect(store, keep=1, grace=DAY)
+
+
+@pytest.mark.parametrize("inner", ["run", "collection"])
+def test_whatever_a_run_finds_and_commits_while_garbage_is_collected_is_there_after_the_next_collection(
+    tmp_path: Path, inner: str
+) -> None:
+    """At each of the store's operations of the one, the whole of the other."""
+    for place in count(1):
+        store, head = old_wording(tmp_path / str(place))
+        run, collection = partial(back_to_the_first_wording, store, head), partial(collections, store)
+        if not interleave(*((collection, place, run) if inner == "run" else (run, place, collection))):
+            break
+
+        collect(store, keep=1, grace=DAY, now=datetime.now(UTC) + 3 * DAY)
+
+        assert harmed(store, head_of(store, "raw_docs")) == [], place
+        assert head_of(store, "raw_docs").number == 3
+    assert place > 5

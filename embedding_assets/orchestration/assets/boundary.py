@@ -10,6 +10,9 @@ from typing import Any, Final
 import dagster as dg
 
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.healing import heal
+from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.snapshot import Snapshot
 
 PATIENT: Final = dg.RetryPolicy(
@@ -69,8 +72,11 @@ def was_stopped(run_id: str) -> bool:
 
 
 @contextmanager
-def domain_errors(context: dg.AssetExecutionContext) -> Iterator[None]:
-    """Tell Dagster what an error of the pipeline means: wait as told, try again, or stop and call somebody."""
+def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> Iterator[None]:
+    """Tell Dagster what an error of the pipeline means: wait as told, try again, or stop and call somebody.
+
+    A part that is lost or damaged is healed, if any store has it; then the step is tried again.
+    """
     if was_stopped(context.run.run_id):
         raise _stop(context)
     try:
@@ -78,6 +84,8 @@ def domain_errors(context: dg.AssetExecutionContext) -> Iterator[None]:
     except dg.DagsterExecutionInterruptedError as signalled:
         raise _stop(context) from signalled
     except PermanentError as error:
+        if isinstance(error, PartDamaged) and heal(deployment, error):
+            raise TransientError(f"{error.what} It was put back; trying again.") from error
         raise dg.Failure(
             description=str(error),
             metadata={"error": type(error).__name__, "asset": context.asset_key.to_user_string()},

@@ -7,6 +7,7 @@ import dagster as dg
 
 from embedding_assets.chunking.stage import prepare_chunks
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.healing import heal_head
 from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
@@ -43,10 +44,11 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         chunking = deployment.settings.sources[source].chunking
         with (
-            domain_errors(context),
+            domain_errors(context, deployment),
             noted(deployment.home, source, CHUNKS),
             deployment.sole_writer(CHUNKS, source),
         ):
+            heal_head(deployment, CHUNKS, source)
             documents = log.newest(store, raw_docs)
             previous = log.head(store, CHUNKS, source)
             draft = prepare_chunks(

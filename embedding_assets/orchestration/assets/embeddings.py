@@ -14,6 +14,7 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.healing import heal, heal_head
 from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, drained_on_signal, snapshot_asset
@@ -73,12 +74,13 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             progress.show(context, f"{asset} of {source}", settled, total, _rates(now))
 
         with (
-            domain_errors(context),
+            domain_errors(context, deployment),
             noted(deployment.home, source, asset),
             deployment.sole_writer(asset, source),
             dead_letters.rejections_of(deployment, source, STAGE, slot, context.log.warning) as rejections,
             drained_on_signal(context) as stop,
         ):
+            heal_head(deployment, asset, source)
             cut = log.newest(store, chunks)
             draft, bought = prepare_embeddings(
                 store,
@@ -93,6 +95,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 stop=stop,
                 on_progress=show,
                 on_dead=rejections.note,
+                heal=lambda damaged: heal(deployment, damaged),
             )
             lengths = inline.lengths_of(store, draft, binding.dimensions)
             checks = [inline.normalization(lengths), inline.vectors_complete(store, cut, draft)]

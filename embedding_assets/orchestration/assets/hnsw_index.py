@@ -55,7 +55,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             progress.show(context, f"{INDEX} {slot} of {region}|{source}", done, vectors, f"vectors, {phase}")
 
         with (
-            domain_errors(context),
+            domain_errors(context, deployment),
             deployment.sole_writer(INDEX, region, source),
             deployment.database(region) as conn,
         ):

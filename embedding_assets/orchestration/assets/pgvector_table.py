@@ -38,7 +38,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         region, source = region_and_source(context.partition_key)
         watch, refs = Stopwatch(), shard_refs(s3_replica)
         with (
-            domain_errors(context),
+            domain_errors(context, deployment),
             deployment.sole_writer(TABLE, region, source),
             deployment.database(region) as conn,
         ):

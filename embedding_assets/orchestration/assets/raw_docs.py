@@ -56,7 +56,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         settings = deployment.settings.sources[source]
         with (
-            domain_errors(context),
+            domain_errors(context, deployment),
             noted(deployment.home, source, RAW_DOCS),
             deployment.sole_writer(RAW_DOCS, source),
             dead_letters.rejections_of(deployment, source, RAW_DOCS, None, context.log.warning) as rejections,

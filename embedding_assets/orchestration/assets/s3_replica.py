@@ -41,7 +41,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         """The parts of chunks and both models' vectors, in the region's own store; only what it lacks is copied."""
         region, source = region_and_source(context.partition_key)
         watch, primary, store = Stopwatch(), deployment.primary, deployment.store(region)
-        with domain_errors(context), deployment.sole_writer(REPLICA, region, source):
+        with domain_errors(context, deployment), deployment.sole_writer(REPLICA, region, source):
             upstream = [log.newest(primary, snapshot) for snapshot in (chunks, embeddings_v1, embeddings_v2)]
             draft, parts, copied = prepare_replica(primary, store, source, upstream, in_process)
             checks = [inline.replica_parity(draft, upstream), inline.models_cover_same_chunks(draft)]

@@ -1,0 +1,80 @@
+"""Healing: a part that is lost or damaged comes back from wherever its recorded bytes are whole.
+
+Where nobody has them, the stage that made it makes it again: its next run finds that the store lists it no more.
+"""
+
+import logging
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Final
+
+from embedding_assets.errors import PipelineError
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.garbage import aside, set_aside
+from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
+from embedding_assets.snapshots.parts import PartDamaged, is_whole
+from embedding_assets.snapshots.replication import unlisted
+from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.stores import Store
+
+_log: Final = logging.getLogger(__name__)
+
+
+def heal(deployment: Deployment, damaged: PartDamaged) -> bool:
+    """Put a part's recorded bytes back, from any store that has them; whether they are there again.
+
+    Where none has them the damaged file is set aside, so that the part is made again.
+    """
+    store, source, part = damaged.store, damaged.source, damaged.part
+    path = part.path(source)
+    found = _find_whole(deployment, store, source, part)
+    if found is not None:
+        whence, data = found
+        store.replace(path, data)
+        _log.warning("store %s: %s was lost or damaged, and was put back from %s", store.url, path, whence)
+        return True
+    if _recorded_anew(store, source, part):
+        return True
+    set_aside(store, path, datetime.now(UTC))
+    _log.warning("store %s: %s is lost or damaged, and no store has it: it is made again", store.url, path)
+    return False
+
+
+def heal_head(deployment: Deployment, asset: str, source: str) -> None:
+    """Put back what the primary's store lists no more of an asset's head, where another store has it: nothing is
+    computed again, or bought again, that is there."""
+    head = log.head(deployment.primary, asset, source)
+    for part in unlisted(deployment.primary, head) if head else ():
+        heal(deployment, PartDamaged(deployment.primary, source, part, "is not listed as recorded"))
+
+
+def has_lost(deployment: Deployment, source: str) -> bool:
+    """Whether the primary's store lists less than the heads of the source's own assets name."""
+    heads = (log.head(deployment.primary, asset, source) for asset in SOURCE_ASSETS)
+    return any(unlisted(deployment.primary, head) for head in heads if head is not None)
+
+
+def _find_whole(deployment: Deployment, store: Store, source: str, part: Part) -> tuple[str, bytes] | None:
+    """(where, bytes) of the part as recorded."""
+    path = part.path(source)
+    others = [store, *(deployment.store(region) for region in deployment.settings.regions)]
+    for other, at in (*((store, at) for at in aside(store, path)), *((other, path) for other in others)):
+        # One that cannot be reached now does not keep the others from being asked.
+        with suppress(PipelineError):
+            data = other.get(at, at_most=part.bytes)
+            if data is not None and is_whole(part, data):
+                return f"{other.url}: {at}", data
+    return None
+
+
+def _recorded_anew(store: Store, source: str, part: Part) -> bool:
+    """Whether the file is a newer snapshot's part of that name: then it is the older snapshot that is out of date."""
+    path = part.path(source)
+    for asset in (part.asset, REPLICA):
+        head = log.head(store, asset, source)
+        for newer in head.parts if head else ():
+            if newer.path(source) == path and newer.sha256 != part.sha256:
+                data = store.get(path, at_most=newer.bytes)
+                return data is not None and is_whole(newer, data)
+    return False

@@ -1,0 +1,146 @@
+"""Whatever part of the primary's store is lost or rots, the ordinary command brings everything back.
+
+In the primary lie the documents, chunks and vectors that all regions are made of. The other region has copies of chunks
+and vectors, the source has the documents.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from embedding_assets.operations.verification import verify, verify_and_repair
+from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
+from embedding_assets.snapshots.snapshot import Part
+from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
+
+EU = "eu-west-1"
+
+
+@pytest.fixture
+def box(sandbox: Sandbox) -> Sandbox:
+    """Served in both regions."""
+    sandbox.write(refunds="Refunds take five days.", returns="Returns are free.")
+    assert all(outcome.succeeded for outcome in sandbox.materialize())
+    return sandbox
+
+
+def gone(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def rotten(file: Path) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :])
+
+
+def empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+HARMS = (gone, cut, rotten, empty)
+
+
+def files(box: Sandbox, asset: str, regions: Sequence[str]) -> list[Path]:
+    """The file of the head's only part, in each of these regions that has it."""
+    head = log.head(box.deployment.primary, asset, SOURCE)
+    assert head is not None
+    part: Part = head.parts[0]
+    paths = [box.root / "stores" / region / part.path(SOURCE) for region in regions]
+    return [path for path in paths if path.exists()]
+
+
+def new_vectors(outcomes: Sequence[Outcome]) -> int:
+    return sum(outcome.metadata.get("embeddings_v1", {}).get("new", 0) for outcome in outcomes)
+
+
+def assert_whole(box: Sandbox, outcomes: Sequence[Outcome]) -> None:
+    assert [outcome.errors for outcome in outcomes if not outcome.succeeded] == []
+    assert verify(box.deployment, [SOURCE], REGIONS) == []
+
+
+@pytest.mark.parametrize(
+    ("asset", "harm", "everywhere"),
+    [
+        pytest.param(
+            asset,
+            harm,
+            everywhere,
+            marks=()
+            if (asset, harm, everywhere) in {("raw_docs", rotten, False), ("chunks", rotten, True)}
+            else pytest.mark.slow,
+            id=f"{asset}-{harm.__name__}-{'everywhere' if everywhere else 'primary'}",
+        )
+        for asset, harm, everywhere in itertools.product(SOURCE_ASSETS, HARMS, (False, True))
+    ],
+)
+def test_after_an_edit_one_command_brings_everything_back(
+    box: Sandbox, asset: str, harm: Callable[[Path], None], everywhere: bool
+) -> None:
+    for file in files(box, asset, REGIONS if everywhere else [PRIMARY]):
+        harm(file)
+    box.write(refunds="Refunds take six days.")
+
+    outcomes = box.materialize()
+
+    assert_whole(box, outcomes)
+    assert sorted(row[3] for row in box.rows(EU)) == ["Refunds take six days.", "Returns are free."]
+    if not everywhere:
+        assert new_vectors(outcomes) == 1  # what another region has is not bought again
+
+
+@pytest.mark.parametrize("harm", [gone, rotten])
+def test_where_nothing_changed_what_is_lost_comes_back_by_itself_and_what_rots_by_verify_and_its_cures(
+    box: Sandbox, harm: Callable[[Path], None]
+) -> None:
+    for asset in SOURCE_ASSETS:
+        for file in files(box, asset, [PRIMARY]):
+            harm(file)
+
+    outcomes = box.materialize()
+    assert new_vectors(outcomes) == 0
+    if harm is rotten:  # nobody reads what is unchanged
+        _, left = verify_and_repair(box.deployment, [SOURCE], REGIONS)
+        assert {finding.where.asset for finding in left} == {"raw_docs"}
+        outcomes += box.materialize()
+
+    assert_whole(box, outcomes)
+    assert new_vectors(outcomes) == 0
+
+
+@pytest.mark.slow
+def test_a_part_that_a_collection_set_aside_though_it_is_named_is_put_back(box: Sandbox) -> None:
+    """A run committed it meanwhile."""
+    (file,) = files(box, "embeddings_v1", [PRIMARY])
+    aside = (
+        box.root / "stores" / PRIMARY / "aside" / "20260101T000000Z" / file.relative_to(box.root / "stores" / PRIMARY)
+    )
+    aside.parent.mkdir(parents=True)
+    file.rename(aside)
+    for other in files(box, "embeddings_v1", [EU]):
+        other.unlink()
+    box.write(refunds="Refunds take six days.")
+
+    outcomes = box.materialize()
+
+    assert_whole(box, outcomes)
+    assert new_vectors(outcomes) == 1
+
+
+@pytest.mark.parametrize("asset", [*SOURCE_ASSETS, REPLICA])
+@pytest.mark.slow
+def test_an_entry_that_a_crashed_disk_left_empty_stops_nothing(box: Sandbox, asset: str) -> None:
+    path = box.root / "stores" / PRIMARY / log.entry_path(asset, SOURCE, 1)
+    path.write_bytes(b"")
+
+    outcomes = box.materialize()
+
+    assert_whole(box, outcomes)
+    assert len(box.rows(EU)) == 2
