@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -20,8 +22,13 @@ from click.testing import CliRunner
 from psycopg import sql
 
 from embedding_assets.cli import cli
+from embedding_assets.cli import terminal as terminal_module
+from embedding_assets.cli.runs import is_well
+from embedding_assets.cli.screen import Screen
+from embedding_assets.cli.terminal import progress_bars
 from embedding_assets.operations.status import SourceStatus
 from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
+from embedding_assets.orchestration.driver import Check, Outcome
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.pgvector.reading.search import Hit
@@ -552,6 +559,64 @@ def test_every_command_stands_in_the_readme_or_the_docs() -> None:
     missing = [command for command in commands(cli) if not re.search(rf"embedding-assets {command}\b", written)]
 
     assert missing == []
+
+
+@pytest.mark.parametrize(
+    "line", ["--config {} status --json", "status --config {} --json", "dead-letters list --config {}"]
+)
+def test_config_names_the_settings_wherever_it_stands(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setenv(CONFIG, "no such file.yaml")
+    for name, value in terminal.environment.items():
+        if name != CONFIG:
+            monkeypatch.setenv(name, value)
+    given = shlex.quote(terminal.environment[CONFIG])
+
+    ran = CliRunner().invoke(cli, shlex.split(line.format(given)))
+
+    assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
+
+
+def test_the_version_is_the_packages() -> None:
+    assert version("embedding-assets") in CliRunner().invoke(cli, ["--version"]).output
+
+
+def outcome(severity: str) -> Outcome:
+    check = Check("raw_docs", "nothing_rejected", passed=False, blocking=False, severity=severity, metadata={})
+    return Outcome("handbook", "run", succeeded=True, seconds=1.0, checks=[check])
+
+
+def test_a_failed_check_fails_the_command_unless_it_merely_warns() -> None:
+    assert not is_well(outcome("ERROR"))
+    assert is_well(outcome("WARN"))
+
+
+def test_without_a_terminal_a_line_every_ten_seconds_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(terminal_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    screen = Screen()
+    with screen.capture() as printed, progress_bars(screen) as bars:
+        for second in range(25):
+            now[0] = float(second)
+            bars.show(None, "embeddings_v1 of handbook", second, 100, "provider down: waiting")  # type: ignore[arg-type]
+
+    assert printed.get().splitlines() == [
+        f"embeddings_v1 of handbook: {second}/100 provider down: waiting" for second in (10, 20)
+    ]
+
+
+def test_a_table_that_is_piped_cuts_no_message_and_no_cure() -> None:
+    words = " ".join(["word"] * 200)
+    fields: dict[str, Any] = dict.fromkeys(DeadLetter._fields, "")
+    letter = DeadLetter(**(fields | {"model_version": None, "message": f"{words} message", "cure": f"{words} cure"}))
+    screen = Screen()
+    with screen.capture() as printed:
+        screen.print(terminal_module.letters_table([letter]))
+
+    (_, line) = printed.get().splitlines()
+    assert f"{words} message" in line
+    assert f"{words} cure" in line
 
 
 def test_the_help_documents_the_fields_of_json() -> None:

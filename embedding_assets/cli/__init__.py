@@ -9,7 +9,7 @@ import sys
 import click
 
 from embedding_assets.cli import dead_letters, housekeeping, looks, materialize
-from embedding_assets.cli.shared import ERR
+from embedding_assets.cli.shared import ERR, config_option
 from embedding_assets.errors import PipelineError
 
 
@@ -23,12 +23,23 @@ def main() -> None:
         sys.exit(1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _WithConfig(click.Group):
+    """A group whose commands all take --config, wherever on the line it stands."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        for command in (cmd, *(cmd.commands.values() if isinstance(cmd, click.Group) else ())):
+            config_option(command)
+        super().add_command(cmd, name)
+
+
+@click.group(cls=_WithConfig, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@config_option
+@click.version_option(package_name="embedding-assets")
 def cli() -> None:
     """Keep every region's pgvector search table in step with document sources.
 
     \b
-    Settings     EMBEDDING_ASSETS_CONFIG, a YAML file; without it the demo's two sources and two regions
+    Settings     --config, or EMBEDDING_ASSETS_CONFIG: a YAML file; else the demo's two sources and two regions
     Local files  EMBEDDING_ASSETS_HOME, by default .embedding_assets/ in this folder
     Exit codes   0 done; 1 something failed or differs; 2 wrong use
     """

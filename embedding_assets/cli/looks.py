@@ -89,7 +89,7 @@ def search(
     if as_json:
         print_json(hits)
     else:
-        OUT.print(terminal.hits_table(hits))
+        OUT.print(terminal.hits_table(hits, narrow=OUT.is_terminal))
 
 
 @click.command()

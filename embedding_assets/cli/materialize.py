@@ -25,6 +25,8 @@ from embedding_assets.cli.shared import (
 def materialize(source: str | None, region: str | None, allow_deletes: bool, reread: bool, as_json: bool) -> None:
     """Bring sources up to date: a run for each, then one for each region that is behind.
 
+    Exit code 1 if a run failed, or a check that does not merely warn.
+
     Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
 
     With --json a list of runs {partition, run_id, succeeded, seconds, metadata, checks, errors}: metadata by asset, and
@@ -43,4 +45,4 @@ def materialize(source: str | None, region: str | None, allow_deletes: bool, rer
     )
     if as_json:
         print_json([runs.outcome_json(outcome) for outcome in outcomes])
-    sys.exit(0 if all(outcome.succeeded for outcome in outcomes) else 1)
+    sys.exit(0 if all(runs.is_well(outcome) for outcome in outcomes) else 1)

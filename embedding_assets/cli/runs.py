@@ -51,6 +51,11 @@ def materialize(
     return outcomes
 
 
+def is_well(outcome: Outcome) -> bool:
+    """Whether the run succeeded and no check failed that does not merely warn."""
+    return outcome.succeeded and all(check.passed or check.severity == "WARN" for check in outcome.checks)
+
+
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """A run as `materialize --json` prints it; pictures and tables are for the UI."""
     told = {

@@ -3,10 +3,13 @@
 import io
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 
 import click
 from rich.console import Console
+
+_FILE_WIDTH: Final = 10_000
+"""Columns of what is no terminal: whoever reads a file or a pipe finds each row of a table whole, on one line."""
 
 
 class Screen(Console):
@@ -16,6 +19,8 @@ class Screen(Console):
         super().__init__(stderr=stderr, highlight=False, emoji=False)
         # Wrapped between words on a terminal, which would do so within them; a file keeps its lines whole.
         self.soft_wrap = not self.is_terminal
+        if not self.is_terminal:
+            self.width = _FILE_WIDTH
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 # Where the locale knows no check marks: a question mark in their place.

@@ -1,6 +1,7 @@
 """What the commands have in common: the consoles, the settings, and options that mean the same everywhere."""
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Final
 
@@ -9,7 +10,7 @@ import click
 from embedding_assets.cli.screen import Screen
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.settings.current import current_settings
-from embedding_assets.settings.home import home
+from embedding_assets.settings.home import CONFIG, home
 
 OUT: Final = Screen()
 ERR: Final = Screen(stderr=True)
@@ -33,6 +34,15 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=not OUT.encoding.startswith("utf"), default=str))
 
 
+def _use_config(context: click.Context, option: click.Parameter, file: str | None) -> None:
+    # In the environment, so that the processes that a command starts use the same settings.
+    if file is not None:
+        os.environ[CONFIG] = os.path.abspath(file)
+
+
+config_option = click.option(
+    "--config", metavar="FILE", expose_value=False, callback=_use_config, help=f"Settings.  [default: ${CONFIG}]"
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable fields instead of text.")
 source_option = click.option("--source", metavar="S", help="Only this source.  [default: all]")
 region_option = click.option("--region", metavar="R", help="Only this region.  [default: all]")

@@ -1,8 +1,9 @@
 """What the command line shows: progress while a run is under way, and tables of what came of it."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import dagster as dg
 from rich.markup import escape
@@ -16,6 +17,8 @@ from embedding_assets.orchestration.driver import Outcome
 from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, TABLE, VECTORS
 
+_TELL_SECONDS: Final = 10.0
+
 
 class BarProgress:
     """Progress as bars on the terminal, for as long as a phase lasts; one that reports again goes on with its bar."""
@@ -23,16 +26,27 @@ class BarProgress:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._told = time.monotonic()
 
     def show(self, context: dg.AssetExecutionContext, phase: str, done: int, total: int | None, detail: str) -> None:
         """See `ProgressDisplay`."""
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        if not self._bars.console.is_terminal:
+            self._tell(f"{phase}: {count} {detail}")
+            return
         if phase not in self._tasks:
             # With its fields: it is drawn at once.
             self._tasks[phase] = self._bars.add_task(phase, total=total, count=count, detail=detail)
         self._bars.update(
             self._tasks[phase], completed=done, total=total, visible=done != total, count=count, detail=detail
         )
+
+    def _tell(self, line: str) -> None:
+        """Where nobody sees bars, a line now and then says that it goes on, and how."""
+        now = time.monotonic()
+        if now - self._told >= _TELL_SECONDS:
+            self._told = now
+            self._bars.console.print(line, markup=False)
 
     def print(self, line: str) -> None:
         """A line of markup that stays, above the bars."""
@@ -41,7 +55,7 @@ class BarProgress:
 
 @contextmanager
 def progress_bars(screen: Screen) -> Iterator[BarProgress]:
-    """Bars on a terminal; on anything else the log of the runs has the progress."""
+    """Bars on a terminal, and a line every ten seconds on anything else."""
     # The last column gives way on a narrow terminal, and the names never.
     columns = (
         TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
@@ -155,10 +169,10 @@ def status_notes(rows: Sequence[SourceStatus]) -> list[Text]:
     ]
 
 
-def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
-    """What `search` prints."""
+def hits_table(hits: Sequence[dict[str, Any]], *, narrow: bool) -> Table:
+    """What `search` prints; `narrow` on a terminal, whose width is not to be exceeded."""
     # Expanded, with a ratio: the content gives way on a narrow terminal, and never the distance.
-    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    table = Table(box=None, header_style="bold", pad_edge=False, expand=narrow)
     table.add_column("distance", justify="right", no_wrap=True)
     table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
     table.add_column("content", overflow="ellipsis", no_wrap=True, ratio=1)
@@ -169,15 +183,15 @@ def hits_table(hits: Sequence[dict[str, Any]]) -> Table:
 
 
 def letters_table(letters: Sequence[DeadLetter]) -> Table:
-    """What `dead-letters list` prints."""
-    table = Table(box=None, header_style="bold", pad_edge=False, expand=True)
+    """What `dead-letters list` prints: nothing of a message or a cure is cut."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("id", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("stage", no_wrap=True)
     table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
     table.add_column("error", no_wrap=True)
-    table.add_column("message", overflow="ellipsis", no_wrap=True, ratio=1)
-    table.add_column("cure", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("message", overflow="fold")
+    table.add_column("cure", overflow="fold")
     for letter in letters:
         table.add_row(
             str(letter.id),

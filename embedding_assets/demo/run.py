@@ -48,7 +48,7 @@ def run(home: Path, console: Screen) -> dict[str, Any]:
             hits = search.search(deployment, region, question, k=3)
             report["searches"].append({"region": region, "text": question, "hits": hits})
             console.print(f"[dim]{region}[/]")
-            console.print(terminal.hits_table(hits))
+            console.print(terminal.hits_table(hits, narrow=console.is_terminal))
     if report["nothing_changed"]:
         console.print("\n[bold green]Nothing changed:[/] no text embedded, no byte written to a store or a table.")
     console.print(
