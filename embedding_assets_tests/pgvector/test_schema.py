@@ -91,6 +91,12 @@ def test_pgvector_below_0_8_4_is_refused_with_the_reason(version: str) -> None:
         migrations.refuse_old_pgvector(version)
 
 
+def test_postgres_below_14_is_refused_with_the_reason() -> None:
+    with pytest.raises(PermanentError, match=r"PostgreSQL 13 is too old: .* Cure: upgrade the server"):
+        migrations.refuse_old_postgres(130_022)
+    migrations.refuse_old_postgres(140_000)
+
+
 @pytest.mark.parametrize("version", ["0.8.4", "0.8.5", "0.10.0", "1.0"])
 def test_pgvector_from_0_8_4_on_is_taken(version: str) -> None:
     migrations.refuse_old_pgvector(version)

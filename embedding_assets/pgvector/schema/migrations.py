@@ -18,6 +18,7 @@ _log = logging.getLogger(__name__)
 MIGRATIONS: Final = Path(__file__).parent / "sql" / "migrations"
 
 OLDEST_PGVECTOR: Final = (0, 8, 4)
+OLDEST_POSTGRES: Final = 140_000
 
 _LONGEST_MS: Final = 60_000
 """The most that a migration may take: none rewrites a table that readers use."""
@@ -28,7 +29,8 @@ def migrate(dsn: str) -> None:
 
     Writes nothing where that is so already. A newer program's surface stays.
 
-    Raises PermanentError where pgvector is missing or older than 0.8.4, or the database is newer than this program.
+    Raises PermanentError where PostgreSQL is older than 14, pgvector is missing or older than 0.8.4, or the database is
+    newer than this program.
     """
     with connect(dsn) as conn, roles.with_way_out(conn, "migrating the region's database"):
         _require_pgvector(conn)
@@ -74,6 +76,7 @@ def is_migrated(conn: Connection) -> bool:
 
 
 def _require_pgvector(conn: Connection) -> None:
+    refuse_old_postgres(conn.info.server_version)
     row = conn.execute(
         "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
     ).fetchone()
@@ -83,6 +86,15 @@ def _require_pgvector(conn: Connection) -> None:
             "`database: embedded` for this region"
         )
     refuse_old_pgvector(row[0])
+
+
+def refuse_old_postgres(version: int) -> None:
+    """Raise PermanentError for PostgreSQL below 14, by the number that libpq gives a version."""
+    if version < OLDEST_POSTGRES:
+        raise PermanentError(
+            f"PostgreSQL {version // 10_000} is too old: functions of the search surface have bodies that 14 is the "
+            "first to know. Cure: upgrade the server to PostgreSQL 14 or newer"
+        )
 
 
 def refuse_old_pgvector(version: str) -> None:
