@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.rejections import ERROR_CLASSES
@@ -135,6 +135,21 @@ def test_a_text_that_neither_catalog_nor_snapshot_has_any_more_is_read_anew(sour
     source.snapshot("jsonl")
 
     assert source.texts() == {"x": "second", "y": "other"}
+
+
+@pytest.mark.parametrize("where", [0, 20_000], ids=["its head", "a page within"])
+def test_a_damaged_catalog_is_made_anew_by_the_next_run(source: Source, where: int) -> None:
+    for number in range(300):
+        source.write(f"{number}.md", f"text {number}")
+    source.snapshot()
+    with open(source.root / "catalog.sqlite", "r+b") as file:
+        file.seek(where)
+        file.write(b"\xff" * 40_000)
+
+    with pytest.raises(TransientError, match=r"catalog .* is damaged .* Cure: run again"):
+        source.snapshot()
+
+    assert source.snapshot()[1] == Looked(items=300, read=300, parts_written=0)
 
 
 def test_a_catalog_of_another_machines_snapshot_is_not_believed(source: Source) -> None:
