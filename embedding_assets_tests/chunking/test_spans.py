@@ -101,6 +101,7 @@ HOSTILE = {
     "only headings": "# a b\n" * 10_000,
     "only fences": "```\n" * 10_000,
     "only rules": "===\n" * 10_000,
+    "a fence, blanks and what no fence may have": "```" + " " * 100_000 + "`\nx y\n" + "~~~" + "\t" * 100_000 + "`\n",
     "a fence never closed": "```\n" + "x y\n" * 20_000,
     "deeper and deeper": "".join(" " * (i % 300) + f"a{i}:\n\n" for i in range(3_000)),
 }
