@@ -50,6 +50,7 @@ for command in (
     looks.status,
     looks.search,
     looks.verify,
+    looks.doctor,
     dead_letters.dead_letters,
     looks.dsn,
     housekeeping.gc,

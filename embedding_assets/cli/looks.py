@@ -134,6 +134,32 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
 
 
 @click.command()
+@json_option
+def doctor(as_json: bool) -> None:
+    """Look at all that a run needs, and name all that is missing at once, each with its cure.
+
+    Exit code 1 if anything is missing.
+
+    The locale, the home and its disk, keys, sources, stores (read, write, clock), databases (pgvector and its version,
+    encoding, rights, migrations, clock). Nothing is changed.
+
+    With --json a list of {what, well, trouble, cure}; trouble and cure are null where all is well.
+    """
+    from embedding_assets.cli.terminal import printable
+    from embedding_assets.operations.doctor import examine
+
+    examined = []
+    for one in examine(current_deployment()):
+        examined.append(one)
+        if not as_json:
+            told = "well" if one.well else f"{one.trouble}. Cure: {one.cure}"
+            OUT.print(f"{one.what}: {printable(told)}", markup=False, style="" if one.well else "red")
+    if as_json:
+        print_json([one._asdict() for one in examined])
+    sys.exit(0 if all(one.well for one in examined) else 1)
+
+
+@click.command()
 @click.option("--region", metavar="R", help="Of this region.  [default: the primary]")
 @json_option
 def dsn(region: str | None, as_json: bool) -> None:
