@@ -134,6 +134,20 @@ def test_a_source_that_could_not_be_listed_for_a_while_and_is_as_it_was_is_not_r
     assert second.partitions == tick(box, instance, "source_sweep", second).partitions == []
 
 
+def test_the_sweep_sees_a_file_swapped_for_another_of_the_same_size_and_time(
+    box: Sandbox, instance: dg.DagsterInstance
+) -> None:
+    box = three_sources(box)
+    first = tick(box, instance, "source_sweep")
+    page = box.root / "two" / "page.md"
+    times = (page.stat().st_atime_ns, page.stat().st_mtime_ns)
+    (box.root / "swapped").write_text(page.read_text().upper())
+    os.utime(box.root / "swapped", ns=times)
+    os.replace(box.root / "swapped", page)
+
+    assert tick(box, instance, "source_sweep", first).partitions == ["two"]
+
+
 def test_a_sweep_out_of_time_goes_on_where_it_was(
     box: Sandbox, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,17 @@ def test_a_file_that_was_only_touched_is_read_and_nothing_is_written(source: Sou
     assert source.snapshot() == (first, Looked(items=1, read=1, parts_written=0))
 
 
+def test_a_tree_that_was_moved_is_read_once_and_changes_nothing(source: Source) -> None:
+    for name in "ab":
+        source.write(f"{name}.md", name)
+    first, _ = source.snapshot()
+    source.docs.rename(source.root / "moved")
+    source.docs.symlink_to("moved")
+
+    assert source.snapshot() == (first, Looked(items=2, read=2, parts_written=0))
+    assert source.snapshot() == (first, Looked(items=2, read=0, parts_written=0))
+
+
 def test_a_document_whose_first_of_its_id_goes_stands_without_being_read_again(source: Source) -> None:
     source.write_lines("1.jsonl", x="first")
     source.write_lines("2.jsonl", x="second", y="other")

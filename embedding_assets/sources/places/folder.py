@@ -284,13 +284,14 @@ def _look(
         except OSError as error:
             # Whether it leads to a file or to a folder is not known either.
             said = reject("unreadable", f"a link: {why(error)}", source=source, item=shown(name))
-            yield from (Unknown(name, said if matches else None), Unknown(f"{name}/"))
+            yield from _unknown(said if matches else None, name, f"{name}/")
             return
         parts = tuple(os.path.relpath(target, root).split("/")) if target != root else ()
     if isinstance(state, OSError):
         ours = matches or entry.is_folder
         item = name + ("/" if entry.is_folder else "")
-        yield Unknown(item, unreadable(state, source=source, item=shown(item)) if ours else None)
+        said = unreadable(state, source=source, item=shown(item))
+        yield from _unknown(said if ours else None, item)
         return
     is_folder = stat.S_ISDIR(state.mode)
     if not is_folder and not matches:
@@ -312,6 +313,14 @@ def _look(
         yield Unknown(name, reject("unreadable", "not a regular file", source=source, item=item))
     else:
         yield file_item(name, root, parts, state, time.time_ns())
+
+
+def _unknown(said: RejectedDocument | None, name: str, *others: str) -> Iterator[Unknown | RejectedDocument]:
+    """What may be items of these names; of a name that no item can have there is nothing to be kept."""
+    if id_problem(name) is None:
+        yield from (Unknown(name, said), *map(Unknown, others))
+    elif said is not None:
+        yield said
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -324,3 +324,15 @@ def test_a_file_that_no_pattern_names_is_passed_over_by_name_and_a_hidden_one_wi
     write(tmp_path, "a.md", "b.pdf", "c/d.docx", ".hidden.pdf", ".git/x.pdf")
     found = list(walk("handbook", tmp_path, ["**/*.md"]))
     assert [one.name for one in found if isinstance(one, PassedOver)] == ["b.pdf", "c/d.docx"]
+
+
+@pytest.mark.parametrize("name", [b"latin\xe9.md", b"new\nline.md"])
+def test_a_link_that_leads_nowhere_under_a_name_that_no_item_can_have_is_refused_alone(
+    tmp_path: Path, name: bytes
+) -> None:
+    write(tmp_path, "a.md")
+    os.symlink(b"nowhere", os.fsencode(tmp_path) + b"/" + name)
+    [rejected] = [one for one in listed(tmp_path) if not isinstance(one, Item)]
+    assert isinstance(rejected, RejectedDocument)
+    assert rejected.error_class == "unreadable"
+    assert rejected.item.isprintable()
