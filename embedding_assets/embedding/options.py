@@ -93,9 +93,8 @@ class Binding(BaseModel):
             model = MODELS.get(self.name)
             if model is None:
                 raise Problem(
-                    f"no bundled model is named {self.name!r}",
-                    f"write {' or '.join(sorted(MODELS))}; any other model needs provider: openai and the base_url of "
-                    "a server that has it",
+                    f"no bundled model is named {self.name!r}, there are {', '.join(sorted(MODELS))}",
+                    "write one of these; any other needs provider: openai and the base_url of a server that has it",
                 )
             if model.dimensions != self.dimensions:
                 raise Problem(
