@@ -215,9 +215,11 @@ def test_a_packed_file_that_unpacks_to_absurd_sizes_is_given_up_where_it_does(
 def test_a_line_of_more_json_than_is_built_in_memory_is_refused_and_the_next_is_read(tmp_path: Path) -> None:
     many = b'{"id": "a", "body": "x", "other": [' + b"[]," * (MAX_TOKENS // 3) + b"[]]}"
     text = b'{"id": "b", "body": "' + b"[]," * (MAX_TOKENS // 3) + b'[]"}'
-    one, two, three = read(tmp_path / "t.jsonl", b"\n".join([many, text, GOOD]))
+    cured = b'{"id": "c", "body": "x"}'
+    one, two, three, four = read(tmp_path / "t.jsonl", b"\n".join([many, text, GOOD, cured]))
     assert isinstance(one, RejectedDocument)
     assert one.error_class == "too-many-values"
+    assert isinstance(four, Document)
     assert isinstance(two, Document)
     assert isinstance(three, Document)
 

@@ -100,6 +100,14 @@ def test_a_page_is_read_in_the_charset_that_it_declares(
     assert document(tmp_path, name, f"{declaration}<p>Größe</p>".encode(charset)).text == "Größe"
 
 
+def test_a_page_that_is_not_what_it_declares_is_read_once_its_cure_was_followed(tmp_path: Path) -> None:
+    page = "<meta charset=iso-2022-jp><p>Größe</p>"
+    rejected = read(tmp_path, "a.html", page.encode("latin-1"))
+    assert isinstance(rejected, RejectedDocument)
+    assert rejected.cure == "save it as UTF-8, and let it declare no other charset"
+    assert document(tmp_path, "a.html", page.replace("<meta charset=iso-2022-jp>", "").encode()).text == "Größe"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "error_class", "reason"),
     [
