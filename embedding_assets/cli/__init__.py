@@ -4,7 +4,9 @@ One module a group of commands; what they do is in `operations` and `orchestrati
 runs: Dagster alone takes a second.
 """
 
+import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -16,11 +18,26 @@ from embedding_assets.errors import PipelineError
 def main() -> None:
     """Entry point: an error of the pipeline is a sentence on stderr and exit code 1, not a traceback."""
     try:
-        cli()
+        cli(args=arguments(sys.argv[1:]))
     except PipelineError as error:
         ERR.print("error:", style="bold red", end=" ")
         ERR.print(str(error), markup=False)
         sys.exit(1)
+
+
+def arguments(given: Sequence[str]) -> list[str]:
+    """The arguments, read as UTF-8 whatever the locale says: a timer's is often C. Exits where one is none."""
+    read: list[str] = []
+    for argument in given:
+        try:
+            read.append(os.fsencode(argument).decode())
+        except UnicodeDecodeError:
+            shown = ascii(argument).strip("'")
+            ERR.print("error:", style="bold red", end=" ")
+            cure = 'Cure: type it in a UTF-8 terminal, or convert it: "$(printf %s … | iconv -f LATIN1 -t UTF-8)".'
+            ERR.print(f"the argument {shown} is not UTF-8. {cure}", markup=False)
+            sys.exit(2)
+    return read
 
 
 class _WithConfig(click.Group):

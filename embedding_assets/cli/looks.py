@@ -81,6 +81,7 @@ def search(
     place = chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
     try:
         wanted = json.loads(filter_json)
+        json.dumps(wanted, ensure_ascii=False).encode()  # half a character, as "\\ud800", is none
     except ValueError:
         wanted = None
     if not isinstance(wanted, dict):

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from embedding_assets.settings.default import default_settings
-from embedding_assets.settings.home import CONFIG, home
+from embedding_assets.settings.home import CONFIG, home, utf8
 from embedding_assets.settings.models import Settings
 from embedding_assets.settings.yaml_file import load_settings
 
@@ -12,4 +12,7 @@ from embedding_assets.settings.yaml_file import load_settings
 def current_settings() -> Settings:
     """The settings that EMBEDDING_ASSETS_CONFIG names, or the demo's."""
     given = os.environ.get(CONFIG)
-    return load_settings(Path(given)) if given else default_settings(home())
+    if not given:
+        return default_settings(home())
+    utf8(Path(given).absolute(), CONFIG)
+    return load_settings(Path(given))

@@ -21,5 +21,17 @@ def home() -> Path:
         folder = Path(os.environ.get(HOME) or ".embedding_assets").expanduser().absolute()
     except (OSError, RuntimeError) as error:  # the working folder was deleted; nobody's `~`
         raise PermanentError(f"{HOME}: no home can be found: {error}. {CURE}") from error
-    close_home(folder)
+    close_home(utf8(folder, HOME))
     return folder
+
+
+def utf8(path: Path, variable: str) -> Path:
+    """The path, which addresses of stores and databases have to name. Raises PermanentError where it is not UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise PermanentError(
+            f"{variable}: the path {str(path)!a} is not UTF-8. Cure: rename the folder, or set {variable} to a "
+            "path that is."
+        ) from None
+    return path
