@@ -141,16 +141,16 @@ def test_a_lost_part_of_the_snapshot_before_costs_the_counts_of_changes_alone(
 ) -> None:
     run(box, instance)
     store = box.deployment.primary
-    before = log.head(store, "chunks", SOURCE)
+    before = log.head(store, "raw_docs", SOURCE)
     assert before is not None
     store.delete([before.parts[0].path(SOURCE)])
     box.write(page0="# Page 0\n\nChanged.")
 
     figures, warnings = run(box, instance)
 
-    assert figures["chunks"]["chunks"] == 6
-    assert "new" not in figures["chunks"]
-    assert "What was changed can't be shown" in warnings["chunks"]
+    assert figures["raw_docs"]["documents"] == 6
+    assert "new" not in figures["raw_docs"]
+    assert "What was changed can't be shown" in warnings["raw_docs"]
     assert figures["embeddings_v1"]["new"] == 1
 
 
