@@ -14,6 +14,7 @@ from embedding_assets.orchestration.resources.progress import ProgressDisplay
 from embedding_assets.pgvector.loading.generations import Loaded
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.publish import content_differences
+from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import TABLE
 from embedding_assets.snapshots.snapshot import Snapshot
 
@@ -36,26 +37,29 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         """The replica's rows in the table, with both models' vectors side by side. A small change is made in the table
         that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
         region, source = region_and_source(context.partition_key)
-        watch, refs = Stopwatch(), shard_refs(s3_replica)
+        watch, store = Stopwatch(), deployment.store(region)
         with (
             domain_errors(context, deployment),
             deployment.sole_writer(TABLE, region, source),
             deployment.database(region) as conn,
         ):
+            replica = log.newest(store, s3_replica)
+            refs = shard_refs(replica)
             loaded = load(
                 conn,
                 source,
-                s3_replica.root,
+                replica.root,
                 refs,
-                read_shard(deployment.store(region), s3_replica),
+                read_shard(store, replica),
                 lambda now: progress.show(context, f"{TABLE} of {region}|{source}", now.rows, now.all_rows, "rows"),
+                lambda: log.newest(store, replica) == replica,
             )
             seconds = watch.seconds
             # A delta has proved its rows before it committed them, and the others were proved when they were written.
             whole = loaded.choice.way == "new generation"
             differences = content_differences(conn, loaded.generation, refs) if whole else []
         return dg.MaterializeResult(
-            data_version=dg.DataVersion(s3_replica.root),
+            data_version=dg.DataVersion(replica.root),
             metadata={
                 "dagster/row_count": loaded.rows,
                 "rows_loaded": loaded.rows_written,
@@ -68,7 +72,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 "shards": loaded.shards,
                 "shards_written": loaded.shards_written,
                 "generation": loaded.generation.id,
-                "root": s3_replica.root,
+                "root": replica.root,
             },
             check_results=[
                 inline.table_parity(loaded.rows, loaded.rows if whole else loaded.rows_written, differences)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import psycopg
 
+from embedding_assets.errors import TransientError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.costs import Choice
@@ -39,6 +40,10 @@ _SAMPLED = 3
 """Shards looked at before the way is chosen. A shard is a slice by hash, and so a random sample of the documents."""
 
 
+class Superseded(TransientError):
+    """Another load has brought the source further meanwhile."""
+
+
 def load(
     conn: Connection,
     source: str,
@@ -46,6 +51,7 @@ def load(
     shards: Sequence[ShardRef],
     read_shard: ReadShard,
     progress: Callable[[LoadProgress], None] = lambda _: None,
+    is_newest: Callable[[], bool] = lambda: True,
 ) -> Loaded:
     """Bring a source to `target_root`: by a delta on its published generation, or by a new one where that costs less.
 
@@ -53,10 +59,17 @@ def load(
     see it; a new one is for `index.build_indexes` and `publish.publish` to finish. Memory, threads and a second loader
     of the same source: as `load_generation`, with up to `_SAMPLED` shards more in memory.
 
-    Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit, or where
-    the table does not hold what was sent: that shard then stays as it was.
+    `is_newest` is asked once the source is locked: another load may have brought it further while this one waited.
+
+    Raises Superseded where it has; TransientError where the database fails or is busy, PermanentError where rows and
+    models do not fit, or where the table does not hold what was sent: that shard then stays as it was.
     """
     with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
+        if not is_newest():
+            raise Superseded(
+                f"source {source!r}: what was to be loaded is not the newest any more. Nothing was changed; trying "
+                "again with the newest."
+            )
         types, rows = bound_types(conn), sum(ref.rows for ref in shards)
 
         def load_whole(choice: Choice) -> Loaded:
