@@ -145,7 +145,7 @@ def test_nothing_is_begun_once_the_quiet_hours_are_over(box: Sandbox) -> None:
 def test_a_source_that_is_being_loaded_has_its_turn_the_next_hour(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("embedding_assets.pgvector.indexes.upkeep.LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("embedding_assets.pgvector.indexes.upkeep.PATIENCE_SECONDS", 0.05)
 
     with connect(box.dsns[EU]) as loader, source_lock(loader, SOURCE):
         did = list(keep_up(box.deployment, [EU], lambda: True))

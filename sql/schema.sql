@@ -468,6 +468,13 @@ ALTER TABLE embedding_assets.ledger OWNER TO embedding_ingest;
 
 COMMENT ON TABLE embedding_assets.ledger IS 'What each shard of a generation was loaded from.';
 
+CREATE TABLE embedding_assets.lock_schema (
+);
+
+ALTER TABLE embedding_assets.lock_schema OWNER TO embedding_ingest;
+
+COMMENT ON TABLE embedding_assets.lock_schema IS 'Empty. Locked by whoever works on a source, or on the schema.';
+
 CREATE TABLE embedding_assets.models (
     slot text NOT NULL,
     name text NOT NULL,

@@ -5,25 +5,40 @@ that is moved does, loses its session, the transaction is rolled back, and the r
 """
 
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from hashlib import sha256
+from socket import gethostname
 from typing import Final, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from embedding_assets.errors import TransientError
-from embedding_assets.pgvector.connection import LOCK_TIMEOUT, Connection
+from embedding_assets.pgvector.connection import Connection, another
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
-QUEUE_TIMEOUT: Final = "1h"
+QUEUE_SECONDS: Final = 3600.0
 """For another load of the same source: it does the very work that we wait for."""
+
+TOLD_SECONDS: Final = 10.0
+"""Of waiting, after which the log says for whom."""
+
+_SLICE_SECONDS: Final = 1.0
+"""A wait within Postgres hears no signal."""
+
+_COMMENT: Final = "Empty. Locked by whoever works on a source, or on the schema."
+
+SCHEMA_LOCK: Final = "lock_schema"
+_LOCK: Final = sql.SQL("LOCK TABLE embedding_assets.{} IN SHARE UPDATE EXCLUSIVE MODE")
+"""Excludes itself alone, and takes a right to write."""
 
 SWAP_LOCK_TIMEOUT: Final = "500ms"
 """For the table that readers use: while we wait for the lock, every new reader waits behind us."""
@@ -106,33 +121,95 @@ def until_granted(doing: str, attempt: Callable[[], T]) -> T:
 
 
 @contextmanager
-def source_lock(conn: Connection, source: str, patience: str = QUEUE_TIMEOUT) -> Iterator[None]:
-    """Hold the lock of a source: whoever loads, indexes or publishes it queues here. It dies with the connection.
+def source_lock(conn: Connection, source: str, patience: float = QUEUE_SECONDS) -> Iterator[None]:
+    """Hold the lock of a source: whoever loads, indexes or publishes it queues here. No session takes it twice.
 
-    Raises SourceBusy where it was not to be had for as long as `patience` says.
+    It is that of an empty table, in a transaction of a session of its own, which so keeps no dead row from VACUUM: who
+    may only search has no right to take it. It dies with this process. Raises SourceBusy, with its holder, where it was
+    not to be had for so many seconds.
     """
-    key = _lock_key(f"source {source}")
-    try:
-        conn.execute(sql.SQL("SET lock_timeout = {}").format(patience))
-        conn.execute("SELECT pg_advisory_lock(%s)", [key])
-    except psycopg.errors.LockNotAvailable:
-        raise SourceBusy(
-            f"source {source!r}: another process has been loading it into this database for over {patience}"
-        ) from None
-    finally:
-        if not conn.closed:
-            conn.execute(sql.SQL("SET lock_timeout = {}").format(LOCK_TIMEOUT))
+    name = f"lock_{sha256(source.encode()).hexdigest()[:16]}"
+    _make(conn, name)
+    with closing(another(conn)) as keeper, held(keeper, name, f"source {source!r}", patience):
+        yield
+
+
+@contextmanager
+def held(conn: Connection, name: str, what: str, patience: float) -> Iterator[None]:
+    """Hold the lock of a table of `embedding_assets` in a transaction of this connection.
+
+    It waits a second at a time, so that a signal is heard, and after `TOLD_SECONDS` the log names the holder. Raises
+    SourceBusy where it was not to be had for so many seconds.
+    """
+    conn.execute(
+        "SELECT set_config('application_name', %s, false), set_config('lock_timeout', %s, false)",
+        [
+            f"embedding-assets lock {os.getpid()}@{gethostname()[:12]} since {datetime.now(UTC):%H:%M:%SZ}",
+            f"{min(_SLICE_SECONDS, patience) * 1000:.0f}ms",
+        ],
+    )
+    began, told = time.monotonic(), False
+    while not _is_taken(conn, name):
+        waited, holders = time.monotonic() - began, _holders(conn, name)
+        if waited >= patience:
+            raise SourceBusy(
+                f"{what}: another run has been at work on it for over {patience:g} s: {holders}. Cure: let it end, or "
+                "end it (in the database by SELECT pg_terminate_backend(<session>)), and run this again"
+            )
+        if waited >= TOLD_SECONDS and not told:
+            told = True
+            _log.warning("%s: waiting for another run, %.0f s by now: %s", what, waited, holders)
     try:
         yield
     finally:
         if not conn.closed:
-            conn.execute("SELECT pg_advisory_unlock(%s)", [key])
+            try:
+                conn.execute("ROLLBACK")
+            except psycopg.OperationalError as error:
+                _log.warning("%s: the session that held its lock was ended meanwhile: %s", what, str(error).strip())
+
+
+def _is_taken(conn: Connection, name: str) -> bool:
+    """Take the lock in a new transaction, within `lock_timeout`."""
+    conn.execute("BEGIN")
+    try:
+        conn.execute(_LOCK.format(sql.Identifier(name)))
+    except psycopg.errors.LockNotAvailable:
+        conn.execute("ROLLBACK")
+        return False
+    return True
 
 
 def schema_lock(conn: Connection) -> None:
     """Take the lock for changes of the schema, until the end of the transaction."""
-    conn.execute("SELECT pg_advisory_xact_lock(%s)", [_lock_key("schema")])
+    conn.execute(_LOCK.format(sql.Identifier(SCHEMA_LOCK)))
 
 
-def _lock_key(name: str) -> int:
-    return int.from_bytes(sha256(f"embedding-assets {name}".encode()).digest()[:8], "big", signed=True)
+def make_schema_lock(conn: Connection) -> None:
+    """Have the table of `schema_lock`, for before the first migration."""
+    _make(conn, SCHEMA_LOCK)
+
+
+def _make(conn: Connection, name: str) -> None:
+    table = sql.SQL("embedding_assets.{}").format(sql.Identifier(name))
+    if conn.execute("SELECT to_regclass(%s) IS NULL", [table.as_string(conn)]).fetchone() == (True,):
+        try:
+            conn.execute(
+                sql.SQL("CREATE TABLE IF NOT EXISTS {0} (); COMMENT ON TABLE {0} IS {1}").format(table, _COMMENT)
+            )
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject):
+            _log.debug("another process was quicker")
+
+
+def _holders(conn: Connection, name: str) -> str:
+    """Who holds the lock, as far as this role may know: our own sessions have names that tell."""
+    rows = conn.execute(
+        """
+        SELECT format('session %%s (%%s%%s)', pid, coalesce(nullif(application_name, ''), 'without a name'),
+                      ', since ' || date_trunc('second', xact_start))
+        FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+        WHERE relation = to_regclass(%s) AND granted AND pid <> pg_backend_pid() ORDER BY pid
+        """,
+        [f"embedding_assets.{name}"],
+    ).fetchall()
+    return ", ".join(holder for (holder,) in rows) or "it has ended this moment"

@@ -19,7 +19,8 @@ from embedding_assets.pgvector.schema.models import Model, bound_models, bound_t
 from embedding_assets_tests.support.toy import D2, MODELS, Toy, bind, row
 
 TABLES = [
-    "chunks", "dead_letters", "generations", "ledger", "models", "readers", "recall", "surface", "surface_files",
+    "chunks", "dead_letters", "generations", "ledger", "lock_schema", "models", "readers", "recall", "surface",
+    "surface_files",
 ]  # fmt: skip
 
 

@@ -326,7 +326,7 @@ def test_readers_do_not_notice(hard: Connection, monkeypatch: pytest.MonkeyPatch
 
 def test_a_source_that_is_being_loaded_is_left_alone(hard: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
     state = look(hard)
-    monkeypatch.setattr(upkeep, "LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr(upkeep, "PATIENCE_SECONDS", 0.05)
 
     with connect(dsn_of(hard)) as loader, source_lock(loader, HARD.name):
         with pytest.raises(SourceBusy):

@@ -14,7 +14,7 @@ from embedding_assets.errors import PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.indexes.recall import column_type
 from embedding_assets.pgvector.loading.generations import Generation
-from embedding_assets.pgvector.locks import QUEUE_TIMEOUT
+from embedding_assets.pgvector.locks import QUEUE_SECONDS
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
@@ -130,8 +130,8 @@ def _execute_build(conn: Connection, statement: sql.Composed, memory: int, worke
             conn.execute(statement)
         except psycopg.errors.LockNotAvailable as error:
             raise TransientError(
-                f"building an index waited {QUEUE_TIMEOUT} for transactions that were older than it. Look for one left "
-                "open, by xact_start in pg_stat_activity"
+                f"building an index waited {QUEUE_SECONDS:g} s for transactions that were older than it. Look for one "
+                "left open, by xact_start in pg_stat_activity"
             ) from error
 
 
@@ -141,7 +141,7 @@ def patience(conn: Connection) -> AbstractContextManager[None]:
     For what is done CONCURRENTLY: it waits for older transactions as for a lock, at its end as well, when all the work
     is done, and holds up neither readers nor writers meanwhile.
     """
-    return _settings(conn, {"lock_timeout": QUEUE_TIMEOUT})
+    return _settings(conn, {"lock_timeout": f"{QUEUE_SECONDS:.0f}s"})
 
 
 @contextmanager

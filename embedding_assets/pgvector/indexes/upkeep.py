@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 from psycopg import sql
 
-from embedding_assets.pgvector.connection import LOCK_TIMEOUT, Connection, pipeline_errors
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import Hnsw, Progress, drop_leftovers, leftovers
 from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, parameters_of, reindex
 from embedding_assets.pgvector.indexes.recall import (
@@ -43,6 +43,9 @@ SMALL_INDEX: Final = 8 << 20
 CHANGED_SHARE: Final = 0.05
 """Of the rows, changed since recall was measured, after which it is measured again. Measuring reads the table a hundred
 times."""
+
+PATIENCE_SECONDS: Final = 10.0
+"""For a load: upkeep's turn comes again."""
 
 Cure = Literal["drop", "ef_search", "build", "reindex", "vacuum"]
 
@@ -92,7 +95,7 @@ def examine(conn: Connection, source: str, target_recall: float) -> State | None
     Recall is measured and stored where more than `CHANGED_SHARE` of the rows changed since it was, and where the index
     was built since. Raises SourceBusy where somebody is loading the source.
     """
-    with pipeline_errors(f"examining source {source!r}"), source_lock(conn, source, LOCK_TIMEOUT):
+    with pipeline_errors(f"examining source {source!r}"), source_lock(conn, source, PATIENCE_SECONDS):
         generation = published_generation(conn, source)
         if generation is None:
             return None
@@ -143,7 +146,7 @@ def act(
     began, slot = time.monotonic(), finding.slot
     with (
         pipeline_errors(f"upkeep of source {generation.source!r} ({finding.cure})"),
-        source_lock(conn, generation.source, LOCK_TIMEOUT),
+        source_lock(conn, generation.source, PATIENCE_SECONDS),
     ):
         present = published_generation(conn, generation.source)
         if present is None or present.id != generation.id:

@@ -99,10 +99,25 @@ def load_generation(
     read_shard: ReadShard,
     progress: Callable[[LoadProgress], None] = lambda _: None,
 ) -> Loaded:
+    """`fill_generation`, holding the lock of the source: a second loader waits and finds the work done."""
+    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
+        return fill_generation(conn, source, target_root, shards, read_shard, progress)
+
+
+def fill_generation(
+    conn: Connection,
+    source: str,
+    target_root: str,
+    shards: Sequence[ShardRef],
+    read_shard: ReadShard,
+    progress: Callable[[LoadProgress], None],
+) -> Loaded:
     """Load the shards of a source into a detached table, which `index.build_indexes` and `publish.publish` finish.
 
+    For whoever holds the source's lock.
+
     Nothing is written where the published generation holds `target_root`, or the shard is in the ledger. Unfinished
-    generations of other roots are dropped. A second loader of the same source waits and finds the work done.
+    generations of other roots are dropped.
 
     Shards are loaded on up to `parallel.CONNECTIONS` connections at once, and `read_shard` is called in their threads:
     as many shards are in memory as there are connections, and an encoded block of each.
@@ -110,7 +125,7 @@ def load_generation(
     Raises TransientError where the database fails or is busy, PermanentError where rows and models do not fit.
     """
     all_rows = sum(ref.rows for ref in shards)
-    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
+    with pipeline_errors(f"loading source {source!r}"):
         types = bound_types(conn)
         generation = find_generation(conn, source, target_root) or _create(conn, source, target_root)
         drop_others(conn, source, generation)

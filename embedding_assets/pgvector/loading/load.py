@@ -24,8 +24,8 @@ from embedding_assets.pgvector.loading.generations import (
     Loaded,
     LoadProgress,
     drop_others,
+    fill_generation,
     find_generation,
-    load_generation,
     published_generation,
 )
 from embedding_assets.pgvector.locks import source_lock
@@ -57,7 +57,7 @@ def load(
 
     `Loaded.choice` says which, and why. After a delta the published generation is that of `target_root`, and readers
     see it; a new one is for `index.build_indexes` and `publish.publish` to finish. Memory, threads and a second loader
-    of the same source: as `load_generation`, with up to `_SAMPLED` shards more in memory.
+    of the same source: as `fill_generation`, with up to `_SAMPLED` shards more in memory.
 
     `is_newest` is asked once the source is locked: another load may have brought it further while this one waited.
 
@@ -74,11 +74,11 @@ def load(
 
         def load_whole(choice: Choice) -> Loaded:
             _log.info("source %r: %s: %s", source, choice.way, choice.why)
-            return load_generation(conn, source, target_root, shards, read_shard, progress)._replace(choice=choice)
+            return fill_generation(conn, source, target_root, shards, read_shard, progress)._replace(choice=choice)
 
         found, published = find_generation(conn, source, target_root), published_generation(conn, source)
         if found is not None and found.state == "published":
-            return load_generation(conn, source, target_root, shards, read_shard, progress)
+            return fill_generation(conn, source, target_root, shards, read_shard, progress)
         why_whole = _why_whole(conn, found, published, shards)
         if why_whole is not None or published is None:
             return load_whole(costs.forced("new generation", why_whole or "", rows, types))

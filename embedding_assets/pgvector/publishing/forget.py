@@ -42,7 +42,7 @@ def forget(conn: Connection, source: str) -> None:
 
     Raises TransientError where readers would not let go of the table, or a load of the source goes on.
     """
-    with pipeline_errors(f"forgetting source {source!r}"), source_lock(conn, source, "1min"):
+    with pipeline_errors(f"forgetting source {source!r}"), source_lock(conn, source, 60):
 
         def drop() -> None:
             published = published_generation(conn, source)

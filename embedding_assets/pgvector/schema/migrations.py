@@ -10,7 +10,7 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.locks import SWAP_LOCK_TIMEOUT, limit, schema_lock, until_granted
+from embedding_assets.pgvector.locks import SCHEMA_LOCK, SWAP_LOCK_TIMEOUT, held, limit, make_schema_lock, until_granted
 from embedding_assets.pgvector.schema import roles, surface
 
 _log = logging.getLogger(__name__)
@@ -19,6 +19,9 @@ MIGRATIONS: Final = Path(__file__).parent / "sql" / "migrations"
 
 OLDEST_PGVECTOR: Final = (0, 8, 4)
 OLDEST_POSTGRES: Final = 140_000
+
+_PATIENCE_SECONDS: Final = 600.0
+"""For another run that migrates."""
 
 _LONGEST_MS: Final = 60_000
 """The most that a migration may take: none rewrites a table that readers use."""
@@ -35,16 +38,13 @@ def migrate(dsn: str) -> None:
     with connect(dsn) as conn, roles.with_way_out(conn, "migrating the region's database"):
         _require_pgvector(conn)
         if _missing(conn):
-            # Held in a transaction of this connection, while yoyo works on connections of its own.
-            with conn.transaction():
-                conn.execute("SET LOCAL lock_timeout = '2min'; SET LOCAL application_name = 'embedding-assets lock'")
-                schema_lock(conn)
-                with connect(dsn) as worker:
-                    if _missing(worker):
-                        _prepare(worker)
-                        surface.forget(worker)
-                        search_path = _search_path(worker)
-                        until_granted("migrating the region's database", lambda: _apply(dsn, search_path))
+            _prepare(conn)
+            # Held by one connection while yoyo works on others.
+            with connect(dsn) as keeper, held(keeper, SCHEMA_LOCK, "the schema", _PATIENCE_SECONDS):
+                if _missing(conn):
+                    surface.forget(conn)
+                    search_path = _search_path(conn)
+                    until_granted("migrating the region's database", lambda: _apply(dsn, search_path))
         surface.ensure_surface(conn, _search_path(conn))
         roles.ensure_roles(conn)
         _ensure_iterative_scans(conn)
@@ -130,10 +130,17 @@ def _missing(conn: Connection) -> set[str]:
 
 
 def _prepare(conn: Connection) -> None:
-    conn.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+    try:
+        conn.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+    except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateObject):
+        _log.debug("another process was quicker")
     # Looked for first: with IF NOT EXISTS, too, Postgres asks for the right to create a schema.
     if conn.execute("SELECT to_regnamespace('embedding_assets') IS NULL").fetchone() == (True,):
-        conn.execute("CREATE SCHEMA embedding_assets")
+        try:
+            conn.execute("CREATE SCHEMA embedding_assets")
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateSchema):
+            _log.debug("another process was quicker")
+    make_schema_lock(conn)
 
 
 def _ensure_iterative_scans(conn: Connection) -> None:
