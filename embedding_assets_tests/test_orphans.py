@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from embedding_assets.cli import cli
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.orphans import forget, orphans
 from embedding_assets.settings.models import Settings
+from embedding_assets.snapshots.garbage import set_aside
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 OLD, NEW = "notes", "memos"
@@ -79,6 +81,9 @@ def test_a_source_taken_out_of_the_settings_is_an_orphan_until_it_is_forgotten(s
     found = json.loads(shell.run("verify --json", code=1).stdout)["differences"]
     assert [(one["kind"], one["source"], one["region"]) for one in found] == [("orphan", OLD, r) for r in REGIONS]
     assert f"embedding-assets forget {OLD}" in found[0]["cure"]
+
+    part = next(path for path in shell.files_of(OLD) if path.startswith(f"{PRIMARY}/parts/"))
+    set_aside(shell.settled.deployment.primary, part.removeprefix(f"{PRIMARY}/"), datetime.now(UTC))
 
     shell.run(f"forget {OLD} --yes")
 

@@ -24,6 +24,7 @@ from embedding_assets.pgvector.publishing.forget import forget as drop
 from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, migrate
 from embedding_assets.pgvector.schema.roles import act_as_ingest
 from embedding_assets.settings.models import Name
+from embedding_assets.snapshots.garbage import aside_of
 from embedding_assets.snapshots.names import REPLICA, TABLE
 from embedding_assets.snapshots.slots import SLOTS
 from embedding_assets.snapshots.stores import Store
@@ -196,7 +197,10 @@ def _forget_objects(store: Store, source: str) -> int:
             paths = sorted(found.path for found in store.entries(f"{asset}/{source}"))
             store.delete(paths)
             deleted += len(paths)
-    return deleted
+    # Last: collections go on meanwhile, and set aside what no log names any more.
+    aside = aside_of(store, source)
+    store.delete(aside)
+    return deleted + len(aside)
 
 
 def _forget_files(home: Path, source: str) -> Iterator[str]:

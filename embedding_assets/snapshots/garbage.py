@@ -47,6 +47,11 @@ def aside(store: Store, path: str) -> list[str]:
     return sorted((name for name in found if name.split("/", 2)[2] == path), reverse=True)
 
 
+def aside_of(store: Store, source: str) -> list[str]:
+    """Where all objects of a source lie that were set aside."""
+    return sorted(entry.path for entry in store.entries(_ASIDE) if entry.path.split("/")[4] == source)
+
+
 def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None = None) -> Collected:
     """Keep the newest `keep` snapshots of every log and whatever is younger than `grace`; the rest goes.
 
