@@ -1,17 +1,23 @@
 """Where this deployment's stores, databases and local files are: the settings, opened."""
 
+import logging
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from embedding_assets.embedding.options import Binding
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.locks import QUEUE_SECONDS, TOLD_SECONDS, SourceBusy
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.models import Settings
@@ -19,6 +25,10 @@ from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.snapshots.stores import Store, opened
 from embedding_assets.sources.reader import Reader, open_reader
+
+_log = logging.getLogger(__name__)
+
+_SLICE_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,9 +94,30 @@ class Deployment:
     def sole_writer(self, *partition: str) -> Iterator[None]:
         """Wait until no other process of this machine writes the partition.
 
-        Only saves work: across machines the snapshot log and the database's own locks decide.
+        After `TOLD_SECONDS` the log names who does. Raises SourceBusy after `QUEUE_SECONDS`. Only saves work: across
+        machines the snapshot log and the database's own locks decide.
         """
         path = self.home / "locks" / ("-".join(partition) + ".lock")
         private_folder(path.parent)
-        with FileLock(path):
+        lock, holder = FileLock(path), path.with_suffix(".holder")
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                lock.acquire(timeout=_SLICE_SECONDS)
+                break
+            except Timeout:
+                waited = time.monotonic() - began
+            by = holder.read_text("utf-8", "replace") if holder.is_file() else "a process that left no name"
+            if waited >= QUEUE_SECONDS:
+                raise SourceBusy(
+                    f"{'|'.join(partition)}: another run on this machine has been at work on it for over "
+                    f"{QUEUE_SECONDS:g} s: {by}. Cure: let it end, or end it, and run this again"
+                )
+            if waited >= TOLD_SECONDS and not told:
+                told = True
+                _log.warning("%s: waiting for another run, %.0f s by now: %s", "|".join(partition), waited, by)
+        try:
+            holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "utf-8")
             yield
+        finally:
+            lock.release()

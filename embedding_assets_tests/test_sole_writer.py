@@ -1,0 +1,34 @@
+"""One writer a partition on one machine: who waits is told for whom, and the wait has an end."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from embedding_assets.operations import deployment as module
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.pgvector.locks import SourceBusy
+from embedding_assets.settings.default import default_settings
+
+
+def test_a_wait_for_another_writer_names_it_and_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, seconds in (("_SLICE_SECONDS", 0.05), ("TOLD_SECONDS", 0.0), ("QUEUE_SECONDS", 0.2)):
+        monkeypatch.setattr(module, name, seconds)
+    one, other = (Deployment(default_settings(tmp_path), tmp_path) for _ in range(2))
+
+    with one.sole_writer("chunks", "docs"):
+        with (
+            caplog.at_level(logging.WARNING),
+            pytest.raises(SourceBusy, match=f"process {os.getpid()}, since .*Cure: "),
+            other.sole_writer("chunks", "docs"),
+        ):
+            pass
+        assert [f"process {os.getpid()}" in record.getMessage() for record in caplog.records] == [True]
+        with other.sole_writer("chunks", "others"):
+            pass
+
+    with other.sole_writer("chunks", "docs"):
+        pass
