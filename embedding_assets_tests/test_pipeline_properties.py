@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
+from embedding_assets.chunking.options import Chunking
 from embedding_assets.chunking.stage import prepare_chunks
 from embedding_assets.embedding import journal
 from embedding_assets.embedding import stage as embedding_stage
@@ -283,7 +284,7 @@ class Pipeline(RuleBasedStateMachine):
             )
             raw_docs = log.append(store, draft)
             remember(catalog, raw_docs)
-            draft = prepare_chunks(store, raw_docs, max_tokens=24, overlap=6, run_shards=one_by_one)
+            draft = prepare_chunks(store, raw_docs, Chunking(max_tokens=24, overlap=6), one_by_one)
             chunks = log.append(store, draft)
             draft, _ = prepare_embeddings(store, chunks, MODEL, computer.home / "journals", live=True)
             vectors = log.append(store, draft)

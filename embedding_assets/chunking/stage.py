@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from embedding_assets.chunking.chunks import STAGE_VERSION, chunk_documents
+from embedding_assets.chunking.options import Chunking
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key
@@ -18,23 +19,20 @@ class ChunkTask(NamedTuple):
     source: str
     want: derivation.Wanted
     documents: Part
-    max_tokens: int
-    overlap: int
+    chunking: Chunking
 
 
-def prepare_chunks(
-    store: Store, raw_docs: Snapshot, *, max_tokens: int, overlap: int, run_shards: derivation.RunShards
-) -> Draft:
+def prepare_chunks(store: Store, raw_docs: Snapshot, chunking: Chunking, run_shards: derivation.RunShards) -> Draft:
     """Make the chunks of these documents; only shards whose documents changed are read."""
     source = raw_docs.source
-    version = f"{STAGE_VERSION} max_tokens={max_tokens} overlap={overlap}"
+    version = f"{STAGE_VERSION} max_tokens={chunking.max_tokens} overlap={chunking.overlap}"
     previous = log.head(store, CHUNKS, source)
     inputs = {part.key: part for part in raw_docs.parts}
     wanted = [
         derivation.Wanted(part.shard, part_key(CHUNKS, version, [part.key]), (part.key,)) for part in raw_docs.parts
     ]
     plan = derivation.plan(store, CHUNKS, source, wanted, previous)
-    tasks = [ChunkTask(source, want, inputs[want.inputs[0]], max_tokens, overlap) for want in plan.missing]
+    tasks = [ChunkTask(source, want, inputs[want.inputs[0]], chunking) for want in plan.missing]
     parts = [*plan.kept, *run_shards(make_chunks, store, tasks)]
     return prepare(
         asset=CHUNKS,
@@ -51,7 +49,8 @@ def prepare_chunks(
 def make_chunks(store: Store, task: ChunkTask) -> Part:
     """Chunk one shard's documents into its part."""
     documents = read_part(store, task.source, task.documents)
-    chunks = chunk_documents(task.source, documents, max_tokens=task.max_tokens, overlap=task.overlap)
+    limits = task.chunking
+    chunks = chunk_documents(task.source, documents, max_tokens=limits.max_tokens, overlap=limits.overlap)
     return write_part(
         store,
         chunks,

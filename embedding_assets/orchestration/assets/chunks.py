@@ -42,7 +42,6 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
-        chunking = deployment.settings.sources[source].chunking
         with (
             domain_errors(context, deployment),
             noted(deployment.home, source, CHUNKS),
@@ -51,13 +50,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             heal_head(deployment, CHUNKS, source)
             documents = log.newest(store, raw_docs)
             previous = log.head(store, CHUNKS, source)
-            draft = prepare_chunks(
-                store,
-                documents,
-                max_tokens=chunking.max_tokens,
-                overlap=chunking.overlap,
-                run_shards=in_process,
-            )
+            draft = prepare_chunks(store, documents, deployment.settings.sources[source].chunking, in_process)
             made = draft.made
             checks = [inline.offsets_reproduce_text(store, documents, draft)]
             yield from judged(draft, checks)
