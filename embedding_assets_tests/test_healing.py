@@ -4,7 +4,6 @@ In the primary lie the documents, chunks and vectors that all regions are made o
 and vectors, the source has the documents.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -45,9 +44,6 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-HARMS = (gone, cut, rotten, empty)
-
-
 def files(box: Sandbox, asset: str, regions: Sequence[str]) -> list[Path]:
     """The file of the head's only part, in each of these regions that has it."""
     head = log.head(box.deployment.primary, asset, SOURCE)
@@ -66,20 +62,21 @@ def assert_whole(box: Sandbox, outcomes: Sequence[Outcome]) -> None:
     assert verify(box.deployment, [SOURCE], REGIONS) == []
 
 
+QUICK = [("raw_docs", rotten, False), ("chunks", rotten, True)]
+SLOW = [
+    ("raw_docs", gone, True),
+    ("raw_docs", empty, True),
+    ("chunks", gone, True),
+    ("chunks", cut, False),
+    ("embeddings_v1", rotten, False),
+    ("embeddings_v1", rotten, True),
+    ("embeddings_v2", gone, False),
+    ("embeddings_v2", empty, True),
+]
+
+
 @pytest.mark.parametrize(
-    ("asset", "harm", "everywhere"),
-    [
-        pytest.param(
-            asset,
-            harm,
-            everywhere,
-            marks=()
-            if (asset, harm, everywhere) in {("raw_docs", rotten, False), ("chunks", rotten, True)}
-            else pytest.mark.slow,
-            id=f"{asset}-{harm.__name__}-{'everywhere' if everywhere else 'primary'}",
-        )
-        for asset, harm, everywhere in itertools.product(SOURCE_ASSETS, HARMS, (False, True))
-    ],
+    ("asset", "harm", "everywhere"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
 def test_after_an_edit_one_command_brings_everything_back(
     box: Sandbox, asset: str, harm: Callable[[Path], None], everywhere: bool
@@ -134,7 +131,7 @@ def test_a_part_that_a_collection_set_aside_though_it_is_named_is_put_back(box: 
     assert new_vectors(outcomes) == 1
 
 
-@pytest.mark.parametrize("asset", [*SOURCE_ASSETS, REPLICA])
+@pytest.mark.parametrize("asset", ["raw_docs", "embeddings_v1", REPLICA])
 @pytest.mark.slow
 def test_an_entry_that_a_crashed_disk_left_empty_stops_nothing(box: Sandbox, asset: str) -> None:
     path = box.root / "stores" / PRIMARY / log.entry_path(asset, SOURCE, 1)
