@@ -50,6 +50,14 @@ _LABELS_OF: Final = {
 }
 _CODECS: Final = {label: codec.strip() for codec, labels in _LABELS_OF.items() for label in labels.split()}
 
+_LATIN: Final = frozenset(
+    ["cp1250", "cp1252", "cp1254", "cp1257", "iso8859-2", "iso8859-13", "iso8859-15", "iso8859-16"]
+)
+"""Charsets in which UTF-8's sequences are pairs that no language writes: an accented letter, then a sign, as in `Ã¼`.
+
+Charsets of other scripts have letters in both places, so that a short text in them can happen to be UTF-8 as well.
+"""
+
 _PRESCAN: Final = 4096
 """Bytes in which a declaration is looked for: browsers look through 1,024 first, and go on while they parse."""
 
@@ -64,7 +72,8 @@ def page_charset(page: bytes) -> str:
     """Python's name of the charset that a browser would read the page in.
 
     A byte order mark says it, else a `meta` element, else the XML declaration, else it is UTF-8. A label that no
-    browser knows says nothing.
+    browser knows says nothing. In one thing this reads what the author wrote rather than what a browser shows: a page
+    that declares a Latin charset and is UTF-8 was converted, and its declaration forgotten.
     """
     if page.startswith(codecs.BOM_UTF8):
         return "utf-8"
@@ -74,7 +83,19 @@ def page_charset(page: bytes) -> str:
     declaration = _DECLARATION.match(head)
     labels = [_label(attributes) for attributes in _META.findall(head)] + ([declaration[1]] if declaration else [])
     known = (_CODECS.get(label.strip().lower().decode("latin-1")) for label in labels if label)
-    return next((codec for codec in known if codec), "utf-8")
+    declared = next((codec for codec in known if codec), "utf-8")
+    return "utf-8" if declared in _LATIN and _is_utf8(page) else declared
+
+
+def _is_utf8(page: bytes) -> bool:
+    """Whether it has a letter beyond ASCII, and all of them are UTF-8."""
+    if page.isascii():
+        return False
+    try:
+        page.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _label(attributes: bytes) -> bytes | None:

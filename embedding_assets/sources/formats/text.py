@@ -28,7 +28,7 @@ class Text:
     @property
     def version(self) -> str:
         """Changes when reading would give other documents for the same bytes."""
-        return "files-2 libxml2-" + ".".join(map(str, etree.LIBXML_VERSION))
+        return "files-3 libxml2-" + ".".join(map(str, etree.LIBXML_VERSION))
 
     def documents(
         self, source: str, item: str, size: int | None, stream: BinaryIO

@@ -2,7 +2,7 @@ import codecs
 
 import pytest
 
-from embedding_assets.sources.formats.charsets import _CODECS, page_charset
+from embedding_assets.sources.formats.charsets import _CODECS, _LATIN, page_charset
 
 
 @pytest.mark.parametrize(
@@ -31,8 +31,31 @@ def test_a_page_is_in_the_charset_that_a_browser_would_read_it_in(page: bytes, c
     assert page_charset(page) == charset
 
 
+@pytest.mark.parametrize("label", ["iso-8859-1", "latin1", "windows-1252", "iso-8859-15", "iso-8859-2", "us-ascii"])
+def test_a_stale_declaration_gives_way_to_text_that_is_utf_8(label: str) -> None:
+    meta = f"<meta charset={label}><p>"
+
+    assert page_charset((meta + "Größe – 12 €").encode()) == "utf-8"
+    assert page_charset((meta + "plain").encode()) == page_charset(meta.encode()) != "utf-8"
+
+
+@pytest.mark.parametrize(
+    ("label", "text", "charset"),
+    [
+        ("iso-8859-1", "Größe".encode("latin-1"), "cp1252"),
+        ("windows-1252", "Größe – 12 €".encode("cp1252"), "cp1252"),
+        ("latin1", "Größe".encode() + "Größe".encode("latin-1"), "cp1252"),  # both: the declaration is believed
+        ("tis-620", "ยก".encode("cp874"), "cp874"),  # happens to be UTF-8 as well
+        ("x-mac-roman", "L’État".encode("mac-roman"), "mac-roman"),
+    ],
+)
+def test_real_text_in_a_declared_charset_is_read_in_it(label: str, text: bytes, charset: str) -> None:
+    assert page_charset(f"<meta charset={label}><p>".encode() + text) == charset
+
+
 def test_every_charset_of_the_table_can_be_read() -> None:
     for codec in set(_CODECS.values()):
         codecs.lookup(codec)
     assert len(_CODECS) > 200
+    assert set(_CODECS.values()) >= _LATIN
     assert all(label == label.lower() for label in _CODECS)
