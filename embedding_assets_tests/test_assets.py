@@ -33,6 +33,7 @@ from embedding_assets.orchestration.assets import (
     chunks,
     pgvector_table,
 )
+from embedding_assets.orchestration.assets.embeddings import run_of_budget
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.orchestration.resources.alerts import ALERT_WEBHOOK
@@ -359,6 +360,17 @@ def test_a_provider_that_says_when_to_come_back_is_left_alone_until_then(
     throttled, answered = (entry for entry in standin.log())
     assert (throttled["status"], answered["status"]) == (429, 200)
     assert answered["at"] - throttled["at"] >= 0.4
+
+
+def test_a_run_that_dagster_starts_again_has_what_is_left_of_the_budget_and_one_of_a_person_its_own() -> None:
+    first, second = "0" * 8, "1" * 8
+
+    def again(tags: dict[str, str]) -> dg.DagsterRun:
+        return dg.DagsterRun("sync", run_id=second, parent_run_id=first, root_run_id=first, tags=tags)
+
+    assert run_of_budget(dg.DagsterRun("sync", run_id=first)) == first
+    assert run_of_budget(again({"dagster/retry_number": "1"})) == first
+    assert run_of_budget(again({})) == second
 
 
 def test_a_refused_key_fails_at_once_with_the_cure_and_without_the_key(

@@ -18,7 +18,7 @@ import obstore
 import pyarrow as pa
 import pytest
 
-from embedding_assets.embedding.engine.engine import Usage
+from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Usage
 from embedding_assets.embedding.stage import BindingChanged, Bought, Heal, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
@@ -242,6 +242,38 @@ def test_vectors_that_arrived_before_a_failure_are_not_bought_again(pipeline: Pi
     assert bought.new == 16
     assert not pipeline.sent() & answered
     pipeline.assert_holds(snapshot, [f"text {n}" for n in range(40)])
+
+
+def test_the_attempts_of_one_run_share_its_budget_and_the_next_run_has_its_own(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks([f"text {n}" for n in range(40)])
+    binding = pipeline.standin.binding(max_items=4, max_in_flight=1)
+
+    def attempt(run: str, budget: int) -> None:
+        prepare_embeddings(
+            pipeline.store,
+            chunks,
+            binding,
+            pipeline.home / "journals",
+            live=True,
+            budget=Budget(max_tokens=budget),
+            run=run,
+        )
+
+    pipeline.standin.faults({"fault": "revoked", "skip": 6})
+    with pytest.raises(PermanentError):
+        attempt("first", 100)
+    before = sum(entry["tokens"] for entry in pipeline.standin.log() if entry["status"] == 200)
+    pipeline.standin.reset()
+    budget = before + 20
+    with pytest.raises(BudgetSpent, match=f"max_tokens of {budget}"):
+        attempt("first", budget)
+    bought = sum(entry["tokens"] for entry in pipeline.standin.log())
+    assert 0 < bought <= 20
+    with pytest.raises(BudgetSpent):
+        attempt("first", budget)
+    assert sum(entry["tokens"] for entry in pipeline.standin.log()) <= 20
+    attempt("second", 1000)
+    assert sum(entry["items"] for entry in pipeline.standin.log()) == 40 - 24
 
 
 def test_shards_that_were_finished_before_a_failure_are_found_by_name(pipeline: Pipeline) -> None:

@@ -22,7 +22,20 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError, TransientError
 
-__all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Progress", "Stopped", "Text", "Usage", "embed"]
+__all__ = [
+    "NOTHING_SPENT",
+    "UNLIMITED",
+    "Budget",
+    "BudgetSpent",
+    "Dead",
+    "Embedded",
+    "Progress",
+    "Spent",
+    "Stopped",
+    "Text",
+    "Usage",
+    "embed",
+]
 
 DRAIN_SECONDS: Final = 20.0
 """How long a run that is told to stop waits for what is in flight: Kubernetes kills 30 s after it has asked."""
@@ -43,6 +56,16 @@ class Budget(NamedTuple):
 UNLIMITED: Final = Budget()
 
 
+class Spent(NamedTuple):
+    """What earlier attempts of the same run have used of its budget."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+NOTHING_SPENT: Final = Spent()
+
+
 _GO_ON: Final = "run it again, which goes on from here, or raise run_budget in the settings"
 
 
@@ -61,6 +84,7 @@ def embed(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     budget: Budget = UNLIMITED,
+    spent: Spent = NOTHING_SPENT,
     stop: threading.Event | None = None,
     patience: Patience = PATIENCE,
 ) -> Usage:
@@ -81,7 +105,7 @@ def embed(
     first = next(source, None)
     if first is None:
         return Usage()
-    run = _Run(Requests(open_provider(binding), binding, patience), binding, deliver, on_progress, budget, stop)
+    run = _Run(Requests(open_provider(binding), binding, patience), binding, deliver, on_progress, budget, spent, stop)
     return run.run(chain([first], source))
 
 
@@ -95,6 +119,7 @@ class _Run:
         deliver: Callable[[Embedded | Dead], None],
         on_progress: Callable[[Progress], None] | None,
         budget: Budget,
+        spent: Spent,
         stop: threading.Event | None,
     ) -> None:
         self._requests = requests
@@ -102,6 +127,7 @@ class _Run:
         self._deliver = deliver
         self._on_progress = on_progress
         self._budget = budget
+        self._spent = spent
         self._stop = stop
         self._began = time.monotonic()
         self._told = self._began
@@ -188,7 +214,7 @@ class _Run:
 
     def _reached(self, tokens_ahead: int) -> tuple[str, str] | None:
         """What of the budget is reached, if so many tokens were still to come, and the cure; None is nothing."""
-        budget, used = self._budget, self._requests.counts.tokens
+        budget, used = self._budget, self._spent.tokens + self._requests.counts.tokens
         if budget.max_tokens is not None and used + tokens_ahead > budget.max_tokens:
             return f"{used} tokens used: max_tokens of {budget.max_tokens} is reached", _GO_ON
         if budget.max_cost_usd is not None:
@@ -196,7 +222,8 @@ class _Run:
                 return "max_cost_usd cannot be kept without a price", "set price_per_million_tokens of the model"
             if self._cost(used + tokens_ahead) > budget.max_cost_usd:
                 return f"{self._cost(used):.4f} USD used: max_cost_usd of {budget.max_cost_usd} is reached", _GO_ON
-        if budget.max_seconds is not None and time.monotonic() - self._began > budget.max_seconds:
+        seconds = self._spent.seconds + time.monotonic() - self._began
+        if budget.max_seconds is not None and seconds > budget.max_seconds:
             return f"max_seconds of {budget.max_seconds} is reached", _GO_ON
         return None
 

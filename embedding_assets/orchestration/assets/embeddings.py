@@ -92,6 +92,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 known_dead=rejections.known,
                 replay=rejections.replayed,
                 budget=Budget(**settings.run_budget.model_dump()),
+                run=run_of_budget(context.run),
                 stop=stop,
                 on_progress=show,
                 on_dead=rejections.note,
@@ -135,6 +136,11 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
         )
 
     return embeddings
+
+
+def run_of_budget(run: dg.DagsterRun) -> str:
+    """The run that the budget is for: one that Dagster starts again by itself has what is left of the first's."""
+    return run.root_run_id or run.run_id if "dagster/retry_number" in run.tags else run.run_id
 
 
 def _used(bought: Bought) -> dict[str, Any]:
