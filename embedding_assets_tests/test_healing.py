@@ -141,3 +141,15 @@ def test_an_entry_that_a_crashed_disk_left_empty_stops_nothing(box: Sandbox, ass
 
     assert_whole(box, outcomes)
     assert len(box.rows(EU)) == 2
+
+
+def test_a_store_that_cannot_be_asked_for_its_losses_ends_a_run_with_its_error(box: Sandbox) -> None:
+    path = box.root / "stores" / PRIMARY / log.entry_path("chunks", SOURCE, 2)
+    path.write_text('{"format": 99}')
+
+    (outcome,) = box.materialize()
+
+    assert not outcome.succeeded
+    assert "delete it, and the entry before it counts" in outcome.errors[0]
+    path.unlink()
+    assert_whole(box, box.materialize())

@@ -50,9 +50,13 @@ def heal_head(deployment: Deployment, asset: str, source: str) -> None:
 
 
 def has_lost(deployment: Deployment, source: str) -> bool:
-    """Whether the primary's store lists less than the heads of the source's own assets name."""
-    heads = (log.head(deployment.primary, asset, source) for asset in SOURCE_ASSETS)
-    return any(unlisted(deployment.primary, head) for head in heads if head is not None)
+    """Whether the primary's store lists less than the heads of the source's own assets name; not where it can't be
+    asked."""
+    try:
+        heads = [log.head(deployment.primary, asset, source) for asset in SOURCE_ASSETS]
+        return any(unlisted(deployment.primary, head) for head in heads if head is not None)
+    except PipelineError:
+        return False
 
 
 def _find_whole(deployment: Deployment, store: Store, source: str, part: Part) -> tuple[str, bytes] | None:

@@ -22,7 +22,7 @@ class SnapshotIOManager(dg.IOManager):
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         """Hold the asset to its word: what it returns is what its log says."""
-        if not isinstance(obj, Snapshot) or obj.number == 0:
+        if not isinstance(obj, Snapshot):
             raise dg.Failure(
                 f"{context.asset_key.to_user_string()} returned no committed snapshot", allow_retries=False
             )
