@@ -62,8 +62,9 @@ def assert_whole(box: Sandbox, outcomes: Sequence[Outcome]) -> None:
     assert verify(box.deployment, [SOURCE], REGIONS) == []
 
 
-QUICK = [("raw_docs", rotten, False), ("chunks", rotten, True)]
+QUICK = [("chunks", rotten, True)]
 SLOW = [
+    ("raw_docs", rotten, False),
     ("raw_docs", gone, True),
     ("raw_docs", empty, True),
     ("chunks", gone, True),
@@ -93,7 +94,7 @@ def test_after_an_edit_one_command_brings_everything_back(
         assert new_vectors(outcomes) == 1  # what another region has is not bought again
 
 
-@pytest.mark.parametrize("harm", [gone, rotten])
+@pytest.mark.parametrize("harm", [gone, pytest.param(rotten, marks=pytest.mark.slow)])
 def test_where_nothing_changed_what_is_lost_comes_back_by_itself_and_what_rots_by_verify_and_its_cures(
     box: Sandbox, harm: Callable[[Path], None]
 ) -> None:

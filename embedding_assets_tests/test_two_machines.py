@@ -58,7 +58,9 @@ def assert_newest_is_served(box: Sandbox) -> None:
     assert verify(box.deployment, [SOURCE], REGIONS) == []
 
 
-@pytest.mark.parametrize("asset", [CHUNKS, VECTORS[0], REPLICA, TABLE])
+@pytest.mark.parametrize(
+    "asset", [CHUNKS, *(pytest.param(asset, marks=pytest.mark.slow) for asset in (VECTORS[0], REPLICA, TABLE))]
+)
 def test_a_run_that_waited_for_another_never_brings_back_what_it_read_before(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch, asset: str
 ) -> None:

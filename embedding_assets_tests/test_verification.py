@@ -144,7 +144,13 @@ HARMS: dict[Callable[[Sandbox], None], set[tuple[Kind, str, str]]] = {
 }
 
 
-@pytest.mark.parametrize("harm", HARMS, ids=lambda harm: harm.__name__)
+QUICK = {flip_a_bit, lose_the_store, forge_rows}
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [pytest.param(harm, id=harm.__name__, marks=() if harm in QUICK else pytest.mark.slow) for harm in HARMS],
+)
 def test_every_finding_names_where_and_a_cure_that_leaves_nothing_to_find(
     box: Sandbox, harm: Callable[[Sandbox], None]
 ) -> None:
@@ -170,6 +176,7 @@ def test_every_finding_names_where_and_a_cure_that_leaves_nothing_to_find(
     [(lose_a_part, "materialize"), (lose_all_parts, "materialize"), (lose_the_store, "verify --repair")],
     ids=lambda given: given if isinstance(given, str) else given.__name__,
 )
+@pytest.mark.slow
 def test_a_region_that_lost_of_its_store_is_not_current_and_either_command_brings_it_back(
     box: Sandbox, harm: Callable[[Sandbox], None], cure: str
 ) -> None:
