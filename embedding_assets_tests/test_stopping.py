@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from embedding_assets.embedding.journal import Journal
+from embedding_assets.errors import TransientError
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.snapshots import log
@@ -109,3 +110,29 @@ def test_a_run_stops_at_its_budget_and_the_next_goes_on_where_it_stopped(
             assert all("max_tokens of 200 is reached" in failure for failure in failures)
     assert runs > 1
     assert set(sent(standin).values()) == {1}
+
+
+def test_one_run_has_one_budget_for_both_models_and_all_retries(
+    box: Sandbox, standin: Standin, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, calls = Journal.add, 0
+
+    def failing(self: Journal, hashes: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
+        nonlocal calls
+        calls += 1
+        add(self, hashes, vectors)
+        if calls % 5 == 0:
+            raise TransientError("away for a moment")
+
+    monkeypatch.setattr(Journal, "add", failing)
+    models = {slot: standin.model(max_items=1, max_in_flight=1, api_key_env=None) for slot in ("v1", "v2")}
+    models["v2"]["name"] = "another-standin-model"
+    box = replace(box, models=models, more={"run_budget": {"max_tokens": 150}})
+
+    result = box.execute(SOURCE_JOB, SOURCE, instance)
+
+    assert any(event.is_step_up_for_retry for event in result.all_events)
+    failures = [reason(event) for event in result.all_events if event.is_step_failure]
+    assert len(failures) == 2
+    assert all("max_tokens of 150 is reached" in failure for failure in failures)
+    assert 100 <= sum(entry["tokens"] for entry in standin.log()) <= 150

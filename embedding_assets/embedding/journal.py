@@ -27,13 +27,10 @@ create table if not exists places (
     text_hash blob, part integer, place integer not null, primary key (text_hash, part)
 ) without rowid;
 create index if not exists places_by_part on places (part);
-create table if not exists spent (run text primary key, tokens integer not null, seconds real not null);
 """
 
 # SQLite takes at most 32,766 parameters a statement; a shard has some thousand texts.
 _AT_ONCE = 5000
-
-_RUNS_KEPT = 100
 
 
 class Found(NamedTuple):
@@ -57,21 +54,6 @@ class Journal:
                 zip(text_hashes, (row.tobytes() for row in vectors), strict=True),
             )
         failpoint(Failpoint.AFTER_JOURNAL)
-
-    def spent(self, run: str) -> tuple[int, float]:
-        """(tokens, seconds) that a run has used by all its attempts so far."""
-        row = self._db.execute("select tokens, seconds from spent where run = ?", (run,)).fetchone()
-        return (0, 0.0) if row is None else (int(row[0]), float(row[1]))
-
-    def spend(self, run: str, tokens: int, seconds: float) -> None:
-        """Note what a run has used by all its attempts so far. Those of the last runs are kept."""
-        with self._db:
-            self._db.execute(
-                "insert into spent values (?, ?, ?) "
-                "on conflict (run) do update set tokens = excluded.tokens, seconds = excluded.seconds",
-                (run, tokens, seconds),
-            )
-            self._db.execute("delete from spent where rowid <= (select max(rowid) from spent) - ?", (_RUNS_KEPT,))
 
     def bought(self) -> Iterator[tuple[bytes, bytes]]:
         """(text hash, float32 bytes) of every vector that no part holds yet."""

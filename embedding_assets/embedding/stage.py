@@ -22,7 +22,6 @@ from embedding_assets.embedding.engine.engine import (
     Dead,
     Embedded,
     Progress,
-    Spent,
     Text,
     Usage,
     embed,
@@ -74,7 +73,6 @@ def prepare_embeddings(
     known_dead: Iterable[RejectedText] = (),
     replay: Collection[str] = (),
     budget: Budget = UNLIMITED,
-    run: str = "",
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
     on_dead: Callable[[RejectedText], None] = lambda rejection: None,
@@ -89,7 +87,6 @@ def prepare_embeddings(
         known_dead: rejections besides the last snapshot's, found by runs that committed nothing.
         replay: hex hashes of the texts that are sent again although they are dead letters.
         budget: what the run may use.
-        run: names the run, so that its next attempt goes on with what this one leaves of the budget.
         stop: ends the run when it is set, with what is in flight delivered.
         on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
         on_dead: told of each new rejection at once, whatever becomes of the run.
@@ -143,21 +140,13 @@ def prepare_embeddings(
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
-            spent = Spent(*journal.spent(run)) if run else Spent()
-
-            def tell(progress: Progress) -> None:
-                if run:
-                    journal.spend(run, spent.tokens + progress.tokens, spent.seconds + progress.seconds)
-                on_progress(progress, assembly.settled, total)
-
             usage = embed(
                 binding,
                 assembly.texts(missing),
                 assembly.deliver,
                 budget=budget,
-                spent=spent,
                 stop=stop,
-                on_progress=tell,
+                on_progress=lambda progress: on_progress(progress, assembly.settled, total),
             )
             made, new = assembly.made, assembly.new
     parts = [*plan.kept, *made]

@@ -86,6 +86,11 @@ class Deployment:
         return self.home / "catalogs" / f"{source}.sqlite"
 
     @property
+    def ledger(self) -> Path:
+        """What the runs have used of their budgets."""
+        return self.home / "budgets" / "runs.sqlite"
+
+    @property
     def journals(self) -> Path:
         """Vectors that no part holds yet."""
         return self.home / "journals"

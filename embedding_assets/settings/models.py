@@ -99,7 +99,10 @@ Source = Annotated[FilesSource | JsonlSource, Field(discriminator="kind")]
 
 
 class RunBudget(_Frozen):
-    """What one run of an embeddings asset may use before it stops; the next run goes on where it stopped."""
+    """What one run may use in all its tries and for both models; the next run goes on where it stopped.
+
+    The seconds count from when the first embeddings step of the run began.
+    """
 
     max_cost_usd: float | None = Field(default=None, gt=0)
     max_tokens: int | None = Field(default=None, gt=0, strict=True)

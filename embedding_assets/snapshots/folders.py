@@ -12,7 +12,18 @@ from embedding_assets.errors import PermanentError
 
 _log = logging.getLogger(__name__)
 
-_OURS: Final = {"catalogs", "dagster", "input", "journals", "locks", "matplotlib", "outcomes", "postgres", "stores"}
+_OURS: Final = {
+    "budgets",
+    "catalogs",
+    "dagster",
+    "input",
+    "journals",
+    "locks",
+    "matplotlib",
+    "outcomes",
+    "postgres",
+    "stores",
+}
 
 CURE: Final = "Cure: set EMBEDDING_ASSETS_HOME to a folder that this user may make and write."
 

@@ -18,7 +18,6 @@ from embedding_assets.embedding.engine.engine import (
     Dead,
     Embedded,
     Progress,
-    Spent,
     Stopped,
     Text,
     embed,
@@ -206,23 +205,6 @@ def test_a_budget_is_never_exceeded_and_what_was_bought_is_delivered(
     assert 60 <= sum(entry["tokens"] for entry in log) <= 100
     delivered.assert_right([text for text in texts if text.text_hash in delivered.vectors])
     assert delivered.count == sum(entry["items"] for entry in log)
-
-
-@pytest.mark.parametrize(
-    ("budget", "spent", "words"),
-    [
-        (Budget(max_tokens=100), Spent(tokens=99), "99 tokens used: max_tokens of 100"),
-        (Budget(max_cost_usd=0.0001), Spent(tokens=99), "0.0001 USD used: max_cost_usd of 0.0001"),
-        (Budget(max_seconds=3600), Spent(seconds=3600), "max_seconds of 3600"),
-    ],
-)
-def test_what_earlier_attempts_have_spent_counts(
-    standin: Standin, delivered: Delivered, budget: Budget, spent: Spent, words: str
-) -> None:
-    binding = standin.binding(max_items=10, price_per_million_tokens=1.0)
-    with pytest.raises(BudgetSpent, match=words):
-        embed(binding, texts_of(["one", "two"]), delivered, budget=budget, spent=spent)
-    assert standin.log() == []
 
 
 def test_a_run_out_of_time_stops_cleanly(standin: Standin, delivered: Delivered) -> None:

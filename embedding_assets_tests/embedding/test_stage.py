@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Usage
+from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.stage import BindingChanged, Bought, Heal, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
@@ -255,8 +256,7 @@ def test_the_attempts_of_one_run_share_its_budget_and_the_next_run_has_its_own(p
             binding,
             pipeline.home / "journals",
             live=True,
-            budget=Budget(max_tokens=budget),
-            run=run,
+            budget=Budget(max_tokens=budget, account=Account(pipeline.home / "budgets" / "runs.sqlite", run)),
         )
 
     pipeline.standin.faults({"fault": "revoked", "skip": 6})

@@ -18,24 +18,12 @@ from embedding_assets.embedding.engine.gate import PATIENCE, Patience
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
 from embedding_assets.embedding.engine.limits import BURST_SECONDS
 from embedding_assets.embedding.engine.requests import Requests, Settled
+from embedding_assets.embedding.ledger import Account, Ledger, Used, open_ledger
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError, TransientError
 
-__all__ = [
-    "NOTHING_SPENT",
-    "UNLIMITED",
-    "Budget",
-    "BudgetSpent",
-    "Dead",
-    "Embedded",
-    "Progress",
-    "Spent",
-    "Stopped",
-    "Text",
-    "Usage",
-    "embed",
-]
+__all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Progress", "Stopped", "Text", "Usage", "embed"]
 
 DRAIN_SECONDS: Final = 20.0
 """How long a run that is told to stop waits for what is in flight: Kubernetes kills 30 s after it has asked."""
@@ -46,24 +34,21 @@ _PROGRESS_SECONDS: Final = 1.0
 
 class Budget(NamedTuple):
     """What one run may use; None is unlimited. Kept before sending: by our count of tokens for what is ahead, by the
-    provider's for what is done."""
+    provider's for what is done. All that have the same account share it; without one it is for one call."""
 
     max_cost_usd: float | None = None
     max_tokens: int | None = None
     max_seconds: float | None = None
+    """From when the first that shares it began."""
+    account: Account | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether anything has a limit."""
+        return (self.max_cost_usd, self.max_tokens, self.max_seconds) != (None, None, None)
 
 
 UNLIMITED: Final = Budget()
-
-
-class Spent(NamedTuple):
-    """What earlier attempts of the same run have used of its budget."""
-
-    tokens: int = 0
-    seconds: float = 0.0
-
-
-NOTHING_SPENT: Final = Spent()
 
 
 _GO_ON: Final = "run it again, which goes on from here, or raise run_budget in the settings"
@@ -84,7 +69,6 @@ def embed(
     *,
     on_progress: Callable[[Progress], None] | None = None,
     budget: Budget = UNLIMITED,
-    spent: Spent = NOTHING_SPENT,
     stop: threading.Event | None = None,
     patience: Patience = PATIENCE,
 ) -> Usage:
@@ -105,8 +89,9 @@ def embed(
     first = next(source, None)
     if first is None:
         return Usage()
-    run = _Run(Requests(open_provider(binding), binding, patience), binding, deliver, on_progress, budget, spent, stop)
-    return run.run(chain([first], source))
+    with open_ledger(budget.account if budget.limited else None) as ledger:
+        requests = Requests(open_provider(binding), binding, patience)
+        return _Run(requests, binding, deliver, on_progress, budget, ledger, stop).run(chain([first], source))
 
 
 class _Run:
@@ -119,7 +104,7 @@ class _Run:
         deliver: Callable[[Embedded | Dead], None],
         on_progress: Callable[[Progress], None] | None,
         budget: Budget,
-        spent: Spent,
+        ledger: Ledger,
         stop: threading.Event | None,
     ) -> None:
         self._requests = requests
@@ -127,7 +112,7 @@ class _Run:
         self._deliver = deliver
         self._on_progress = on_progress
         self._budget = budget
-        self._spent = spent
+        self._ledger = ledger
         self._stop = stop
         self._began = time.monotonic()
         self._told = self._began
@@ -148,6 +133,8 @@ class _Run:
             self._feed(batches(texts, self._caps))
         finally:
             self._requests.stop()
+            self._tokens_ahead = 0  # nothing of it comes any more
+            self._settle()
             self._tell()
         return self._usage()
 
@@ -171,24 +158,28 @@ class _Run:
                 elif held[0].tokens > self._caps.max_tokens_per_item:
                     self._bury_too_long(held[0])
                     held = None
-                elif (reached := self._reached(self._tokens_ahead + tokens_of(held))) is None:
+                elif (reached := self._reserve(held)) is None:
                     self._count_ahead(held, 1)
                     parcel.append(held)
                     held = None
                 elif self._ahead:  # when that is settled, it may have cost less
                     break
                 else:
+                    left = "what was sent is delivered, the rest is left" if self._sent else "nothing was sent"
                     what, cure = reached
-                    ended = BudgetSpent(f"{what}; what was sent is delivered, the rest is left. Cure: {cure}")
+                    ended = BudgetSpent(f"{what}; {left}. Cure: {cure}")
             if parcel:
                 self._requests.send(parcel)
             elif ended and not self._ahead:
                 break
+            ahead = self._ahead
             for item in self._requests.arrived(_PROGRESS_SECONDS):
                 if isinstance(item, Settled):
                     self._count_ahead(item.batch, -1)
                 else:
                     self._deliver(item)
+            if self._ahead < ahead:
+                self._settle()
             if time.monotonic() - self._told >= _PROGRESS_SECONDS:
                 self._tell()
         if isinstance(ended, Exception):
@@ -212,20 +203,42 @@ class _Run:
         reason = f"{text.tokens} tokens, and the provider takes {self._caps.max_tokens_per_item}"
         self._deliver(Dead(text.text_hash, errors.TOO_LONG.error_class, reason, 0))
 
-    def _reached(self, tokens_ahead: int) -> tuple[str, str] | None:
-        """What of the budget is reached, if so many tokens were still to come, and the cure; None is nothing."""
-        budget, used = self._budget, self._spent.tokens + self._requests.counts.tokens
-        if budget.max_tokens is not None and used + tokens_ahead > budget.max_tokens:
-            return f"{used} tokens used: max_tokens of {budget.max_tokens} is reached", _GO_ON
+    def _reserve(self, batch: list[Text]) -> tuple[str, str] | None:
+        """Reserve the batch's share of the budget; what of it is reached, and the cure, where it has too little."""
+        budget, tokens = self._budget, tokens_of(batch)
+        if not budget.limited:
+            return None
+        fewer = ", or lower max_items of the model" if len(batch) > 1 else ""
+        if budget.max_tokens is not None and tokens > budget.max_tokens:
+            what = f"one request has {tokens} tokens, and max_tokens of {budget.max_tokens} is less than that"
+            return what, f"set max_tokens of run_budget to {tokens} or more in the settings{fewer}"
         if budget.max_cost_usd is not None:
+            cost = self._cost(tokens)
             if not self._binding.price_per_million_tokens and self._binding.provider != "local":
                 return "max_cost_usd cannot be kept without a price", "set price_per_million_tokens of the model"
-            if self._cost(used + tokens_ahead) > budget.max_cost_usd:
-                return f"{self._cost(used):.4f} USD used: max_cost_usd of {budget.max_cost_usd} is reached", _GO_ON
-        seconds = self._spent.seconds + time.monotonic() - self._began
-        if budget.max_seconds is not None and seconds > budget.max_seconds:
-            return f"max_seconds of {budget.max_seconds} is reached", _GO_ON
+            if cost > budget.max_cost_usd:
+                what = f"one request costs {cost:.6f} USD, and max_cost_usd of {budget.max_cost_usd} is less than that"
+                return what, f"set max_cost_usd of run_budget to {cost + 1e-6:.6f} or more in the settings{fewer}"
+        used = self._requests.counts.tokens + self._tokens_ahead + tokens
+        refusal = self._ledger.reserve(used, self._cost(used), self._refuses)
+        return None if refusal is None else (refusal, _GO_ON)
+
+    def _refuses(self, now: Used, then: Used) -> str | None:
+        """What of the budget is reached, if the run uses so much now, and would use so much then."""
+        budget = self._budget
+        if budget.max_tokens is not None and then.tokens > budget.max_tokens:
+            return f"{now.tokens} tokens used: max_tokens of {budget.max_tokens} is reached"
+        if budget.max_cost_usd is not None and then.cost_usd > budget.max_cost_usd:
+            return f"{now.cost_usd:.4f} USD used: max_cost_usd of {budget.max_cost_usd} is reached"
+        if budget.max_seconds is not None and then.seconds > budget.max_seconds:
+            return f"max_seconds of {budget.max_seconds} is reached"
         return None
+
+    def _settle(self) -> None:
+        """Tell the ledger what is used, and what of it is still to come."""
+        if self._budget.limited:
+            used = self._requests.counts.tokens + self._tokens_ahead
+            self._ledger.settle(used, self._cost(used))
 
     def _cost(self, tokens: int) -> float:
         return tokens * self._binding.price_per_million_tokens / 1e6

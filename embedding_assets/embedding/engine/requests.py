@@ -307,6 +307,9 @@ class Requests:
                     if gate.failed(ticket, error.told_wait):
                         self._start(self._probe())
             raise
+        except asyncio.CancelledError:
+            counts.tokens += ours  # it has left: whoever counts what is paid has to count it
+            raise
         finally:
             gate.returned(ticket, quota)
         if not gate.trusted:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine.engine import Budget
 from embedding_assets.embedding.engine.figures import Progress
+from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
 from embedding_assets.operations import dead_letters
@@ -91,8 +92,10 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 renamed_from=settings.sources[source].renamed_from,
                 known_dead=rejections.known,
                 replay=rejections.replayed,
-                budget=Budget(**settings.run_budget.model_dump()),
-                run=run_of_budget(context.run),
+                budget=Budget(
+                    **settings.run_budget.model_dump(),
+                    account=Account(deployment.ledger, run_of_budget(context.run)),
+                ),
                 stop=stop,
                 on_progress=show,
                 on_dead=rejections.note,

@@ -1,0 +1,94 @@
+"""What one run has used of its budget: one sum for all its attempts and for both model versions.
+
+They may be processes of their own, side by side or one after another. SQLite, one file for all runs, a row an attempt:
+what it has used and what it has reserved. A row that a killed attempt left keeps what was in flight, which may be paid.
+"""
+
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from embedding_assets.snapshots.folders import private_folder
+
+_SCHEMA: Final = """
+begin immediate;
+create table if not exists attempts (
+    attempt text primary key, run text not null, began real not null, tokens integer not null, cost_usd real not null
+) without rowid;
+create index if not exists attempts_by_run on attempts (run);
+commit;
+"""
+
+_KEPT_SECONDS: Final = 30 * 86_400  # no run is tried again after so long
+
+
+class Account(NamedTuple):
+    """Where a run's use is kept: the ledger's file, and the run's name in it, the same for all of its attempts."""
+
+    path: Path
+    run: str
+
+
+class Used(NamedTuple):
+    """What all attempts of a run have used or reserved, and how long ago the first of them began."""
+
+    tokens: int
+    cost_usd: float
+    seconds: float
+
+
+class Ledger:
+    """One attempt's row among those of its run. Every amount is the attempt's whole use, not what is added."""
+
+    def __init__(self, connection: sqlite3.Connection, run: str) -> None:
+        self._db = connection
+        self._run = run
+        self._attempt = uuid.uuid4().hex
+        self._db.execute("delete from attempts where began < ?", (time.time() - _KEPT_SECONDS,))
+        self._db.execute("insert into attempts values (?, ?, ?, 0, 0)", (self._attempt, run, time.time()))
+
+    def reserve(self, tokens: int, cost_usd: float, refuses: Callable[[Used, Used], str | None]) -> str | None:
+        """Reserve what this attempt will have used, unless `refuses` says why not; what it says.
+
+        It is told what the run uses now, and what it would use. No other attempt reserves in between.
+        """
+        self._db.execute("begin immediate")
+        try:
+            began, others_tokens, others_cost, own_tokens, own_cost = self._db.execute(
+                "select min(began), total(tokens) filter (where attempt != ?1), total(cost_usd) filter"
+                " (where attempt != ?1), total(tokens) filter (where attempt = ?1), total(cost_usd) filter"
+                " (where attempt = ?1) from attempts where run = ?2",
+                (self._attempt, self._run),
+            ).fetchone()
+            seconds = time.time() - (began or time.time())
+            now = Used(int(others_tokens + own_tokens), others_cost + own_cost, seconds)
+            then = Used(int(others_tokens) + tokens, others_cost + cost_usd, seconds)
+            if (refusal := refuses(now, then)) is None:
+                self.settle(tokens, cost_usd)
+        finally:
+            self._db.execute("commit")
+        return refusal
+
+    def settle(self, tokens: int, cost_usd: float) -> None:
+        """Note what this attempt uses now: what is reserved besides is free again."""
+        self._db.execute(
+            "update attempts set tokens = ?, cost_usd = ? where attempt = ?", (tokens, cost_usd, self._attempt)
+        )
+
+
+@contextmanager
+def open_ledger(account: Account | None) -> Iterator[Ledger]:
+    """A new attempt's ledger; without an account, one that nobody shares."""
+    if account is not None:
+        private_folder(account.path.parent)
+    path = ":memory:" if account is None else account.path
+    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
+        # Not a WAL: who switches to it is turned away by another who does, whatever the time-out.
+        connection.execute("pragma journal_mode = truncate").fetchone()
+        connection.execute("pragma synchronous = off")  # a kill loses nothing of it, and a power cut ends the run
+        connection.executescript(_SCHEMA)
+        yield Ledger(connection, account.run if account is not None else "")
