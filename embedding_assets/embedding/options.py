@@ -62,6 +62,8 @@ class Binding(BaseModel):
     slot: Slot
     provider: Literal["local", "openai"]
     name: str = Field(min_length=1)
+    answers_as: str | None = Field(default=None, min_length=1)
+    """The model's name in the endpoint's answers, where `name` is a deployment's (Azure) or a gateway's alias."""
     dimensions: int = Field(ge=1)
     base_url: str | None = None
     api_key_env: str | None = "OPENAI_API_KEY"  # None: the endpoint asks for no key
@@ -83,8 +85,9 @@ class Binding(BaseModel):
         if not isinstance(given, dict):
             return given
         defaults = dict(_DEFAULTS.get(str(given.get("provider")), {}))
-        if given.get("provider") == "openai" and given.get("name") in _PRICES:
-            defaults["price_per_million_tokens"] = _PRICES[given["name"]]
+        model = given.get("answers_as") or given.get("name")
+        if given.get("provider") == "openai" and isinstance(model, str) and model in _PRICES:
+            defaults["price_per_million_tokens"] = _PRICES[model]
         return {**defaults, **given}
 
     @model_validator(mode="after")
@@ -103,6 +106,11 @@ class Binding(BaseModel):
                 )
         return self
 
+    @property
+    def model(self) -> str:
+        """The model's own name."""
+        return self.answers_as or self.name
+
     def identity(self) -> dict[str, object]:
         """The part that decides the vectors, and so goes into part keys.
 
@@ -113,7 +121,7 @@ class Binding(BaseModel):
         """
         identity: dict[str, object] = {
             "provider": self.provider,
-            "name": self.name,
+            "name": self.model,
             "dimensions": self.dimensions,
         }
         if self.provider == "local":

@@ -1,6 +1,7 @@
 """What goes over the wire to an OpenAI-compatible endpoint, and what is made of its answer."""
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from embedding_assets.embedding.engine.errors import Kind, RequestError
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Answer
-from embedding_assets.embedding.providers.openai import OpenAIProvider, _proxy, _same_model
+from embedding_assets.embedding.providers.openai import OpenAIProvider, _places, _proxy, _row_of, _same_model, _tokens
 from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError
 from embedding_assets_tests.support.standin import KEY, Standin
@@ -95,6 +96,10 @@ def test_a_base_url_that_is_none_is_named(standin: Standin) -> None:
         ("openai/text-embedding-3-small", "text-embedding-3-small", True),
         ("nomic-embed-text", "nomic-embed-text:latest", True),
         ("nomic-embed-text:latest", "nomic-embed-text", True),
+        ("codestral-embed", "codestral-embed-2505", True),
+        ("mistral-embed", "mistral-embed-2023-12-11", True),
+        ("nomic-embed-text-v1.5", "/models/nomic-embed-text-v1.5.Q8_0.gguf", True),
+        ("codestral-embed-2505", "codestral-embed-2612", False),
         ("text-embedding-3-small", "text-embedding-3-large", False),
         ("text-embedding-3", "text-embedding-3-large", False),
         ("e5-small", "e5-small-v2", False),
@@ -103,6 +108,76 @@ def test_a_base_url_that_is_none_is_named(standin: Standin) -> None:
 )
 def test_which_names_mean_one_model(asked: str, answered: str, same: bool) -> None:
     assert _same_model(asked, answered) is same
+
+
+def test_a_deployment_named_otherwise_is_used_as_the_model_that_it_answers_as(standin: Standin) -> None:
+    standin.faults({"fault": "other model", "model": "text-embedding-3-small"})
+    deployed = {"name": "our-embeddings", "answers_as": "text-embedding-3-small", "dimensions": 32}
+
+    assert ask(standin.binding(**deployed)).vectors.shape == (2, 32)
+    assert standin.log()[0]["dimensions"] == 32
+    with pytest.raises(RequestError, match="asked for our-embeddings, got text-embedding-3-small") as caught:
+        ask(standin.binding(**{**deployed, "answers_as": None}))
+    assert "set answers_as" in caught.value.row.cure
+    same = Binding.model_validate({**standin.binding(**deployed).model_dump(), "name": "text-embedding-3-small"})
+    assert same.identity() == standin.binding(**deployed).identity()
+
+
+@pytest.mark.parametrize(
+    ("indexes", "places"),
+    [
+        ([0, 1, 2], [0, 1, 2]),
+        ([2, 0, 1], [2, 0, 1]),
+        ([None, 1, 2], [0, 1, 2]),  # as Gemini answers
+        ([2, None, 1], [2, 0, 1]),
+        ([None, None, None], [0, 1, 2]),
+        ([None, None, 2], [0, 1, 2]),
+        ([2, None, None], None),
+        ([None, 1, 1], None),
+        ([0, 1, 3], None),
+        ([0, -1, 2], None),
+        ([0, 1], None),
+        ([None, None, None, None], None),
+    ],
+)
+def test_items_without_an_index_are_in_order_or_nothing_is_believed(
+    indexes: list[int | None], places: list[int] | None
+) -> None:
+    found = _places(indexes, 3)
+    assert (found if found is None else list(found)) == places
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 7, "total_tokens": 7}, 7),
+        ({"total_tokens": 7.0}, 7),
+        ({"total_tokens": [3, 4]}, 7),
+        ({"total_tokens": None}, 0),
+        ({"total_tokens": "7"}, 0),
+        ({"total_tokens": -1}, 0),
+        ({"total_tokens": 1e300}, 0),
+        ({"total_tokens": []}, 0),
+        ({}, 0),
+        ([7], 0),
+        (None, 0),
+    ],
+)
+def test_usage_of_any_shape_costs_no_vector(usage: object, tokens: int) -> None:
+    assert _tokens(usage) == tokens
+
+
+@pytest.mark.parametrize(
+    ("error", "row"),
+    [
+        ({"message": "no endpoints found", "code": 404}, "not-found"),
+        ({"message": "insufficient_quota"}, "no-credit"),
+        ({"code": "overloaded"}, "unavailable"),
+        ("overloaded", "unavailable"),
+    ],
+)
+def test_an_error_in_an_answer_of_status_200_means_what_its_code_says(error: object, row: str) -> None:
+    assert _row_of(error, json.dumps(error)).error_class == row
 
 
 def test_the_environments_proxy_is_used_where_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:

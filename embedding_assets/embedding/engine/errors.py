@@ -83,7 +83,7 @@ def by_status(status: int, body: str) -> Row:
     """The row of an answer that is not 200. Other 5xx are `unavailable`; what is left is `unexpected-status`."""
     if status == 403 and body.lstrip().startswith("<"):
         return REFUSED_BY_GATEWAY  # an API refuses a key with JSON; a page comes from a firewall, and is about a text
-    if status == 429 and "insufficient_quota" in body:
+    if status in (403, 429, 503) and "insufficient_quota" in body:
         return NO_CREDIT
     return _BY_STATUS.get(status, UNAVAILABLE if status >= 500 else UNEXPECTED)
 
@@ -97,7 +97,11 @@ CERTIFICATE: Final = Row("certificate", Kind.FATAL, "install the certificate aut
 NOT_JSON: Final = Row("not-json", Kind.TRANSIENT, "")  # truncated, or a gateway's page
 BAD_INDEX: Final = Row("bad-index", Kind.TRANSIENT, "")  # items missing, doubled or extra: none of it is believed
 TOO_BIG: Final = Row("answer-too-big", Kind.TRANSIENT, "")
-OTHER_MODEL: Final = Row("other-model", Kind.VERDICT, "set name to the model the endpoint serves")
+OTHER_MODEL: Final = Row(
+    "other-model",
+    Kind.VERDICT,
+    "set name to the model the endpoint serves; if name is a deployment's or an alias, set answers_as to the model's",
+)
 DIMENSION: Final = Row("wrong-dimension", Kind.VERDICT, "set dimensions to what the model gives; use the other slot")
 
 # Met by text, not by request.

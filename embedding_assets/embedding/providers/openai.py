@@ -27,25 +27,26 @@ from embedding_assets.errors import PermanentError
 
 _CONNECT_SECONDS: Final = 10.0
 _FLOAT_BYTES: Final = 32  # of JSON a float may take; base64 takes 5.3
+_MOST_TOKENS: Final = 2**31  # beyond any request: what says so is no count
 _QUOTED: Final = 300  # characters of a provider's words that go into our messages
+
+# What an alias's own name has at its end: `-2505`, `-2025-05-13`, `.Q8_0.gguf`.
+_DATED: Final = re.compile(r"-\d{4}(-?\d\d){0,2}|(\.[a-z0-9_]+)?\.gguf")
 
 # OpenAI names this one otherwise than it is asked for.
 _ALIASES: Final = {"text-embedding-ada-002-v2": "text-embedding-ada-002"}
 
 
 class _Item(msgspec.Struct):
-    index: int
     embedding: bytes | list[float | None] | None  # bytes: decoded from base64 inside the JSON parser
-
-
-class _Usage(msgspec.Struct):
-    total_tokens: int = 0
+    index: int | None = None  # Gemini leaves out a 0, others leave out all
 
 
 class _Body(msgspec.Struct):
-    data: list[_Item]
+    data: list[_Item] | None = None
     model: str | None = None
-    usage: _Usage | None = None
+    usage: object = None  # of many shapes; none is a reason to throw away vectors that are paid for
+    error: object = None  # some answer 200 with it
 
 
 _decoder: Final = msgspec.json.Decoder(_Body)
@@ -73,12 +74,13 @@ class OpenAIProvider:
         self._headers = {name: value for name, value in given.items() if isinstance(value, str)}
         self._key = key
         self._name = binding.name
+        self._model = binding.model
         self._timeout = aiohttp.ClientTimeout(binding.timeout_seconds, sock_connect=_CONNECT_SECONDS)
         self._connections = binding.max_in_flight + 1  # and one for a probe
         self._proxy = _proxy(self._url)
         self._session: aiohttp.ClientSession | None = None
         # Models before text-embedding-3 and other makers' servers refuse the parameter, or ignore it.
-        self._shortened = {"dimensions": binding.dimensions} if "text-embedding-3-" in binding.name else {}
+        self._shortened = {"dimensions": binding.dimensions} if "text-embedding-3-" in binding.model else {}
         self._base64: bool | None = None  # whether the endpoint does base64; unknown until the first answer
 
     async def embed(self, texts: Sequence[str]) -> Answer:
@@ -139,30 +141,33 @@ class OpenAIProvider:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             beginning = self._quote(content[:60].decode(errors="replace"))
             raise RequestError(errors.NOT_JSON, f"{error}: {beginning!r}", quota=left) from None
-        if body.model and not _same_model(self._name, body.model):
-            raise RequestError(errors.OTHER_MODEL, f"asked for {self._name}, got {self._quote(body.model)}", quota=left)
+        if body.data is None:
+            words = content.decode(errors="replace")
+            row = _row_of(body.error, words) if body.error else errors.NOT_JSON
+            raise RequestError(row, f"200 without data: {self._quote(words)}", quota=left)
+        if body.model and not _same_model(self._model, body.model):
+            raise RequestError(
+                errors.OTHER_MODEL, f"asked for {self._model}, got {self._quote(body.model)}", quota=left
+            )
         vectors = self._placed(body.data, len(texts))
         if self._base64 is None:
             self._base64 = not any(isinstance(item.embedding, list) for item in body.data)
-        return Answer(vectors, body.usage.total_tokens if body.usage else 0, quota=left)
+        return Answer(vectors, _tokens(body.usage), quota=left)
 
     def _placed(self, items: list[_Item], n: int) -> NDArray[np.float32]:
-        """(n, d) float32, each row where its `index` says. Unless every index comes once, none of it is believed.
+        """(n, d) float32, each row where its `index` says. Unless every place comes once, none of it is believed.
 
         A row that is null, or of another length than the model's, is NaN, if others are as they should be.
         """
-        rows: list[bytes | None] = [None] * n
-        seen = [False] * n
-        for item in items:
-            if not 0 <= item.index < n or seen[item.index]:
-                break
-            seen[item.index] = True
-            row = item.embedding
-            rows[item.index] = row if isinstance(row, bytes | None) else np.array(row, "<f4").tobytes()
-        if len(items) != n or not all(seen):
+        places = _places([item.index for item in items], n)
+        if places is None:
             raise RequestError(
                 errors.BAD_INDEX, f"{len(items)} items for {n} texts, or an index doubled or out of range"
             )
+        rows: list[bytes | None] = [None] * n
+        for place, item in zip(places, items, strict=True):
+            row = item.embedding
+            rows[place] = row if isinstance(row, bytes | None) else np.array(row, "<f4").tobytes()
         size = 4 * self.dimensions
         lengths = {len(row) for row in rows if row is not None}
         if lengths and size not in lengths:
@@ -197,12 +202,47 @@ def _proxy(url: str) -> str | None:
     return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
+def _places(indexes: Sequence[int | None], n: int) -> Sequence[int] | None:
+    """Which of the n texts each item is about; None where that is in doubt.
+
+    An item without an index has the only place that is left, or its own if all the others are in order.
+    """
+    everywhere = range(n)
+    given = [index for index in indexes if index is not None]
+    if len(indexes) != n or len(set(given)) != len(given) or not all(index in everywhere for index in given):
+        return None
+    if len(given) == n - 1:
+        (left,) = set(everywhere) - set(given)
+        return [left if index is None else index for index in indexes]
+    if len(given) == n:
+        return given
+    return everywhere if all(index in (None, place) for place, index in enumerate(indexes)) else None
+
+
+def _row_of(error: object, words: str) -> errors.Row:
+    """What an `error` in an answer of status 200 means: what its code would as a status, else that nobody serves."""
+    code = error.get("code") if isinstance(error, dict) else None
+    return errors.by_status(code if isinstance(code, int) and 400 <= code < 600 else 503, words)
+
+
+def _tokens(usage: object) -> int:
+    """The tokens that an answer says it cost, 0 where it does not say: a number, whole or not, or a list of such."""
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    counts = total if isinstance(total, list) else [total]
+    if not all(isinstance(count, int | float) and 0 <= count < _MOST_TOKENS for count in counts):
+        return 0
+    return round(sum(counts))
+
+
 def _same_model(asked: str, answered: str) -> bool:
     """Whether the names mean one model: servers drop or add a path before it and a tag (`:latest`, `@sha`) after it.
 
-    A version is another model (e5-small and e5-small-v2).
+    An alias is answered by the name with its date, a file by the name with its quantisation and `.gguf`. A version is
+    another model (e5-small and e5-small-v2).
     """
     asked, answered = (name.rpartition("/")[2].casefold() for name in (asked, answered))
     answered = _ALIASES.get(answered, answered)
+    if answered.startswith(asked) and _DATED.fullmatch(answered, len(asked)):
+        return True
     shorter, longer = sorted((asked, answered), key=len)
     return longer.startswith(shorter) and longer[len(shorter) :][:1] in ("", ":", "@")
