@@ -21,7 +21,7 @@ import pytest
 from click.testing import CliRunner
 from psycopg import sql
 
-from embedding_assets.cli import cli
+from embedding_assets.cli import cli, looks
 from embedding_assets.cli import terminal as terminal_module
 from embedding_assets.cli.runs import is_well
 from embedding_assets.cli.screen import Screen
@@ -412,7 +412,7 @@ def test_verify_goes_on_past_a_log_that_cannot_be_read(
 
     assert ran.code == 1
     assert f"{EU}|{SOURCE}: the replica could not be compared" in ran.out
-    assert ran.out.endswith("1 differences\n")
+    assert ran.out.endswith("\n1 difference\n")
 
 
 def test_gc_deletes_nothing_that_is_young_or_named(
@@ -542,6 +542,25 @@ def test_every_command_has_help_and_json(command: str) -> None:
     assert len(ended.stdout.split("Options:")[0].split()) > 10
 
 
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    assert "..." not in CliRunner().invoke(cli, ["--help"], terminal_width=80).stdout
+
+
+def test_control_c_ends_a_command_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(looks, "current_deployment", interrupted)
+    ended = CliRunner().invoke(cli, ["doctor"])
+
+    assert ended.exit_code == 1
+    assert isinstance(ended.exception, SystemExit)
+
+
+def test_numbers_of_things_are_words() -> None:
+    assert [terminal_module.counted(number, "row") for number in (0, 1, 1_024)] == ["0 rows", "1 row", "1,024 rows"]
+
+
 def test_every_command_stands_in_the_readme_or_the_docs() -> None:
     import_module("embedding_assets.__main__")  # which adds the demo's command to the others
     pages = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -603,7 +622,7 @@ def test_a_table_that_is_piped_cuts_no_message_and_no_cure() -> None:
     letter = DeadLetter(**(fields | {"model_version": None, "message": f"{words} message", "cure": f"{words} cure"}))
     screen = Screen()
     with screen.capture() as printed:
-        screen.print(terminal_module.letters_table([letter]))
+        screen.print(terminal_module.letters_table([letter], narrow=False))
 
     (_, line) = printed.get().splitlines()
     assert f"{words} message" in line

@@ -71,7 +71,7 @@ def shell(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Shell:
 
 def test_a_source_taken_out_of_the_settings_is_an_orphan_until_it_is_forgotten(shell: Shell) -> None:
     shell.has()
-    shell.run("materialize")
+    assert f"embedding-assets forget {OLD}" in shell.run("materialize").output
 
     rows = json.loads(shell.run("status --json", code=1).stdout)
     orphaned = [row for row in rows if row["orphan"]]

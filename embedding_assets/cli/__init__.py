@@ -4,9 +4,11 @@ One module a group of commands; what they do is in `operations` and `orchestrati
 runs: Dagster alone takes a second.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -16,7 +18,9 @@ from embedding_assets.errors import PipelineError
 
 
 def main() -> None:
-    """Entry point: an error of the pipeline is a sentence on stderr and exit code 1, not a traceback."""
+    """Run the command of this process: an error of the pipeline, or Ctrl-C, is a sentence on stderr and exit code 1."""
+    # A pool of connections that Ctrl-C met while it closed one logs a traceback of its own.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     try:
         cli(args=arguments(sys.argv[1:]))
     except PipelineError as error:
@@ -41,12 +45,19 @@ def arguments(given: Sequence[str]) -> list[str]:
 
 
 class _WithConfig(click.Group):
-    """A group whose commands all take --config, wherever on the line it stands."""
+    """A group whose commands all take --config, wherever on the line it stands, and end with a word on Ctrl-C."""
 
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
         for command in (cmd, *(cmd.commands.values() if isinstance(cmd, click.Group) else ())):
             config_option(command)
         super().add_command(cmd, name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ERR.print("stopped by Ctrl-C. What was done stays, and the same command goes on from there.")
+            sys.exit(1)
 
 
 @click.group(cls=_WithConfig, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

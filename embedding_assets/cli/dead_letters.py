@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """Documents and chunks that could not be processed: what, why, and what becomes of them.
+    """Documents and chunks that could not be processed.
+
+    What, why, and what becomes of them:
 
     \b
     pending    nobody looked at it yet; the daily reconciliation does
@@ -89,6 +91,6 @@ def _print_letters(found: "Sequence[DeadLetter]", as_json: bool) -> None:
     if as_json:
         print_json([letter._asdict() for letter in found])
     elif found:
-        OUT.print(terminal.letters_table(found))
+        OUT.print(terminal.letters_table(found, narrow=OUT.is_terminal))
     else:
         OUT.print("no dead letters")

@@ -19,6 +19,7 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
 
     With --json what went, by region: {log_entries, set_aside, put_back, deleted, bytes}.
     """
+    from embedding_assets.cli.terminal import counted
     from embedding_assets.snapshots.garbage import collect
 
     deployment = current_deployment()
@@ -31,9 +32,9 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
     else:
         for name, what in collected.items():
             OUT.print(
-                f"{name}: {what['log_entries']} snapshots and {what['deleted']} parts deleted, "
-                f"{what['bytes']:,} bytes. {what['set_aside']} parts set aside for the next time, "
-                f"{what['put_back']} put back"
+                f"{name}: {counted(what['log_entries'], 'snapshot')} and {counted(what['deleted'], 'part')} deleted, "
+                f"{counted(what['bytes'], 'byte')}. {counted(what['set_aside'], 'part')} set aside for the next time, "
+                f"{what['put_back']:,} put back"
             )
 
 
@@ -43,8 +44,9 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Without asking.")
 @json_option
 def forget(source: str, region: str | None, yes: bool, as_json: bool) -> None:
-    """Remove all that regions have of SOURCE, which the settings no longer have.
+    """Remove all that regions have of SOURCE, an orphan.
 
+    That is a source which the settings no longer have.
     Rows and dead letters, snapshots and parts, and this home's files of it. Readers see all of it or nothing. What it
     cost to make is gone: a rename is told by `renamed_from` in the settings instead. Called again after a crash it does
     the rest.
@@ -75,8 +77,9 @@ def forget(source: str, region: str | None, yes: bool, as_json: bool) -> None:
 @click.option("--now", is_flag=True, help="Outside the quiet hours, too.")
 @json_option
 def upkeep(region: str | None, now: bool, as_json: bool) -> None:
-    """Look at the regions' tables and indexes, and mend what needs it, while readers go on; in the quiet hours.
+    """Mend tables and indexes that need it, in the quiet hours.
 
+    Readers go on meanwhile.
     Dead rows are vacuumed, bloated or drifted indexes rebuilt, what killed builds left is dropped. Vacuuming HNSW takes
     long: it repairs the graph. The schedule runs this each hour; exit code 1 if a region or source could not be kept
     up.
@@ -115,7 +118,7 @@ def stop(as_json: bool) -> None:
 @click.command("dagster-home")
 @json_option
 def dagster_home(as_json: bool) -> None:
-    """Make and print the DAGSTER_HOME that this project's runs are recorded in."""
+    """Make and print the DAGSTER_HOME of this project's runs."""
     from embedding_assets.orchestration.driver import dagster_home as prepare
 
     folder = prepare(home())

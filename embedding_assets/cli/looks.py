@@ -25,7 +25,7 @@ from embedding_assets.cli.shared import (
 )
 @json_option
 def status(source: str | None, region: str | None, max_lag: int, as_json: bool) -> None:
-    """What each region serves of each source, and how far it is behind.
+    """What each region serves, and how far it is behind.
 
     Exit code 1 if anything is behind, by more than --max-lag, or can't be asked. A source is behind, too, that could
     not be read when that was last tried, or that a guard has stopped. An orphan is a source that a region has
@@ -99,7 +99,9 @@ def search(
 @click.option("--repair", is_flag=True, help="Mend first what can be mended, and say what was.")
 @json_option
 def verify(source: str | None, region: str | None, repair: bool, as_json: bool) -> None:
-    """Read everything again and name what differs: parts, logs, tables. Exit code 1 if anything does.
+    """Read everything again and name what differs.
+
+    Parts, logs, tables. Exit code 1 if anything does.
 
     \b
     With --repair, while readers go on:
@@ -112,6 +114,7 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     With --json {differences}, a list of {kind, source, region, asset, path, shard, what, cure}; with --repair
     {repaired, differences}, repaired a sentence each. path and shard are null where it is not about one.
     """
+    from embedding_assets.cli import terminal
     from embedding_assets.operations import orphans, verification
 
     deployment = current_deployment()
@@ -130,14 +133,14 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     else:
         for line in (*repaired, *map(str, found)):
             OUT.print(line, markup=False)
-        OUT.print("everything is as recorded" if not found else f"{len(found)} differences")
+        OUT.print("everything is as recorded" if not found else terminal.counted(len(found), "difference"))
     sys.exit(1 if found else 0)
 
 
 @click.command()
 @json_option
 def doctor(as_json: bool) -> None:
-    """Look at all that a run needs, and name all that is missing at once, each with its cure.
+    """Name all that a run lacks at once, each with its cure.
 
     Exit code 1 if anything is missing.
 
@@ -164,8 +167,9 @@ def doctor(as_json: bool) -> None:
 @click.option("--region", metavar="R", help="Of this region.  [default: the primary]")
 @json_option
 def dsn(region: str | None, as_json: bool) -> None:
-    """How to connect to a region's database: psql "$(embedding-assets dsn --region R)".
+    """How to connect to a region's database.
 
+    As in: psql "$(embedding-assets dsn --region R)".
     A password that the settings have is part of it. With --json {region, dsn}.
     """
     deployment = current_deployment()

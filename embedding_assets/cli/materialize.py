@@ -23,7 +23,9 @@ from embedding_assets.cli.shared import (
 @click.option("--reread", is_flag=True, help="Read every file of the sources, also those that look unchanged.")
 @json_option
 def materialize(source: str | None, region: str | None, allow_deletes: bool, reread: bool, as_json: bool) -> None:
-    """Bring sources up to date: a run for each, then one for each region that is behind.
+    """Bring sources up to date, then each region that is behind.
+
+    A run for each source, and one for each region and source.
 
     Exit code 1 if a run failed, or a check that does not merely warn.
 

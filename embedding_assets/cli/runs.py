@@ -8,8 +8,8 @@ from typing import Any
 from embedding_assets.cli import terminal
 from embedding_assets.cli.screen import Screen
 from embedding_assets.errors import PipelineError
+from embedding_assets.operations import orphans
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.orphans import forget_renamed
 from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration import driver
 from embedding_assets.orchestration.driver import Outcome
@@ -44,10 +44,13 @@ def materialize(
             bars.print(terminal.outcome_line(outcome))
             outcomes.append(outcome)
     if all(outcome.succeeded for outcome in outcomes):
-        for line in forget_renamed(deployment):
+        for line in orphans.forget_renamed(deployment):
             screen.print(line, markup=False)
     for trouble in terminal.troubles(outcomes):
         screen.print(trouble)
+    if set(sources) == deployment.settings.sources.keys():
+        for finding in orphans.findings(deployment, regions):
+            screen.print(terminal.printable(finding), markup=False, style="yellow")
     return outcomes
 
 

@@ -32,6 +32,8 @@ class BarProgress:
         """See `ProgressDisplay`."""
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         if not self._bars.console.is_terminal:
+            if done == total:  # what it came to is told in a moment
+                return
             self._tell(f"{phase}: {count} {detail}")
             return
         if phase not in self._tasks:
@@ -82,29 +84,38 @@ def _story(outcome: Outcome) -> str:
     found = outcome.metadata
     told: list[str] = []
     told += [
-        _changes(what, found[asset][what], found[asset])
-        for asset, what in ((RAW_DOCS, "documents"), (CHUNKS, "chunks"))
-        if what in found.get(asset, {})
+        _changes(what, found[asset][f"{what}s"], found[asset])
+        for asset, what in ((RAW_DOCS, "document"), (CHUNKS, "chunk"))
+        if f"{what}s" in found.get(asset, {})
     ]
     passed_over = found.get(RAW_DOCS, {}).get("passed_over", 0)
     if passed_over:
         told.append(f"{passed_over:,} passed over ({plain(found[RAW_DOCS].get('passed_over_first', '…'))})")
     bought = [found[asset]["new"] for asset in VECTORS if "new" in found.get(asset, {})]
     if bought:
-        told.append(f"{sum(bought):,} vectors computed")
-    if "bytes_copied" in found.get(REPLICA, {}):
-        told.append(f"{found[REPLICA]['bytes_copied'] / 1e6:.1f} MB copied")
+        told.append(f"{counted(sum(bought), 'vector')} computed")
+    if found.get(REPLICA, {}).get("bytes_copied"):  # the primary's replica is its own store: nothing ever
+        told.append(f"{_size(found[REPLICA]['bytes_copied'])} copied")
     if "rows_loaded" in found.get(TABLE, {}):
         gone = found[TABLE].get("rows_deleted", 0)
-        told.append(f"{found[TABLE]['rows_loaded']:,} rows loaded" + (f", {gone:,} deleted" if gone else ""))
+        told.append(f"{counted(found[TABLE]['rows_loaded'], 'row')} loaded" + (f", {gone:,} deleted" if gone else ""))
     return ", ".join(told)
+
+
+def counted(number: int, thing: str) -> str:
+    """A number of things in words, such as `1 row` and `1,024 rows`."""
+    return f"{number:,} {thing}" + ("" if number == 1 else "s")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 100_000 else f"{size / 1e3:,.1f} kB"
 
 
 def _changes(what: str, total: int, counts: Mapping[str, Any]) -> str:
     if "new" not in counts:  # they could not be counted
-        return f"{total:,} {what}"
+        return counted(total, what)
     parts = [f"{counts[word]:,} {word}" for word in ("new", "changed", "removed") if counts[word]]
-    return f"{total:,} {what} ({', '.join(parts) or 'unchanged'})"
+    return f"{counted(total, what)} ({', '.join(parts) or 'unchanged'})"
 
 
 def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
@@ -136,6 +147,8 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
             serves = "[red]not to be asked[/]"
         elif row.orphan:
             serves = "[yellow]orphan[/]"
+        elif row.lag_seconds is None:
+            serves = "[yellow]nothing yet[/]"
         elif not row.current:
             serves = f"[yellow]behind by {_ago(row.lag_seconds)}[/]"
         else:
@@ -174,7 +187,7 @@ def hits_table(hits: Sequence[dict[str, Any]], *, narrow: bool) -> Table:
     # Expanded, with a ratio: the content gives way on a narrow terminal, and never the distance.
     table = Table(box=None, header_style="bold", pad_edge=False, expand=narrow)
     table.add_column("distance", justify="right", no_wrap=True)
-    table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
+    table.add_column("document", max_width=40 if narrow else None, overflow="ellipsis", no_wrap=True)
     table.add_column("content", overflow="ellipsis", no_wrap=True, ratio=1)
     for hit in hits:
         document = f"{hit['source']}/{hit['document_id']}#{hit['ordinal']}"
@@ -182,13 +195,13 @@ def hits_table(hits: Sequence[dict[str, Any]], *, narrow: bool) -> Table:
     return table
 
 
-def letters_table(letters: Sequence[DeadLetter]) -> Table:
-    """What `dead-letters list` prints: nothing of a message or a cure is cut."""
+def letters_table(letters: Sequence[DeadLetter], *, narrow: bool) -> Table:
+    """What `dead-letters list` prints: nothing of a message or a cure is cut; `narrow` on a terminal."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("id", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("stage", no_wrap=True)
-    table.add_column("document", max_width=40, overflow="ellipsis", no_wrap=True)
+    table.add_column("document", max_width=40 if narrow else None, overflow="ellipsis", no_wrap=True)
     table.add_column("error", no_wrap=True)
     table.add_column("message", overflow="fold")
     table.add_column("cure", overflow="fold")
@@ -245,9 +258,7 @@ def plain(text: object) -> str:
     return escape(printable(text))
 
 
-def _ago(seconds: int | None) -> str:
-    if seconds is None:
-        return "everything"
+def _ago(seconds: int) -> str:
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= size:
             return f"{seconds // size} {unit}"

@@ -11,7 +11,10 @@ from embedding_assets.settings.home import home
 @click.command()
 @json_option
 def demo(as_json: bool) -> None:
-    """Real documents of this machine, searchable in two regions: input, all seven assets, checks, searches."""
+    """Real documents of this machine, searchable in two regions.
+
+    Writes the input, materializes all seven assets, runs the checks, and searches.
+    """
     from embedding_assets.demo.run import run as show
 
     report = show(home(), ERR if as_json else OUT)

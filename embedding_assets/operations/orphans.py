@@ -46,8 +46,8 @@ class Orphan(NamedTuple):
     in_store: bool
 
     def __str__(self) -> str:
-        told = [f"{self.rows:,} rows that readers find"] if self.rows else []
-        told += [f"{self.dead_letters} dead letters"] if self.dead_letters else []
+        told = [f"rows that readers find ({self.rows:,})"] if self.rows else []
+        told += [f"dead letters ({self.dead_letters:,})"] if self.dead_letters else []
         told += ["snapshots or parts in its store"] if self.in_store else []
         return f"{self.region} has {', '.join(told) or 'records'} of source {self.source}"
 
