@@ -144,7 +144,7 @@ def status_table(rows: Sequence[SourceStatus]) -> Table:
         table.add_column(name)
     for row in rows:
         if row.error:
-            serves = "[red]not to be asked[/]"
+            serves = "[red]can't be asked[/]"
         elif row.orphan:
             serves = "[yellow]orphan[/]"
         elif row.lag_seconds is None:
