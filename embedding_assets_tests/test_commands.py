@@ -210,6 +210,7 @@ def test_status_tells_what_each_region_serves(first: Sequence[Ran], terminal: Te
             "current": True,
             "orphan": False,
             "degraded": None,
+            "unsaid": None,
             "lag_seconds": 0,
             "looked_at": looked_at,
             "problem": None,

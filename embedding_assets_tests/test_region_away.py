@@ -1,10 +1,14 @@
 """A region whose database cannot be used: sources and other regions go on, and it is told of once."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
+import pytest
 from psycopg import sql
 
+from embedding_assets.cli import runs
+from embedding_assets.cli.screen import Screen
 from embedding_assets.operations.dead_letters import rejections_of
 from embedding_assets.pgvector import embedded
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
@@ -42,3 +46,31 @@ def test_several_stages_warn_once_of_dead_letters_that_cannot_be_reached(sandbox
             assert rejections.known == []
 
     assert [warning.partition(" (")[0] for warning in warnings] == ["The dead letters on record can't be reached"]
+
+
+def test_a_language_that_one_region_lacks_fails_it_also_where_nothing_is_stale(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(sandbox.root / "dagster"))
+    (other,) = set(REGIONS) - {PRIMARY}
+    with psycopg.connect(sandbox.dsns[other], autocommit=True) as admin:
+        admin.execute("CREATE TEXT SEARCH CONFIGURATION klingon (COPY = simple)")
+    box = replace(sandbox, more={"hybrid": {"language": "klingon"}})
+
+    def ended(box: Sandbox) -> dict[str, bool]:
+        outcomes = runs.materialize(box.deployment, Screen(stderr=True), sources=[SOURCE], regions=REGIONS)
+        return {outcome.partition: runs.is_well(outcome) for outcome in outcomes}
+
+    sandbox.write(a="# A\nplain text")
+    assert all(ended(sandbox).values())
+    capsys.readouterr()
+
+    assert ended(box) == {SOURCE: True, PRIMARY: False}
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"{PRIMARY}: " in told
+    assert "no text search configuration 'klingon'" in told
+    assert "Cure: " in told
+
+    sandbox.write(a="# A\nanother text")
+    assert ended(box) == {SOURCE: True, f"{PRIMARY}|{SOURCE}": False, f"{other}|{SOURCE}": True}
+    assert capsys.readouterr().err.count("no text search configuration") == 1

@@ -32,7 +32,8 @@ def materialize(source: str | None, region: str | None, allow_deletes: bool, rer
     Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
 
     With --json a list of runs {partition, run_id, succeeded, seconds, metadata, checks, errors}: metadata by asset, and
-    each check {asset, name, passed, blocking, severity, metadata, description}.
+    each check {asset, name, passed, blocking, severity, metadata, description}. A region whose database cannot be as
+    the settings say, where no run has come upon it, is the partition of an entry whose run_id is empty.
     """
     from embedding_assets.cli import runs
 

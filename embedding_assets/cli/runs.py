@@ -1,7 +1,7 @@
 """`materialize`: every run shown as it ends."""
 
+import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,11 +24,20 @@ def materialize(
     allow_deletes: bool = False,
     reread: bool = False,
 ) -> list[Outcome]:
-    """Bring everything that is stale up to date, and show each run as it ends."""
+    """Bring everything that is stale up to date, and show each run as it ends.
+
+    A region whose database was away, or cannot be as the settings say, fails last and by itself, as an outcome without
+    a run, where no run of it has had the same trouble or has found it gone.
+    """
+    refused: list[Outcome] = []
     for region in regions:
-        # Who may read what follows the settings now, also where nothing is stale. A region that is away says so itself.
-        with suppress(PipelineError), deployment.database(region):
-            pass
+        # Who may read what follows the settings now, also where nothing is stale.
+        start = time.monotonic()
+        try:
+            with deployment.database(region):
+                pass
+        except PipelineError as error:
+            refused.append(Outcome(region, "", succeeded=False, seconds=time.monotonic() - start, errors=[str(error)]))
     outcomes: list[Outcome] = []
     with driver.open_instance(deployment.home) as instance, terminal.progress_bars(screen) as bars:
         for outcome in driver.materialize(
@@ -43,6 +52,8 @@ def materialize(
         ):
             bars.print(terminal.outcome_line(outcome))
             outcomes.append(outcome)
+    were_run = {outcome.partition.partition("|")[0] for outcome in outcomes if "|" in outcome.partition}
+    outcomes += [outcome for outcome in refused if outcome.partition not in were_run]
     if all(outcome.succeeded for outcome in outcomes):
         for line in orphans.forget_renamed(deployment):
             screen.print(line, markup=False)

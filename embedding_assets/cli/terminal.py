@@ -177,6 +177,8 @@ def status_notes(rows: Sequence[SourceStatus]) -> list[Text]:
     for source, looked_at, problem in problems:
         last = f"last read without trouble at {looked_at:%Y-%m-%d %H:%M} UTC" if looked_at else "never read yet"
         notes.append(Text(f"{source}: {last}. {printable(problem)}", "red"))
+    unsaid = dict.fromkeys((row.region, row.unsaid) for row in rows if row.unsaid)
+    notes += [Text(f"{region}: {what}", "yellow") for region, what in unsaid]
     return notes + [
         Text(f"{row.region}|{row.source} is degraded: {row.degraded}", "yellow") for row in rows if row.degraded
     ]

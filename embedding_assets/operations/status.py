@@ -18,6 +18,7 @@ from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets.pgvector.schema.roles import is_row_security_on
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, SOURCE_ASSETS, VECTORS
@@ -27,6 +28,11 @@ from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 
 CURE: Final = "embedding-assets materialize"
+
+_UNSAID: Final = (
+    "row-level security is on in the database, and the settings do not say so: it stays on. Cure: write "
+    "`row_level_security:` with the sources that each role may read, or `row_level_security: off`"
+)
 
 
 class SourceStatus(BaseModel):
@@ -57,6 +63,8 @@ class SourceStatus(BaseModel):
     trouble, whichever is longer; 0 if it is current, None if nothing is there."""
     looked_at: datetime | None = None
     """When the source was last read without trouble, as far as is known here."""
+    unsaid: str | None = None
+    """What the region's database has, and the settings say nothing of: it stays so."""
     problem: str | None = None
     """Why the source's newest documents are not in the primary's snapshots."""
     error: str | None = None
@@ -116,6 +124,7 @@ class _Region(NamedTuple):
     store: Store | None = None
     replicas: Mapping[str, _Replica] = {}
     live: Slot | None = None
+    unsaid: str | None = None
     served: Mapping[str, _Served] = {}
     error: str | None = None
 
@@ -144,7 +153,10 @@ def _ask(deployment: Deployment, region: str, sources: Sequence[str]) -> _Region
                 for each in region_status(conn)
                 if each.source in sources
             }
-            return found._replace(live=live, served=served)
+            unsaid = None
+            if deployment.settings.row_level_security is None and is_row_security_on(conn):
+                unsaid = _UNSAID
+            return found._replace(live=live, served=served, unsaid=unsaid)
     except PipelineError as error:
         return found._replace(error=str(error))
 
@@ -245,6 +257,7 @@ def _of(primary: _Primary, region: _Region) -> SourceStatus:
         index=_index(served),
         current=current,
         degraded=served.degraded if served else None,
+        unsaid=region.unsaid,
         lag_seconds=0 if current else _lag(primary, region),
         looked_at=primary.looked_at,
         problem=primary.problem,

@@ -18,6 +18,8 @@ def explained(details: ErrorDetails, given: dict[str, Any]) -> Misfit | None:
     model = _model_at(path)
     if path[:1] == ["sources"] and path[2:3] and path[2] in _KINDS:
         del path[2]  # the union's tag
+    if path[:1] == ["row_level_security"]:
+        del path[1:2]  # the same
     loc, kind = tuple(path), details["type"]
     problem = details.get("ctx", {}).get("error")
     if isinstance(problem, Problem):

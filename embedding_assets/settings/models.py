@@ -2,17 +2,19 @@
 
 import os
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     SecretStr,
     StringConstraints,
+    Tag,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -132,6 +134,23 @@ def _quiet_hours(text: object) -> QuietHours:
 RoleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
 
 
+def _readers_or_off(given: object) -> object:
+    if given == "off":  # in quotes; without them YAML has read it as false
+        return False
+    if given is None or given is False or isinstance(given, dict):
+        return given
+    raise Problem(
+        "not the sources that each database role may read",
+        "write {my_app: [my_source]}, or off to have it switched off",
+    )
+
+
+ReadersOrOff = Annotated[
+    Annotated[dict[RoleName, tuple[str, ...]], Tag("readers")] | Annotated[Literal[False], Tag("off")],
+    Discriminator(lambda given: "off" if given is False else "readers"),
+]
+
+
 class Settings(_Frozen):
     """Sources, regions and models."""
 
@@ -142,8 +161,9 @@ class Settings(_Frozen):
     run_budget: RunBudget = RunBudget()
     sources: dict[Name, Source] = Field(min_length=1)
     hybrid: Hybrid | None = None
-    row_level_security: dict[RoleName, tuple[str, ...]] | None = None
-    """The sources that each database role may read; None, and every role that may search reads all."""
+    row_level_security: Annotated[ReadersOrOff | None, BeforeValidator(_readers_or_off)] = None
+    """The sources that each database role may read; False, and every role that may search reads all; None leaves the
+    databases as they are, for a line that is lost must open nothing."""
     target_recall: float = Field(default=0.98, gt=0, le=1, strict=True)
     """recall@10 against exact search; an index below it is served, and said to be degraded."""
     quiet_hours: Annotated[QuietHours, BeforeValidator(_quiet_hours), PlainSerializer(str)] = QuietHours.parse(

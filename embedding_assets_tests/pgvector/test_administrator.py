@@ -146,6 +146,7 @@ def test_a_bare_role_does_all_of_it_once_an_administrator_has_run_the_line(
     assert bare.load(SECOND, live_model="v2") == ""
     assert bare.load(SECOND, row_level_security={bare.role: []}) == ""
     assert bare.load(SECOND) == ""
+    assert bare.load(SECOND, row_level_security="off") == ""
     assert_serves_applications(admin)
 
 
@@ -261,7 +262,7 @@ def test_what_ran_without_roles_goes_on_with_them(
     assert f"works without its roles, as {own.role}: permission denied to create role" in told
     assert own.load(SECOND) == ""
     assert own.load(live_model="v2") == ""
-    assert own.load() == ""
+    assert own.load(row_level_security="off") == ""
     assert owners(admin) == {roles.INGEST}
     assert_serves_applications(admin)
 

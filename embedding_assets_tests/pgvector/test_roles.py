@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import psycopg
 import pytest
+import yaml
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
@@ -17,6 +18,7 @@ from embedding_assets.cli import runs
 from embedding_assets.cli.screen import Screen
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.search import search as ask
+from embedding_assets.operations.status import status
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted
@@ -68,7 +70,7 @@ def serve(conn: Connection) -> None:
         inverted.ensure_inverted_indexes(conn, toy.publish_to(conn))
 
 
-def restrict(dsn: str, readers: Mapping[str, Sequence[str]] | None) -> None:
+def restrict(dsn: str, readers: Mapping[str, Sequence[str]] | Literal[False] | None) -> None:
     with connect(dsn) as conn:
         roles.act_as_ingest(conn)
         roles.ensure_readers(conn, readers)
@@ -401,14 +403,15 @@ def test_a_model_made_anew_leaves_it_on(served: str, support: Login) -> None:
 
 def test_the_settings_are_followed_at_once_and_by_prepared_statements(served: str, support: Login) -> None:
     statement = "SELECT DISTINCT source FROM live_chunks ORDER BY 1"
+    cases: list[tuple[Mapping[str, Sequence[str]] | Literal[False], list[str]]] = [
+        ({support.role: ["tickets"]}, ["tickets"]),
+        ({support.role: ["handbook"]}, ["handbook"]),
+        ({}, []),
+        (False, ["handbook", "tickets"]),
+        ({support.role: ["handbook", "tickets"]}, ["handbook", "tickets"]),
+    ]
     with connect(support.dsn) as conn:
-        for readers, expected in (
-            ({support.role: ["tickets"]}, ["tickets"]),
-            ({support.role: ["handbook"]}, ["handbook"]),
-            ({}, []),
-            (None, ["handbook", "tickets"]),
-            ({support.role: ["handbook", "tickets"]}, ["handbook", "tickets"]),
-        ):
+        for readers, expected in cases:
             restrict(served, readers)
             for _ in range(7):  # from the sixth on the plan is a kept one
                 assert [name for (name,) in conn.execute(statement, prepare=True)] == expected
@@ -449,7 +452,51 @@ def test_a_reader_that_does_not_exist_is_named(served: str, caplog: pytest.LogCa
     assert "roles that this database does not have: nobody's app" in caplog.text
 
 
+def test_settings_that_say_nothing_leave_row_level_security_on_with_its_readers(served: str, support: Login) -> None:
+    restrict(served, None)
+    with connect(support.dsn) as conn:
+        assert sources_seen(conn) == [{"tickets"}] * 4
+    restrict(served, False)
+    with connect(support.dsn) as conn:
+        assert sources_seen(conn) == [{"handbook", "tickets"}] * 4
+
+
+def test_settings_that_say_nothing_leave_row_level_security_off(served: str) -> None:
+    reader = login(served, roles.SEARCH)
+    restrict(served, None)
+    with connect(reader.dsn) as conn:
+        assert sources_seen(conn) == [{"handbook", "tickets"}] * 4
+
+
+def test_row_level_security_binds_the_owner_that_a_view_gets_later_where_the_settings_say_nothing(
+    served: str, support: Login
+) -> None:
+    with psycopg.connect(served, autocommit=True) as admin:
+        admin.execute(f"ALTER VIEW live_chunks OWNER TO {roles.INGEST}".encode())
+    restrict(served, None)
+    with connect(support.dsn) as conn:
+        assert conn.execute("SELECT DISTINCT source FROM live_chunks").fetchall() == [("tickets",)]
+
+
 # The settings
+
+
+def test_a_line_that_is_lost_opens_nothing_and_status_says_so_until_the_settings_say_off(sandbox: Sandbox) -> None:
+    def has_it_on(**more: object) -> bool:
+        box = replace(sandbox, more=more)
+        for region in REGIONS:
+            with box.deployment.database(region) as conn:
+                on = roles.is_row_security_on(conn)
+        rows = status(box.deployment, [SOURCE], REGIONS)
+        said = [row.unsaid is not None and "`row_level_security: off`" in row.unsaid for row in rows]
+        assert said == [on and "row_level_security" not in more] * len(REGIONS)
+        return on
+
+    assert not has_it_on()
+    assert has_it_on(row_level_security={"nobody": []})
+    assert has_it_on()
+    assert not has_it_on(row_level_security=False)
+    assert not has_it_on()
 
 
 def test_the_settings_decide_it_in_every_region_also_where_nothing_is_stale(
@@ -478,4 +525,34 @@ def test_settings_that_name_an_unknown_source_are_refused_with_what_was_meant(sa
     with pytest.raises(
         SettingsError, match=rf"row_level_security.support_app: there is no source '{SOURCE}s'. Cure: write"
     ):
+        load_settings(file)
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("off", False), ('"off"', False), ("false", False), ("{}", {}), ("", None), ("null", None),
+        ("{app: [" + SOURCE + "]}", {"app": (SOURCE,)}),
+    ],
+)  # fmt: skip
+def test_row_level_security_is_off_by_a_word_alone(sandbox: Sandbox, written: str, expected: object) -> None:
+    file = sandbox.root / "settings.yaml"
+    file.write_text(yaml.safe_dump(sandbox.settings) + f"row_level_security: {written}\n")
+    assert load_settings(file).row_level_security == expected
+
+
+@pytest.mark.parametrize("written", ["on", "0", "none", "[app]", "disabled"])
+def test_a_word_for_row_level_security_that_is_none_is_refused_with_those_there_are(
+    sandbox: Sandbox, written: str
+) -> None:
+    file = sandbox.root / "settings.yaml"
+    file.write_text(yaml.safe_dump(sandbox.settings) + f"row_level_security: {written}\n")
+    with pytest.raises(SettingsError, match=r"row_level_security: not the sources .* Cure: write .* or off"):
+        load_settings(file)
+
+
+def test_a_role_without_a_list_of_sources_is_named_as_it_is_written(sandbox: Sandbox) -> None:
+    file = sandbox.root / "settings.yaml"
+    file.write_text(yaml.safe_dump(sandbox.settings) + f"row_level_security: {{app: {SOURCE}}}\n")
+    with pytest.raises(SettingsError, match=r"row_level_security\.app: it should be a valid tuple"):
         load_settings(file)

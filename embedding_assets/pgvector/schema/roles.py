@@ -16,7 +16,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import psycopg
 from psycopg import sql
@@ -134,15 +134,29 @@ def act_as_ingest(conn: Connection) -> None:
             )
 
 
-def ensure_readers(conn: Connection, readers: Readers | None) -> None:
-    """Have row-level security by source: on with these readers, off with None; writes nothing where it is so already.
+def is_row_security_on(conn: Connection) -> bool:
+    """Whether the tables have row-level security on, whoever may read what."""
+    row = conn.execute("SELECT relrowsecurity FROM pg_class WHERE oid = 'embedding_assets.chunks'::regclass").fetchone()
+    return row == (True,)
+
+
+def ensure_readers(conn: Connection, readers: Readers | Literal[False] | None) -> None:
+    """Have row-level security by source: on with these readers, off with False; writes nothing where it is so already.
+
+    None leaves it as it is: where it is on, the readers on record go on, bound as the owners of today require.
 
     It binds whoever searches or reads live_chunks, by the role that the session logged in as. Whoever owns the tables
-    goes on reading all. Raises PermanentError where the view belongs to a role that
-    Postgres exempts from policies.
+    goes on reading all. Raises PermanentError where the view belongs to a role that Postgres exempts from policies.
     """
     with with_way_out(conn, "setting row-level security in the region's database"):
-        wanted = None if readers is None else {(role, source) for role in readers for source in readers[role]}
+        if readers is None:
+            if not is_row_security_on(conn):
+                return
+            wanted: set[tuple[str, str]] | None = _readers(conn)
+        elif readers is False:
+            wanted = None
+        else:
+            wanted = {(role, source) for role in readers for source in readers[role]}
         if _is_set(conn, on=wanted is not None) and _readers(conn) == (wanted or set()):
             return
         short_transaction(conn, "setting row-level security", lambda: _set_readers(conn, wanted))
