@@ -32,7 +32,7 @@ def status(source: str | None, region: str | None, max_lag: int, as_json: bool) 
     something of, and the settings do not.
 
     With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
-    current, orphan, degraded, unsaid, lag_seconds, looked_at, problem, error}: snapshot to rejected as the primary has
+    current, orphan, degraded, lag_seconds, looked_at, unsaid, problem, error}: snapshot to rejected as the primary has
     them, root and rows as the region serves them, index one of valid, invalid and none, orphan whether the settings
     lack the source, degraded a sentence where recall is below the target, unsaid one where row-level security is on in
     the region's database and the settings do not say so, lag_seconds null where nothing was ever materialized,
