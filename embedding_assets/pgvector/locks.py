@@ -194,9 +194,10 @@ def _make(conn: Connection, name: str) -> None:
     table = sql.SQL("embedding_assets.{}").format(sql.Identifier(name))
     if conn.execute("SELECT to_regclass(%s) IS NULL", [table.as_string(conn)]).fetchone() == (True,):
         try:
-            conn.execute(
-                sql.SQL("CREATE TABLE IF NOT EXISTS {0} (); COMMENT ON TABLE {0} IS {1}").format(table, _COMMENT)
-            )
+            conn.execute(sql.SQL("CREATE TABLE {0} (); COMMENT ON TABLE {0} IS {1}").format(table, _COMMENT))
+            # Another role's load may have come first, before there was a role for all of them.
+            if conn.execute("SELECT to_regrole('embedding_ingest') IS NOT NULL").fetchone() == (True,):
+                conn.execute(sql.SQL("GRANT ALL ON {} TO embedding_ingest").format(table))
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject):
             _log.debug("another process was quicker")
 

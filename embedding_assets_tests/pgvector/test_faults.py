@@ -365,7 +365,7 @@ def test_a_server_without_a_connection_to_spare_is_loaded_by_one(
     limited: tuple[str, Callable[[int], None]], serving: str
 ) -> None:
     loader, limit = limited
-    limit(1)
+    limit(2)  # one loads, one holds the lock of the source
 
     with connect(loader) as conn:
         conn.execute("SET ROLE embedding_ingest")
@@ -384,6 +384,7 @@ def test_a_server_without_any_connection_says_so_and_the_next_run_finishes(
         connect(loader)
 
     assert editions(serving) == {"edition 0"}
+    limit(2)
     with connect(loader) as conn:
         conn.execute("SET ROLE embedding_ingest")
         NEW.reload(conn)

@@ -4,6 +4,8 @@ import itertools
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -15,6 +17,7 @@ from embedding_assets.pgvector.indexes import hnsw, index, recall
 from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.reading.status import region_status
@@ -402,12 +405,19 @@ def test_a_connection_for_progress_that_breaks_fails_no_build(
 
 
 def test_a_server_without_a_connection_to_spare_is_built_on_without_progress(
-    region: Connection, caplog: pytest.LogCaptureFixture
+    region: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     toy = Toy()
     load(region, toy)
-    with psycopg.connect(dsn_of(region), dbname="postgres", autocommit=True) as admin:
-        admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(region.info.dbname)))
+
+    @contextmanager
+    def the_last_connection(conn: Connection, source: str) -> Iterator[None]:
+        name = sql.Identifier(region.info.dbname)
+        with source_lock(conn, source), psycopg.connect(dsn_of(region), dbname="postgres", autocommit=True) as admin:
+            admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
+            yield
+
+    monkeypatch.setattr(index, "source_lock", the_last_connection)
 
     reports = build_indexes(region, toy.name, toy.root, progress=lambda *_: None)
 

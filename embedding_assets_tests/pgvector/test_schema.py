@@ -1,7 +1,6 @@
 """The tables of a region: migrations that may be run at any time, and models that cannot be mixed up."""
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,16 +32,11 @@ def tables(dsn: str) -> list[str]:
         return [name for (name,) in rows]
 
 
-def test_migrating_a_migrated_database_writes_nothing_and_takes_milliseconds(database: str) -> None:
+def test_migrating_a_migrated_database_writes_nothing(database: str) -> None:
     with psycopg.connect(database, autocommit=True) as conn:
         before = conn.execute("SELECT max(xmin::text::bigint) FROM pg_class").fetchone()
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            migrations.migrate(database)
-            seconds.append(time.perf_counter() - began)
+        migrations.migrate(database)
         assert conn.execute("SELECT max(xmin::text::bigint) FROM pg_class").fetchone() == before
-    assert min(seconds) < 0.05
 
 
 def test_many_that_migrate_a_new_database_at_once_migrate_it_once(postgres: Path) -> None:
