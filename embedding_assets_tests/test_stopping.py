@@ -1,6 +1,7 @@
 """Runs that are stopped on the way, by a signal, a kill or their budget: what was paid for stays, the rest is next."""
 
 import os
+import shutil
 import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -136,3 +137,19 @@ def test_one_run_has_one_budget_for_both_models_and_all_retries(
     assert len(failures) == 2
     assert all("max_tokens of 150 is reached" in failure for failure in failures)
     assert 100 <= sum(entry["tokens"] for entry in standin.log()) <= 150
+
+
+def test_runs_with_a_budget_below_a_shard_and_a_new_home_each_buy_each_text_once(
+    box: Sandbox, standin: Standin, instance: dg.DagsterInstance
+) -> None:
+    box = replace(box, more={"run_budget": {"max_tokens": 900}})
+    runs = 0
+    while not complete(box):
+        for lost in ("journals", "catalogs", "budgets", "outcomes"):
+            shutil.rmtree(box.deployment.home / lost, ignore_errors=True)
+        box.execute(SOURCE_JOB, SOURCE, instance)
+        runs += 1
+        assert runs < 10
+    assert runs > 1
+    assert set(sent(standin).values()) == {1}
+    assert not list(box.deployment.primary.entries("journals"))

@@ -27,6 +27,7 @@ create table if not exists places (
     text_hash blob, part integer, place integer not null, primary key (text_hash, part)
 ) without rowid;
 create index if not exists places_by_part on places (part);
+create table if not exists stored (text_hash blob, object text, primary key (text_hash, object)) without rowid;
 """
 
 # SQLite takes at most 32,766 parameters a statement; a shard has some thousand texts.
@@ -58,6 +59,31 @@ class Journal:
     def bought(self) -> Iterator[tuple[bytes, bytes]]:
         """(text hash, float32 bytes) of every vector that no part holds yet."""
         yield from self._db.execute("select text_hash, vector from bought")
+
+    def unstored(self, most: int) -> list[tuple[bytes, bytes]]:
+        """(text hash, float32 bytes) of so many vectors that neither a part holds nor an object of leftovers."""
+        return self._db.execute(
+            "select text_hash, vector from bought where text_hash not in (select text_hash from stored) "
+            "order by text_hash limit ?",
+            (most,),
+        ).fetchall()
+
+    def note_stored(self, path: str, text_hashes: Iterable[bytes]) -> None:
+        """Note that an object of leftovers holds these vectors."""
+        with self._db:
+            self._db.executemany(
+                "insert into stored values (?, ?) on conflict do nothing",
+                ((text_hash, path) for text_hash in text_hashes),
+            )
+
+    def objects(self) -> set[str]:
+        """The paths of the objects of leftovers that are known."""
+        return {path for (path,) in self._db.execute("select distinct object from stored")}
+
+    def forget_objects(self, paths: Iterable[str]) -> None:
+        """These objects of leftovers are gone."""
+        with self._db:
+            self._db.executemany("delete from stored where object = ?", ((path,) for path in paths))
 
     def indexed(self, part: Part) -> bool:
         """Whether the rows of this very file are known."""

@@ -3,10 +3,12 @@ are sent to the model."""
 
 import hashlib
 import json
+import logging
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
@@ -16,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedding_assets.embedding import leftovers
 from embedding_assets.embedding.engine.engine import (
     UNLIMITED,
     Budget,
@@ -28,7 +31,7 @@ from embedding_assets.embedding.engine.engine import (
 )
 from embedding_assets.embedding.journal import Journal, open_journal
 from embedding_assets.embedding.options import Binding
-from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.binary import vector_hashes
 from embedding_assets.snapshots.draft import Draft, prepare
@@ -39,6 +42,8 @@ from embedding_assets.snapshots.schemas import vectors
 from embedding_assets.snapshots.slots import asset_of
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
+
+_log = logging.getLogger(__name__)
 
 STAGE: Final = "embeddings"
 VERSION: Final = "embeddings-1"
@@ -54,6 +59,8 @@ class Bought(NamedTuple):
     new: int
     reused: int
     usage: Usage
+    needless: tuple[str, ...] = ()
+    """Objects of leftovers in the store: nobody needs them once the draft is committed."""
 
 
 Heal = Callable[[PartDamaged], bool]
@@ -126,8 +133,11 @@ def prepare_embeddings(
     plan = derivation.plan(store, asset, source, wanted, previous_vectors)
     made: list[Part] = []
     new, usage = 0, Usage()
+    model = hashlib.sha256(version.encode()).hexdigest()[:16]
+    place = leftovers.Place(store, asset, source, model, binding.dimensions)
+    left = leftovers.listed(place)
     if plan.missing:
-        suffix = f"{binding.slot}-{hashlib.sha256(version.encode()).hexdigest()[:16]}.sqlite"
+        suffix = f"{binding.slot}-{model}.sqlite"
         with open_journal(journals / f"{source}-{suffix}") as journal:
             before = previous_vectors.parts if previous_vectors else ()
             journal.keep_only(_whole(store, asset, source, before))
@@ -136,18 +146,22 @@ def prepare_embeddings(
             _index(journal, read, before, may_be_damaged=True)
             if renamed_from is not None and previous_vectors is None:
                 _take_over(journal, store, asset, renamed_from, identity, journals / f"{renamed_from}-{suffix}")
+                former = place._replace(source=renamed_from)
+                _take_in(journal, former, leftovers.listed(former))
+            _take_in(journal, place, left)
             assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected, on_dead, read)
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
-            usage = embed(
-                binding,
-                assembly.texts(missing),
-                assembly.deliver,
-                budget=budget,
-                stop=stop,
-                on_progress=lambda progress: on_progress(progress, assembly.settled, total),
-            )
+            with _leaving(place, journal):
+                usage = embed(
+                    binding,
+                    assembly.texts(missing),
+                    assembly.deliver,
+                    budget=budget,
+                    stop=stop,
+                    on_progress=lambda progress: on_progress(progress, assembly.settled, total),
+                )
             made, new = assembly.made, assembly.new
     parts = [*plan.kept, *made]
     dead = sorted({text_hash for part in parts for text_hash in part.dead})
@@ -164,7 +178,26 @@ def prepare_embeddings(
         rejected=[rejected[text_hash] for text_hash in dead],
         model=identity,
     )
-    return draft, Bought(new, rows - new, usage)
+    return draft, Bought(new, rows - new, usage, tuple(left))
+
+
+@contextmanager
+def _leaving(place: leftovers.Place, journal: Journal) -> Iterator[None]:
+    """Where what is inside fails, leave what it bought in the store: the next run may have another home."""
+    try:
+        yield
+    except Exception:
+        try:
+            leftovers.leave(place, journal)
+        except PipelineError as error:  # it is in the journal still, and the error inside is the one to tell
+            _log.warning("what was bought is left in this home alone: %s", error)
+        raise
+
+
+def _take_in(journal: Journal, place: leftovers.Place, paths: Sequence[str]) -> None:
+    """Have in the journal what earlier runs left in the store, of this home or another."""
+    for found in leftovers.unknown(place, journal, paths):
+        _add(journal, found)
 
 
 def _read_healed(store: Store, source: str, heal: Heal, part: Part, columns: list[str]) -> pa.Table:
@@ -194,7 +227,9 @@ def _take_over(
         except PartDamaged:
             continue  # what only it held is embedded anew
         table = table.filter(table.column("embedding").is_valid())
-        _add(journal, zip(table.column("text_hash").to_pylist(), table.column("embedding").to_pylist(), strict=True))
+        hashes = table.column("text_hash").to_pylist()
+        _add(journal, zip(hashes, table.column("embedding").to_pylist(), strict=True))
+        journal.note_stored(part.path(old), hashes)  # no run need leave them in the store
     if old_journal.exists():
         with open_journal(old_journal) as left:
             _add(journal, left.bought())

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
+from embedding_assets.embedding import leftovers
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
@@ -29,7 +30,7 @@ from embedding_assets.snapshots.names import REPLICA, TABLE
 from embedding_assets.snapshots.slots import SLOTS
 from embedding_assets.snapshots.stores import Store
 
-_KINDS: Final = ("snapshots", "parts")
+_KINDS: Final = ("snapshots", "parts", leftovers.FOLDER)
 """Folders of a store, in the order in which a source leaves it: what no log names is garbage, whoever crashed."""
 
 _NAME: Final = TypeAdapter[str](Name)

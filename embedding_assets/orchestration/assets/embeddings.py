@@ -105,6 +105,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             checks = [inline.normalization(lengths), inline.vectors_complete(store, cut, draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
+            store.delete(list(bought.needless))
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)
             checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.sources[source].max_rejected))
