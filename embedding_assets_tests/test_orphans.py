@@ -84,6 +84,8 @@ def test_a_source_taken_out_of_the_settings_is_an_orphan_until_it_is_forgotten(s
 
     part = next(path for path in shell.files_of(OLD) if path.startswith(f"{PRIMARY}/parts/"))
     set_aside(shell.settled.deployment.primary, part.removeprefix(f"{PRIMARY}/"), datetime.now(UTC))
+    leftover = f"journals/embeddings_v1/{OLD}/{'0' * 16}/{'0' * 64}.parquet"
+    shell.settled.deployment.primary.put_if_absent(leftover, b"of a run that was stopped")
 
     shell.run(f"forget {OLD} --yes")
 
