@@ -48,6 +48,7 @@ def test_several_stages_warn_once_of_dead_letters_that_cannot_be_reached(sandbox
     assert [warning.partition(" (")[0] for warning in warnings] == ["The dead letters on record can't be reached"]
 
 
+@pytest.mark.slow
 def test_a_language_that_one_region_lacks_fails_it_also_where_nothing_is_stale(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
