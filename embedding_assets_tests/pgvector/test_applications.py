@@ -102,6 +102,7 @@ def peers_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("peers")  # one environment for all of them
 @pytest.mark.parametrize("narrowed", [True, False])
 @pytest.mark.parametrize("library", ["langchain_postgres", "llama_index"])
 def test_other_peoples_stores_read_our_views(
