@@ -59,7 +59,7 @@ ROUND_SECONDS: Final = 2.0
 
 BY_HAND: Final = "by hand"
 WAYS: Final = {
-    "search()": "SELECT * FROM search(%(query)s::vector, 10)",
+    "search()": "SELECT source, document_id, ordinal, content, metadata, distance FROM search(%(query)s::vector, 10)",
     BY_HAND: """
         SELECT source, document_id, ordinal, content, metadata, embedding_v1 <=> %(query)s::vector AS distance
         FROM embedding_assets.chunks ORDER BY embedding_v1 <=> %(query)s::vector LIMIT 10

@@ -145,7 +145,7 @@ def test_a_text_of_ten_megabytes_is_one_row_of_the_stream(conn: psycopg.Connecti
 
 def test_a_row_beyond_what_postgres_holds_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding_assets.pgvector.rows.copy._LARGEST_ROW", 1_000)
-    with pytest.raises(PermanentError, match=r"document 'doc-0' takes.*smaller pieces"):
+    with pytest.raises(PermanentError, match=r"document 'doc-0' takes.*Cure: lower max_tokens"):
         stream(shard_rows([row(1), row(2, content="x" * 2_000)]), 0, types(8, 12))
 
 
