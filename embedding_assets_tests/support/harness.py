@@ -24,6 +24,7 @@ from embedding_assets.settings.home import CONFIG, HOME
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import keys, log
 from embedding_assets.snapshots.failpoints import VARIABLE
+from embedding_assets.snapshots.folders import make_folder
 
 PROJECT = Path(__file__).parents[2]
 
@@ -83,7 +84,7 @@ class Sandbox:
         file, home = self.root / "settings.yaml", self.root / "home"
         file.write_text(json.dumps(self.settings))  # JSON is YAML
         dagster_home = home / "dagster"
-        dagster_home.mkdir(parents=True, exist_ok=True)
+        make_folder(dagster_home)
         shutil.copyfile(PROJECT / "dagster.yaml", dagster_home / "dagster.yaml")
         return {**os.environ, CONFIG: str(file), HOME: str(home), "DAGSTER_HOME": str(dagster_home), **more}
 
