@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.healing import heal
 from embedding_assets.operations.verification import verify, verify_and_repair
 from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
+from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.snapshot import Part
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
@@ -154,3 +158,22 @@ def test_a_store_that_cannot_be_asked_for_its_losses_ends_a_run_with_its_error(b
     assert "delete it, and the entry before it counts" in outcome.errors[0]
     path.unlink()
     assert_whole(box, box.materialize())
+
+
+def test_a_region_that_cannot_be_asked_keeps_no_part_from_being_made_again(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = files(box, "embeddings_v1", [PRIMARY])
+    rotten(file)
+    for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    regions = {**box.settings["regions"], EU: {**box.settings["regions"][EU], "store": "s3://nobody/nowhere"}}
+    deployment = Deployment(Settings.model_validate({**box.settings, "regions": regions}), box.root / "home")
+    head = log.head(deployment.primary, "embeddings_v1", SOURCE)
+    assert head is not None
+
+    healed = heal(deployment, PartDamaged(deployment.primary, SOURCE, head.parts[0], "is damaged"))
+
+    assert not healed
+    assert not file.exists()  # so its stage makes it again

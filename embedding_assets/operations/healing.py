@@ -4,6 +4,7 @@ Where nobody has them, the stage that made it makes it again: its next run finds
 """
 
 import logging
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
@@ -61,15 +62,26 @@ def has_lost(deployment: Deployment, source: str) -> bool:
 
 def _find_whole(deployment: Deployment, store: Store, source: str, part: Part) -> tuple[str, bytes] | None:
     """(where, bytes) of the part as recorded."""
-    path = part.path(source)
-    others = [store, *(deployment.store(region) for region in deployment.settings.regions)]
-    for other, at in (*((store, at) for at in aside(store, path)), *((other, path) for other in others)):
-        # One that cannot be reached now does not keep the others from being asked.
+    for other, path in _places(deployment, store, part.path(source)):
         with suppress(PipelineError):
-            data = other.get(at, at_most=part.bytes)
+            data = other.get(path, at_most=part.bytes)
             if data is not None and is_whole(part, data):
-                return f"{other.url}: {at}", data
+                return f"{other.url}: {path}", data
     return None
+
+
+def _places(deployment: Deployment, store: Store, path: str) -> Iterator[tuple[Store, str]]:
+    """Where an object of this path may lie. A region that cannot be reached now keeps no other from being asked."""
+    for at in (*aside(store, path), path):
+        yield store, at
+    for region in deployment.settings.regions:
+        try:
+            other = deployment.store(region)
+        except PipelineError as error:
+            _log.warning("region %s is not asked for %s: %s", region, path, error)
+            continue
+        if other.url != store.url:
+            yield other, path
 
 
 def _recorded_anew(store: Store, source: str, part: Part) -> bool:
