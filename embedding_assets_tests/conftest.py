@@ -12,6 +12,7 @@ import pytest
 from psycopg import sql
 
 from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector.indexes import recall
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets_tests.embedding.conftest import running, standin  # noqa: F401
 from embedding_assets_tests.snapshots.conftest import bucket, s3_environment, s3_server  # noqa: F401
@@ -22,6 +23,13 @@ hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def quick_measurement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where recall is not what the tests are about, a few queries measure it."""
+    if request.module.__name__.rpartition(".")[2] not in ("test_filters", "test_index", "test_recall"):
+        monkeypatch.setattr(recall, "_SAMPLES", 5)
 
 
 @pytest.fixture(scope="session")

@@ -9,15 +9,7 @@ from psycopg import sql
 
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes import recall
 from embedding_assets_tests.support.toy import bind
-
-
-@pytest.fixture(autouse=True)
-def quick_measurement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where recall is not what the tests are about, a few queries measure it."""
-    if request.module.__name__.rpartition(".")[2] not in ("test_filters", "test_index", "test_recall"):
-        monkeypatch.setattr(recall, "_SAMPLES", 5)
 
 
 @pytest.fixture
