@@ -208,6 +208,7 @@ def test_an_operator_sees_counts_times_and_sizes_of_every_asset(box: Sandbox, in
     assert seen["hnsw_index"]["v1_recall_at_10"] == 1.0
 
 
+@pytest.mark.slow
 def test_pictures_are_pictures_and_small(box: Sandbox, instance: dg.DagsterInstance) -> None:
     """They travel in the event row and by GraphQL: under 100 kB each, base64 and all."""
     box.write(**{f"page{number}": f"# Page {number}\n\nAbout item {number}." for number in range(30)})
@@ -257,6 +258,7 @@ def test_nothing_changed_makes_no_part_no_row_and_no_api_call(
     assert len(standin.log()) == calls
 
 
+@pytest.mark.slow
 def test_a_slot_goes_over_to_2_byte_floats_without_a_vector_bought_again(
     box: Sandbox,
     instance: dg.DagsterInstance,
@@ -415,6 +417,7 @@ def test_an_upstream_that_was_never_materialized_is_named_with_the_cure(
     assert f"--partition '{SOURCE}'" in said
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_without_any_mark_moving_is_found_by_reading_everything_again(
     box: Sandbox, instance: dg.DagsterInstance
 ) -> None:
@@ -437,6 +440,7 @@ def test_a_file_that_changed_without_any_mark_moving_is_found_by_reading_everyth
 # What stops a run
 
 
+@pytest.mark.slow
 def test_a_source_that_lost_too_much_stops_the_run_until_somebody_allows_it(
     box: Sandbox, instance: dg.DagsterInstance
 ) -> None:

@@ -263,6 +263,7 @@ def away_in(region: str) -> Callable[[Store, str], Iterator[Entry]]:
     return entries
 
 
+@pytest.mark.slow
 def test_a_region_whose_store_is_away_is_woken_when_it_is_back(
     box: Sandbox, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +295,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     return pass_by
 
 
+@pytest.mark.slow
 def test_a_region_whose_run_failed_is_asked_for_again_ever_less_often_until_it_serves(
     box: Sandbox, instance: dg.DagsterInstance, clock: Callable[[float], None]
 ) -> None:
@@ -341,6 +343,7 @@ def test_a_region_that_cannot_be_asked_is_looked_at_again_by_the_next_tick(
     assert after.partitions == [f"{EU}|{SOURCE}"]
 
 
+@pytest.mark.slow
 def test_changed_settings_wake_what_they_concern_once(box: Sandbox, instance: dg.DagsterInstance) -> None:
     source_run(box, instance)
     region_run(box, instance)

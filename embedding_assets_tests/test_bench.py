@@ -151,6 +151,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> int:
     return 400
 
 
+@pytest.mark.slow
 def test_searching_is_measured_every_way_beside_the_query_by_hand(database: str, small: int) -> None:
     rows = search._measure_size(database, small)
 

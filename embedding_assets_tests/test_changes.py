@@ -75,6 +75,7 @@ def test_one_edit_one_addition_one_deletion_change_exactly_those(filled: Sandbox
         assert {name for name in after if after[name] != before.get(name)} == {"lists.md", "numbers.md"}
 
 
+@pytest.mark.slow
 def test_a_renamed_document_is_not_embedded_again(filled: Sandbox) -> None:
     (filled.docs / "lists.md").rename(filled.docs / "sequences.md")
 
@@ -85,6 +86,7 @@ def test_a_renamed_document_is_not_embedded_again(filled: Sandbox) -> None:
     assert "sequences.md" in {row[1] for row in filled.rows("eu-west-1")}
 
 
+@pytest.mark.slow
 def test_the_result_depends_on_the_documents_alone_not_on_how_they_came(filled: Sandbox, sandbox: Sandbox) -> None:
     first = filled.roots()
     filled.write(lists="something else for a while")

@@ -128,6 +128,7 @@ def test_a_document_fixed_at_its_source_clears_its_letters(
     assert command(box, "list") == []
 
 
+@pytest.mark.slow
 def test_a_letter_is_not_sent_again_until_somebody_replays_it(
     box: Sandbox, standin: Standin, instance: dg.DagsterInstance
 ) -> None:
@@ -148,6 +149,7 @@ def test_a_letter_is_not_sent_again_until_somebody_replays_it(
     assert head.rejected == ()
 
 
+@pytest.mark.slow
 def test_a_replay_in_vain_counts_its_attempts(box: Sandbox, standin: Standin, instance: dg.DagsterInstance) -> None:
     standin.faults(POISON)
     source_run(box, instance)
@@ -186,6 +188,7 @@ def test_letters_of_a_run_that_fails_are_on_record_and_not_paid_for_again(
     assert letters(box) == [("bad.md", "embeddings", "v2", "pending")]
 
 
+@pytest.mark.slow
 def test_the_check_warns_of_few_fails_for_many_and_never_blocks(
     box: Sandbox, standin: Standin, instance: dg.DagsterInstance
 ) -> None:
@@ -200,6 +203,7 @@ def test_the_check_warns_of_few_fails_for_many_and_never_blocks(
     assert verdict(few, "raw_docs")[0]
 
 
+@pytest.mark.slow
 def test_an_accepted_letter_counts_no_more_and_is_not_sent(
     box: Sandbox, standin: Standin, instance: dg.DagsterInstance
 ) -> None:

@@ -68,6 +68,7 @@ class BrokenDisplay:
         raise OSError("Input/output error")
 
 
+@pytest.mark.slow
 def test_a_display_that_fails_is_told_of_once_a_run_and_fails_no_step(
     box: Sandbox, instance: dg.DagsterInstance
 ) -> None:
@@ -118,6 +119,9 @@ def test_what_can_not_be_shown_is_left_out_after_the_commit_and_fails_no_step(
         assert name not in figures[asset]
         assert "can't be shown, the run goes on without: ValueError" in warnings[asset]
     assert all(box.roots()[asset] for asset in ("raw_docs", "chunks", "embeddings_v1", "embeddings_v2", "eu-west-1"))
+    assert len(box.rows("eu-west-1")) == 6
+    assert (figures["embeddings_v1"]["new"], figures["pgvector_table"]["rows_loaded"]) == (6, 6)
+    assert outcome_line(Outcome("docs", "run", True, 1.0, figures))
 
 
 def test_a_first_source_of_one_chunk_has_its_figures_and_no_map(sandbox: Sandbox, instance: dg.DagsterInstance) -> None:
@@ -132,6 +136,7 @@ def test_a_first_source_of_one_chunk_has_its_figures_and_no_map(sandbox: Sandbox
     assert warnings == {}
 
 
+@pytest.mark.slow
 def test_a_lost_part_of_the_snapshot_before_costs_the_counts_of_changes_alone(
     box: Sandbox, instance: dg.DagsterInstance
 ) -> None:

@@ -69,6 +69,7 @@ def shell(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Shell:
     return shell
 
 
+@pytest.mark.slow
 def test_a_source_taken_out_of_the_settings_is_an_orphan_until_it_is_forgotten(shell: Shell) -> None:
     shell.has()
     assert f"embedding-assets forget {OLD}" in shell.run("materialize").output

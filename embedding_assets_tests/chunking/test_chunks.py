@@ -110,6 +110,7 @@ def fingerprint() -> str:
     return hashlib.sha256(repr(table.to_pylist()).encode()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [

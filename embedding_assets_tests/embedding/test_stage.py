@@ -435,6 +435,7 @@ def test_another_address_of_the_same_model_buys_nothing(pipeline: Pipeline) -> N
 # What it takes
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_shards_under_way(pipeline: Pipeline) -> None:
     """One text changed in each of many shards: all of them wait at once, and hold no vectors meanwhile."""
     shards = [[f"{shard} {n}" for n in range(250)] for shard in range(32)]

@@ -67,6 +67,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["client_encoding", "DateStyle", "search_path"])
 def test_whatever_a_database_sets_for_its_applications_the_pipeline_works(
     theirs: Callable[[str], str], setting: str

@@ -240,6 +240,7 @@ def test_a_server_that_stops_at_once_and_comes_back_still_serves_and_the_next_ru
     assert_heals(own, library)
 
 
+@pytest.mark.slow
 def test_a_server_that_stops_in_an_index_build_still_serves_and_the_next_run_finishes(home: Path, own: str) -> None:
     with in_a_build(own, stop_and_start(home)) as struck:
         run_into(own, LARGE, "building the indexes of source 'handbook'")

@@ -260,6 +260,7 @@ def test_other_parameters_rebuild_a_served_index_while_readers_go_on(region: Con
     assert names(region) == INDEXES
 
 
+@pytest.mark.slow
 def test_other_parameters_leave_the_searches_with_the_ef_search_that_the_new_index_needs(region: Connection) -> None:
     bind(region, d1=64)
     toy = Toy(rows=300, d1=64)

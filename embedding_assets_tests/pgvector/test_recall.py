@@ -30,6 +30,7 @@ def test_the_ef_search_chosen_is_the_smallest_that_reaches_the_target_or_else_th
     assert chosen.recall >= target or chosen == curve[-1]
 
 
+@pytest.mark.slow
 def test_another_target_takes_another_ef_search_from_the_curve_that_was_measured(region: Connection) -> None:
     bind(region, d1=64)
     toy = Toy(rows=500, d1=64)
@@ -57,6 +58,7 @@ def test_a_measurement_belongs_to_the_index_that_was_measured(region: Connection
     assert recall.stored_measurement(region, generation, "v1") is None
 
 
+@pytest.mark.slow
 def test_measuring_an_index_again_remembers_how_it_was_when_it_was_built(region: Connection) -> None:
     toy = Toy(rows=400)
     generation = toy.publish_to(region)

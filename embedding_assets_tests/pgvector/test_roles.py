@@ -499,6 +499,7 @@ def test_a_line_that_is_lost_opens_nothing_and_status_says_so_until_the_settings
     assert not has_it_on()
 
 
+@pytest.mark.slow
 def test_the_settings_decide_it_in_every_region_also_where_nothing_is_stale(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

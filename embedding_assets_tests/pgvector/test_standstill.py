@@ -117,7 +117,7 @@ def forget_migrations(conn: Connection) -> None:
     ("operation", "prepare", "stops"),
     [
         ("readers", lambda _: None, 5),
-        ("roles", change_hands, 4),
+        pytest.param("roles", change_hands, 4, marks=pytest.mark.slow),
         pytest.param("migrate", forget_migrations, 10, marks=pytest.mark.slow),
         ("dead letters", lambda _: None, 2),
     ],

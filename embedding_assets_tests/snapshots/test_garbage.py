@@ -43,6 +43,7 @@ logs = st.lists(st.tuples(st.integers(0, 40), st.sets(st.integers(0, 9), max_siz
 )
 
 
+@pytest.mark.slow
 @given(
     of_assets=st.fixed_dictionaries({"chunks": logs, "s3_replica": logs}),
     orphans=st.dictionaries(st.integers(0, 9), st.integers(0, 100)),

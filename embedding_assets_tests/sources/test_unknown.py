@@ -337,6 +337,7 @@ steps = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(history=steps)
 def test_whatever_an_item_holds_and_wherever_it_is_cut_its_unread_documents_stay(
