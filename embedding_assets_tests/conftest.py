@@ -4,6 +4,7 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -49,9 +50,9 @@ def postgres() -> Iterator[Path]:
         shutil.rmtree(home)
 
 
-@pytest.fixture
-def new_database(postgres: Path) -> Iterator[Callable[[], str]]:
-    """Makes migrated databases without models, and returns the DSN of each; they go after the test."""
+@contextmanager
+def databases(postgres: Path) -> Iterator[Callable[[], str]]:
+    """Makes migrated databases without models, and returns the DSN of each; they go at the end."""
     made: list[str] = []
     admin = embedded.dsn(postgres, "postgres")
 
@@ -66,6 +67,13 @@ def new_database(postgres: Path) -> Iterator[Callable[[], str]]:
     with psycopg.connect(admin, autocommit=True) as conn:
         for name in made:
             conn.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def new_database(postgres: Path) -> Iterator[Callable[[], str]]:
+    """Makes migrated databases for a test."""
+    with databases(postgres) as make:
+        yield make
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ class Sandbox:
                     deployment,
                     instance,
                     sources=[SOURCE],
-                    regions=REGIONS,
+                    regions=tuple(self.dsns),
                     is_current=lambda region, source: is_current(deployment, region, source),
                     **options,
                 )

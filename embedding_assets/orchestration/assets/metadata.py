@@ -3,7 +3,6 @@
 import base64
 import io
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -11,7 +10,7 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
-from embedding_assets.settings.home import home
+from embedding_assets.operations.pictures import figure
 from embedding_assets.snapshots.changes import Changes
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -115,11 +114,11 @@ def _cell(value: Any) -> str | int | float:
 
 def norm_histogram(norms: NDArray[np.float64]) -> dg.MarkdownMetadataValue:
     """How far the vectors' lengths are from 1. `norms`: (n,)."""
-    figure, axes = _figure("Vector lengths", 4.2, 2.4)
+    drawn, axes = figure("Vector lengths", 4.2, 2.4)
     axes.hist((norms - 1) * 1e7, bins=40, color="#3b6ea5")
     axes.set_xlabel("(length − 1) · 10⁷")
     axes.set_ylabel("vectors")
-    return _picture(figure, "Histogram of vector lengths")
+    return _picture(drawn, "Histogram of vector lengths")
 
 
 def embedding_map(model: str, samples: Mapping[str, NDArray[np.float32]]) -> dg.MarkdownMetadataValue:
@@ -127,19 +126,19 @@ def embedding_map(model: str, samples: Mapping[str, NDArray[np.float32]]) -> dg.
     everything = np.concatenate(list(samples.values()))
     mean = everything.mean(axis=0)
     _, _, directions = np.linalg.svd(everything - mean, full_matrices=False)
-    figure, axes = _figure(f"{model}: {len(everything):,} vectors in their two principal directions", 6.4, 4.4)
+    drawn, axes = figure(f"{model}: {len(everything):,} vectors in their two principal directions", 6.4, 4.4)
     for source, sample in samples.items():
         x, y = ((sample - mean) @ directions[:2].T).T
         axes.scatter(x, y, s=8, alpha=0.6, linewidths=0, label=source)
     axes.set_axis_off()
     # Beside the points, not over them.
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, markerscale=2)
-    return _picture(figure, "Map of the embeddings by source")
+    drawn.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9, markerscale=2)
+    return _picture(drawn, "Map of the embeddings by source")
 
 
 def recall_curve(curves: Mapping[Slot, Sequence[tuple[int, float, float]]], target: float) -> dg.MarkdownMetadataValue:
     """recall@10 and latency by ef_search, a line a model version; points are (ef_search, recall, p50 in ms)."""
-    figure, axes = _figure("Recall of the index", 5.6, 3.2)
+    drawn, axes = figure("Recall of the index", 5.6, 3.2)
     # Both are often 1: the second line is dashed, so that the first shows through.
     for (slot, points), style in zip(curves.items(), ("o-", "s--"), strict=False):
         axes.plot([p[0] for p in points], [p[1] for p in points], style, markersize=4, label=slot)
@@ -152,7 +151,7 @@ def recall_curve(curves: Mapping[Slot, Sequence[tuple[int, float, float]]], targ
     axes.set_xlabel("ef_search")
     axes.set_ylabel("recall@10")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
-    return _picture(figure, "Recall by ef_search")
+    return _picture(drawn, "Recall by ef_search")
 
 
 def throughput(pace: Sequence[tuple[float, int]]) -> dg.MarkdownMetadataValue:
@@ -160,29 +159,15 @@ def throughput(pace: Sequence[tuple[float, int]]) -> dg.MarkdownMetadataValue:
     # Some 60 steps, however long the run was.
     at, vectors = np.array(pace[:: max(1, len(pace) // 60)], float).T
     long_enough = np.diff(at) > 0
-    figure, axes = _figure("Throughput", 5.6, 2.4)
+    drawn, axes = figure("Throughput", 5.6, 2.4)
     axes.stairs((np.diff(vectors)[long_enough] / np.diff(at)[long_enough]), np.append(at[:-1][long_enough], at[-1]))
     axes.set_ylim(0)
     axes.set_xlabel("seconds")
     axes.set_ylabel("vectors/s")
-    return _picture(figure, "Vectors a second over time")
+    return _picture(drawn, "Vectors a second over time")
 
 
-def _figure(title: str, width: float, height: float) -> tuple[Any, Any]:
-    # matplotlib takes most of a second to import: only runs that draw pay for it. The object interface keeps no
-    # global state, so threads may draw. Its cache of fonts goes where everything local of ours goes.
-    os.environ.setdefault("MPLCONFIGDIR", str(home() / "matplotlib"))
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(title, fontsize=10)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _picture(figure: Any, alt: str) -> dg.MarkdownMetadataValue:
+def _picture(drawn: Any, alt: str) -> dg.MarkdownMetadataValue:
     sink = io.BytesIO()
-    figure.savefig(sink, format="png")
+    drawn.savefig(sink, format="png")
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()})")

@@ -1,14 +1,17 @@
 """What applications ask of a region's database: the nearest chunks, by vector alone or by words as well."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.recall import vector_literal
+from embedding_assets.pgvector.schema.models import BoundModel
+from embedding_assets.snapshots.slots import column_of
 
 
 class Hit(NamedTuple):
@@ -77,3 +80,48 @@ def search_hybrid(
             [query, text, k, source, Jsonb(dict(filter or {}))],
         )
         return [HybridHit(*row) for row in rows]
+
+
+def ranked_documents(conn: Connection, bound: BoundModel, vector: npt.ArrayLike, k: int, source: str) -> list[str]:
+    """The documents of the k chunks of a source nearest to a vector of this model, live or not; by its index.
+
+    A document stands there once for each of its chunks. It takes the right to read the table.
+    """
+    column = sql.Identifier(column_of(bound.slot))
+    statement = sql.SQL(
+        "SELECT document_id FROM embedding_assets.chunks WHERE source = %s AND {0} IS NOT NULL "
+        "ORDER BY {0} <=> %s::{1} LIMIT %s"
+    ).format(column, sql.SQL(bound.model.type.name))
+    with conn.transaction():
+        conn.execute(
+            "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true)",
+            [str(min(1000, max(bound.ef_search, k)))],
+        )
+        query = vector_literal(np.asarray(vector, np.float32))
+        return [document for (document,) in conn.execute(statement, [source, query, k])]
+
+
+def ranked_documents_hybrid(conn: Connection, vector: npt.ArrayLike, text: str, k: int, source: str) -> list[str]:
+    """The documents of the k chunks that `search_hybrid` finds, once for each."""
+    return [hit.document_id for hit in search_hybrid(conn, vector, text, k, source)]
+
+
+def known_documents(conn: Connection, source: str, documents: Sequence[str]) -> set[str]:
+    """Those of these documents that have a chunk in search."""
+    rows = conn.execute(
+        "SELECT DISTINCT document_id FROM embedding_assets.chunks WHERE source = %s AND document_id = ANY (%s)",
+        [source, list(documents)],
+    )
+    return {document for (document,) in rows}
+
+
+def sampled_chunks(conn: Connection, source: str, count: int) -> list[tuple[str, list[str]]]:
+    """So many different texts of a source, and the documents in which each stands; the same while the rows are."""
+    rows = conn.execute(
+        """
+        SELECT content, array_agg(DISTINCT document_id) FROM embedding_assets.chunks WHERE source = %s
+        GROUP BY content ORDER BY md5(content), content LIMIT %s
+        """,
+        [source, count],
+    )
+    return rows.fetchall()

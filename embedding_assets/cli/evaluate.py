@@ -1,0 +1,62 @@
+"""The command that scores a region's searches."""
+
+from pathlib import Path
+
+import click
+
+from embedding_assets.cli.shared import (
+    OUT,
+    chosen,
+    current_deployment,
+    json_option,
+    one_region_option,
+    print_json,
+)
+
+
+@click.command()
+@click.option("--queries", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Labelled questions.")
+@click.option(
+    "--made", metavar="N", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Else make so many."
+)
+@click.option("--source", metavar="S", help="Of this source.  [default: the only one]")
+@one_region_option
+@click.option(
+    "--picture", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, .png or .svg."
+)
+@json_option
+def evaluate(
+    queries: Path | None, made: int, source: str | None, region: str | None, picture: Path | None, as_json: bool
+) -> None:
+    """How well searches of a source find: by each slot's vectors, and hybrid where it is enabled.
+
+    FILE is JSONL, a question a line: {"query": "how do refunds work", "relevant": {"billing/refunds.md": 1}}, with the
+    documents that answer it, and how much each is worth. Without FILE questions are made of the source itself, some
+    words in a row of a chunk, whose document is sought: they compare two models, and say less of people's questions.
+
+    nDCG@10, MRR (of the first ten) and recall@10 count documents, with bootstrap intervals of 95 %. "against live" is
+    the nDCG@10 less that of the live model's vectors: better or worse where its interval leaves out 0.
+
+    With --json {region, source, questions, self_made, unknown, ways}, unknown the documents named that the region does
+    not serve, ways a list of {way, model, live, ndcg_at_10, mrr, recall_at_10, against_live, p50_ms}, each figure
+    {value, low, high}; way is v1, v2 or hybrid.
+    """
+    from embedding_assets.cli import scores
+    from embedding_assets.operations import evaluation
+
+    deployment = current_deployment()
+    sources = deployment.settings.sources
+    if source is None and len(sources) > 1:
+        raise click.UsageError(f"say which source: --source {' or '.join(sorted(sources))}.")
+    of = chosen(source, sources, "source")[0]
+    place = chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
+    questions = evaluation.read_questions(queries) if queries else None
+    found = evaluation.evaluate(deployment, place, of, questions, made)
+    if picture:
+        evaluation.draw(found, picture)
+    if as_json:
+        print_json(evaluation.to_json(found))
+        return
+    OUT.print(scores.evaluation_table(found))
+    for note in scores.evaluation_notes(found):
+        OUT.print(note)
