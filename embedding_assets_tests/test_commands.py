@@ -383,7 +383,13 @@ def test_a_table_that_is_behind_its_replica_is_for_the_next_run_to_load(
 @pytest.mark.parametrize("harm", ["deleted", "flipped"])
 @pytest.mark.parametrize(("harmed", "whole"), [(EU, PRIMARY), (PRIMARY, EU)])
 def test_verify_repairs_a_part_from_any_region_that_has_it(
-    first: Sequence[Ran], terminal: Terminal, monkeypatch: pytest.MonkeyPatch, harm: str, harmed: str, whole: str
+    first: Sequence[Ran],
+    terminal: Terminal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    harm: str,
+    harmed: str,
+    whole: str,
 ) -> None:
     replica = log.head(terminal.box.deployment.store(harmed), "s3_replica", SOURCE)
     assert replica is not None
@@ -396,7 +402,8 @@ def test_verify_repairs_a_part_from_any_region_that_has_it(
     ran = invoke(terminal, monkeypatch, "embedding-assets verify --repair")
 
     assert ran.code == 0
-    assert f"{harmed}|{SOURCE}: {path} put back" in ran.out
+    assert f"{harmed}|{SOURCE}: {path} was lost or damaged, and was put back from " in ran.out
+    assert caplog.messages == []  # it is said once
     assert part.read_bytes() == other.read_bytes()
 
 

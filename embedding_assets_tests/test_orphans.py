@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from embedding_assets.cli import cli
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.orphans import forget, orphans
+from embedding_assets.pgvector.connection import connect
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots.garbage import set_aside
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
@@ -47,6 +48,12 @@ class Shell:
     def served(self) -> set[tuple[str, str]]:
         """(region, source) of all rows that readers find."""
         return {(region, row[0]) for region in REGIONS for row in self.box.rows(region)}
+
+    def locks(self, region: str) -> int:
+        """How many tables that are locks the region's database has."""
+        with connect(self.box.dsns[region]) as conn:
+            query = "SELECT count(*) FROM pg_class WHERE relname ~ '^lock_' AND relkind = 'r'"
+            return int(conn.execute(query).fetchall()[0][0])
 
     def files_of(self, source: str) -> list[str]:
         """All files of the stores and of the home that are the source's."""
@@ -93,6 +100,7 @@ def test_a_source_taken_out_of_the_settings_is_an_orphan_until_it_is_forgotten(s
     assert shell.served() == {(region, SOURCE) for region in REGIONS}
     assert shell.files_of(OLD) == []
     assert shell.files_of(SOURCE)
+    assert {region: shell.locks(region) for region in REGIONS} == dict.fromkeys(REGIONS, 2)  # schema's, handbook's
     shell.run("status"), shell.run("verify")
     assert "nothing of a source notes is left" in shell.run(f"forget {OLD} --yes").output
 
@@ -111,6 +119,7 @@ def test_a_forgetting_that_stops_anywhere_leaves_an_orphan_that_the_next_one_fin
     assert shell.served() == {(region, SOURCE) for region in REGIONS}
     assert shell.files_of(OLD) == []
     assert orphans(deployment, REGIONS) == []
+    assert {region: shell.locks(region) for region in REGIONS} == dict.fromkeys(REGIONS, 2)
 
 
 def test_one_region_can_forget_alone(shell: Shell) -> None:

@@ -14,6 +14,7 @@ from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JO
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 
@@ -108,6 +109,34 @@ def sweep(box: Sandbox, instance: dg.DagsterInstance) -> None:
         instance=instance, definitions=definitions, resources={"deployment": box.deployment}
     ) as context:
         definitions.resolve_sensor_def("source_sweep").evaluate_tick(context)
+
+
+@pytest.mark.parametrize(
+    ("asset", "harm"), [("raw_docs", "lost"), ("raw_docs", "cut short"), ("chunks", "lost"), ("embeddings_v2", "lost")]
+)
+def test_a_source_whose_store_has_lost_a_part_is_not_current_and_no_part_is_read(
+    box: Sandbox, asset: str, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = log.head(box.deployment.primary, asset, SOURCE)
+    assert head is not None
+    path = head.parts[0].path(SOURCE)
+    file = box.root / "stores" / PRIMARY / path
+    file.unlink() if harm == "lost" else file.write_bytes(file.read_bytes()[:-1])
+    read: list[str] = []
+    get = Store.get
+
+    def noted(store: Store, path: str, *, at_most: int | None = None) -> bytes | None:
+        read.append(path)
+        return get(store, path, at_most=at_most)
+
+    monkeypatch.setattr(Store, "get", noted)
+
+    (row,) = status(box.deployment, [SOURCE], [PRIMARY])
+
+    assert not row.current
+    assert is_behind(row, 0)
+    assert f"{path} lost, or of another size than recorded. Cure: embedding-assets materialize" in (row.problem or "")
+    assert [path for path in read if path.startswith("parts/")] == []
 
 
 def test_a_source_whose_run_ended_half_way_is_not_current(box: Sandbox) -> None:

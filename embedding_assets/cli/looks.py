@@ -28,15 +28,17 @@ def status(source: str | None, region: str | None, max_lag: int, as_json: bool) 
     """What each region serves, and how far it is behind.
 
     Exit code 1 if anything is behind, by more than --max-lag, or can't be asked. A source is behind, too, that could
-    not be read when that was last tried, or that a guard has stopped. An orphan is a source that a region has
-    something of, and the settings do not.
+    not be read when that was last tried, that a guard has stopped, or of which a store has lost a file; one that rots
+    and keeps its size is for verify to find. An orphan is a source that a region has something of, and the settings do
+    not.
 
     With --json a list of {source, region, snapshot, documents, chunks, rejected, root, rows, live_model, index,
     current, orphan, degraded, lag_seconds, looked_at, unsaid, problem, error}: snapshot to rejected as the primary has
     them, root and rows as the region serves them, index one of valid, invalid and none, orphan whether the settings
     lack the source, degraded a sentence where recall is below the target, unsaid one where row-level security is on in
     the region's database and the settings do not say so, lag_seconds null where nothing was ever materialized,
-    looked_at when the source was last read, problem a sentence where its newest documents are not in the primary.
+    looked_at when the source was last read, problem a sentence where its newest documents are not in the
+    primary, or files of it are lost.
     """
     from embedding_assets.cli import terminal
     from embedding_assets.operations import orphans

@@ -399,7 +399,7 @@ class _Assembly:
                 stored = self.read(holder, ["embedding"]).column("embedding")
             except PartDamaged as error:
                 self.journal.forget(holder.key)
-                raise TransientError(f"{error} Run again: what only it held is embedded anew.") from error
+                raise TransientError(f"{error.what} Cure: run again: what only it held is embedded anew.") from error
             for text_hash, place in places:
                 matrix[rows.pop(text_hash)] = np.frombuffer(stored[place].as_buffer(), np.float32)
         assert rows.keys() <= dead, "a shard was closed before its last vector was durable"

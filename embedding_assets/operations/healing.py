@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
@@ -22,8 +22,25 @@ from embedding_assets.snapshots.stores import Store
 _log: Final = logging.getLogger(__name__)
 
 
+class Healed(NamedTuple):
+    """What became of a part that was lost or damaged."""
+
+    is_whole: bool
+    """Whether its recorded bytes are there again; else its stage makes it again."""
+    done: str
+    """A sentence without its full stop, empty where nothing had to be done."""
+
+
 def heal(deployment: Deployment, damaged: PartDamaged) -> bool:
-    """Put a part's recorded bytes back, from any store that has them; whether they are there again.
+    """As `put_back`, told to the log; whether the part is whole again."""
+    healed = put_back(deployment, damaged)
+    if healed.done:
+        _log.warning("store %s: %s", damaged.store.url, healed.done)
+    return healed.is_whole
+
+
+def put_back(deployment: Deployment, damaged: PartDamaged) -> Healed:
+    """Put a part's recorded bytes back, from any store that has them.
 
     Where none has them the damaged file is set aside, so that the part is made again.
     """
@@ -33,13 +50,11 @@ def heal(deployment: Deployment, damaged: PartDamaged) -> bool:
     if found is not None:
         whence, data = found
         store.replace(path, data)
-        _log.warning("store %s: %s was lost or damaged, and was put back from %s", store.url, path, whence)
-        return True
+        return Healed(True, f"{path} was lost or damaged, and was put back from {whence}")
     if _recorded_anew(store, source, part):
-        return True
+        return Healed(True, "")
     set_aside(store, path, datetime.now(UTC))
-    _log.warning("store %s: %s is lost or damaged, and no store has it: it is made again", store.url, path)
-    return False
+    return Healed(False, f"{path} is lost or damaged, and no store has it: the next run makes it again")
 
 
 def heal_head(deployment: Deployment, asset: str, source: str) -> None:

@@ -20,6 +20,7 @@ from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import Finding, Kind, Where
 from embedding_assets.operations.status import SourceStatus, is_current
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.locks import drop_source_lock
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.publishing.forget import forget as drop
 from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, migrate
@@ -175,6 +176,7 @@ def _forget_rows(deployment: Deployment, conn: Connection, region: str, source: 
     act_as_ingest(conn)
     there = next((one for one in held(conn) if one.source == source), None)
     if there is None:
+        drop_source_lock(conn, source)  # which a crash may have left
         return None
     drop(conn, source)
     return there.rows

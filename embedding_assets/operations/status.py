@@ -1,13 +1,13 @@
 """What a region serves of each source, against what the primary has: what `status` tells, and what has to be run."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel
 
-from embedding_assets.errors import PermanentError, PipelineError, TransientError
+from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import links_behind
@@ -66,7 +66,7 @@ class SourceStatus(BaseModel):
     unsaid: str | None = None
     """What the region's database has, and the settings say nothing of: it stays so."""
     problem: str | None = None
-    """Why the source's newest documents are not in the primary's snapshots."""
+    """Why the source's newest documents are not in the primary's snapshots, or what a store has lost of them."""
     error: str | None = None
     """Why the region could not be asked."""
 
@@ -74,7 +74,7 @@ class SourceStatus(BaseModel):
 def status(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[SourceStatus]:
     """Every source in every region. A region that can't be reached has its error told; the others are told of."""
     regions = {region: _ask(deployment, region, sources) for region in region_names}
-    primaries = {source: _primary(deployment, source) for source in sources}
+    primaries = {source: _told_of_losses(_primary(deployment, source)) for source in sources}
     return [_of(primaries[source], region) for source in sources for region in regions.values()]
 
 
@@ -93,7 +93,7 @@ def serving(deployment: Deployment, region: str, sources: Sequence[str]) -> dict
     """Whether the region serves the newest of each source, asked once for all. Raises where it can't be asked."""
     found = _ask(deployment, region, sources)
     if found.error is not None:
-        raise TransientError(found.error)
+        raise found.error
     return {source: _serves_newest(_primary(deployment, source), found) for source in sources}
 
 
@@ -110,8 +110,8 @@ class _Replica(NamedTuple):
     """A source in a region's store."""
 
     head: Snapshot | None = None
-    whole: bool = False
-    """Whether the store lists every part that the head names, with its size."""
+    lost: str | None = None
+    """What the store does not list, with its size, of the parts that the head names."""
     error: str | None = None
     """Why its log can't be read; the other sources' may well be."""
 
@@ -126,7 +126,7 @@ class _Region(NamedTuple):
     live: Slot | None = None
     unsaid: str | None = None
     served: Mapping[str, _Served] = {}
-    error: str | None = None
+    error: PipelineError | None = None
 
 
 class _Primary(NamedTuple):
@@ -158,14 +158,14 @@ def _ask(deployment: Deployment, region: str, sources: Sequence[str]) -> _Region
                 unsaid = _UNSAID
             return found._replace(live=live, served=served, unsaid=unsaid)
     except PipelineError as error:
-        return found._replace(error=str(error))
+        return found._replace(error=error)
 
 
 def _replicas(store: Store, sources: Sequence[str]) -> Iterator[tuple[str, _Replica]]:
     for source in sources:
         try:
             head = log.head(store, REPLICA, source)
-            yield source, _Replica(head, whole=head is not None and not unlisted(store, head))
+            yield source, _Replica(head, lost=_lost(store, [head] if head else []))
         except PermanentError as error:
             yield source, _Replica(error=str(error))
 
@@ -198,6 +198,25 @@ def _primary(deployment: Deployment, source: str) -> _Primary:
     return _Primary(source, store, heads, looked_at, _problem(heads, looks, looked_at))
 
 
+def _told_of_losses(primary: _Primary) -> _Primary:
+    """With what the primary's store has lost of the heads as its problem, where it has no other."""
+    if primary.problem is not None:
+        return primary
+    try:
+        return primary._replace(problem=_lost(primary.store, primary.heads.values()))
+    except PipelineError as error:
+        return primary._replace(problem=str(error))
+
+
+def _lost(store: Store, heads: Iterable[Snapshot]) -> str | None:
+    """A sentence on what a store does not list of its heads. What has its size and other bytes is for `verify`."""
+    lost = [part.path(head.source) for head in heads for part in unlisted(store, head)]
+    if not lost:
+        return None
+    more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+    return f"store {store.url}: {lost[0]}{more} lost, or of another size than recorded. Cure: {CURE}"
+
+
 def _problem(
     heads: Mapping[str, Snapshot], looks: Mapping[str, outcomes.Ended | None], looked_at: datetime | None
 ) -> str | None:
@@ -223,7 +242,7 @@ def _serves_newest(primary: _Primary, region: _Region) -> bool:
     return (
         replica is not None
         and replica.head is not None
-        and replica.whole
+        and replica.lost is None
         and replica.head.upstream == newest
         and served is not None
         and served.what.target_root == replica.head.root
@@ -260,8 +279,8 @@ def _of(primary: _Primary, region: _Region) -> SourceStatus:
         unsaid=region.unsaid,
         lag_seconds=0 if current else _lag(primary, region),
         looked_at=primary.looked_at,
-        problem=primary.problem,
-        error=region.error or (replica.error if replica else None),
+        problem=primary.problem or (replica.lost if replica else None),
+        error=str(region.error) if region.error else replica.error if replica else None,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be, links_behind
-from embedding_assets.operations.healing import heal
+from embedding_assets.operations.healing import put_back
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
@@ -189,10 +189,8 @@ def _mend_part(deployment: Deployment, where: Where, missing: bool) -> str:
     snapshot = log.head(store, where.asset, where.source)
     for part in snapshot.parts if snapshot else ():
         if part.path(where.source) == where.path:
-            healed = heal(deployment, PartDamaged(store, where.source, part, "is lost or damaged"))
-            if healed:
-                return f"{where.path} put back"
-            return "" if missing else f"{where.path} set aside: the next run makes it again"
+            healed = put_back(deployment, PartDamaged(store, where.source, part, "is lost or damaged"))
+            return healed.done if healed.is_whole or not missing else ""
     return ""
 
 

@@ -135,12 +135,10 @@ def pipeline_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        message = f"{doing}: {str(error).strip() or type(error).__name__}"
-        if _stood_still(error):
-            message += ". This process, or its machine, stood still in the middle of a transaction. Cure: run it again"
+        told = f"{doing}: {str(error).strip() or type(error).__name__}"
         if _is_permanent(error):
-            raise PermanentError(f"{message}. Cure: {_cure(error)}") from error
-        raise TransientError(message) from error
+            raise PermanentError(f"{told}. Cure: {_cure(error)}") from error
+        raise TransientError(f"{told}. {_passing_cure(error)}") from error
 
 
 def _is_permanent(error: psycopg.Error) -> bool:
@@ -163,6 +161,17 @@ def _cure(error: psycopg.Error) -> str:
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         return "an administrator of the database runs sql/roles.sql, as its first lines say"
     return "mend what Postgres names, then embedding-assets materialize"
+
+
+def _passing_cure(error: psycopg.Error) -> str:
+    """What a person does about an error that may pass, where it does not."""
+    if _stood_still(error):
+        return "This process, or its machine, stood still in the middle of a transaction. Cure: run it again"
+    if isinstance(error, psycopg.errors.DiskFull):
+        return "Cure: free space on the database's disk, or enlarge it, and run it again"
+    if isinstance(error, psycopg.errors.TooManyConnections) or "too many clients" in str(error):
+        return "Cure: let the server, or the role, have more connections (max_connections), and run it again"
+    return "Cure: see in the database's log why, and run it again once it answers"
 
 
 def _stood_still(error: BaseException | None) -> bool:

@@ -115,8 +115,8 @@ def until_granted(doing: str, attempt: Callable[[], T]) -> T:
             _log.info("%s: %s; trying again", doing, str(error).strip())
             time.sleep(random.uniform(0, min(_LONGEST_PAUSE, 0.05 * 2**count)))  # noqa: S311 — jitter, no secret
     raise TransientError(
-        f"{doing}: readers held the table's lock through {SWAP_ATTEMPTS} attempts. Look for a transaction left open, "
-        "by xact_start in pg_stat_activity"
+        f"{doing}: readers held the table's lock through {SWAP_ATTEMPTS} attempts. Cure: end the transaction that was "
+        "left open, by xact_start in pg_stat_activity, and run this again"
     )
 
 
@@ -128,8 +128,7 @@ def source_lock(conn: Connection, source: str, patience: float = QUEUE_SECONDS) 
     may only search has no right to take it. It dies with this process. Raises SourceBusy, with its holder, where it was
     not to be had for so many seconds.
     """
-    name = f"lock_{sha256(source.encode()).hexdigest()[:16]}"
-    _make(conn, name)
+    name = _lock_of(source)
     with closing(another(conn)) as keeper, held(keeper, name, f"source {source!r}", patience):
         yield
 
@@ -149,6 +148,7 @@ def held(conn: Connection, name: str, what: str, patience: float) -> Iterator[No
         ],
     )
     began, told = time.monotonic(), False
+    _make(conn, name)
     while not _is_taken(conn, name):
         waited, holders = time.monotonic() - began, _holders(conn, name)
         if waited >= patience:
@@ -177,7 +177,30 @@ def _is_taken(conn: Connection, name: str) -> bool:
     except psycopg.errors.LockNotAvailable:
         conn.execute("ROLLBACK")
         return False
+    except psycopg.errors.UndefinedTable:  # its source was forgotten this moment
+        conn.execute("ROLLBACK")
+        _make(conn, name)
+        return False
     return True
+
+
+def drop_source_lock(conn: Connection, source: str) -> None:
+    """Drop the table of a source's lock, for a source that is no more. Whoever waits for it makes it again.
+
+    Left alone where somebody holds it, or where another role than this one made it.
+    """
+    name = _lock_of(source)
+    if _is_there(conn, name):
+        try:
+            with conn.transaction():
+                conn.execute(sql.SQL("SET LOCAL lock_timeout = {}").format(SWAP_LOCK_TIMEOUT))
+                conn.execute(sql.SQL("DROP TABLE IF EXISTS embedding_assets.{}").format(sql.Identifier(name)))
+        except (psycopg.errors.LockNotAvailable, psycopg.errors.InsufficientPrivilege) as error:
+            _log.info("the lock of source %r stays: %s", source, str(error).strip())
+
+
+def _lock_of(source: str) -> str:
+    return f"lock_{sha256(source.encode()).hexdigest()[:16]}"
 
 
 def schema_lock(conn: Connection) -> None:
@@ -185,14 +208,9 @@ def schema_lock(conn: Connection) -> None:
     conn.execute(_LOCK.format(sql.Identifier(SCHEMA_LOCK)))
 
 
-def make_schema_lock(conn: Connection) -> None:
-    """Have the table of `schema_lock`, for before the first migration."""
-    _make(conn, SCHEMA_LOCK)
-
-
 def _make(conn: Connection, name: str) -> None:
     table = sql.SQL("embedding_assets.{}").format(sql.Identifier(name))
-    if conn.execute("SELECT to_regclass(%s) IS NULL", [table.as_string(conn)]).fetchone() == (True,):
+    if not _is_there(conn, name):
         try:
             conn.execute(sql.SQL("CREATE TABLE {0} (); COMMENT ON TABLE {0} IS {1}").format(table, _COMMENT))
             # Another role's load may have come first, before there was a role for all of them.
@@ -200,6 +218,11 @@ def _make(conn: Connection, name: str) -> None:
                 conn.execute(sql.SQL("GRANT ALL ON {} TO embedding_ingest").format(table))
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject):
             _log.debug("another process was quicker")
+
+
+def _is_there(conn: Connection, name: str) -> bool:
+    table = sql.SQL("embedding_assets.{}").format(sql.Identifier(name))
+    return conn.execute("SELECT to_regclass(%s) IS NOT NULL", [table.as_string(conn)]).fetchone() == (True,)
 
 
 def _holders(conn: Connection, name: str) -> str:

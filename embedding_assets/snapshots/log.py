@@ -111,7 +111,7 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
         if upstream is None or upstream.root != root:
             raise CommitConflict(
                 f"{draft.asset} of source {draft.source} was derived from {asset} {root[:12]}…, and another run has "
-                "committed a newer one since. Nothing is lost; run again to build on it."
+                "committed a newer one since. Nothing is lost. Cure: run again, to build on it."
             )
     number = newest + 1
     committed = draft.numbered(number, datetime.now(UTC).isoformat(timespec="seconds"))
@@ -130,7 +130,7 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
 def _conflict(draft: Draft, number: int) -> CommitConflict:
     return CommitConflict(
         f"{draft.asset} of source {draft.source}: another run committed snapshot {number} first, with other "
-        "content. Nothing is lost; run again to build on it."
+        "content. Nothing is lost. Cure: run again, to build on it."
     )
 
 

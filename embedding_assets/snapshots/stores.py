@@ -4,6 +4,7 @@ obstore moves the bytes; boto3 finds the AWS credentials, so that profiles, role
 any AWS tool. A compatible server is named by AWS_ENDPOINT_URL (or AWS_ENDPOINT_URL_S3), as everywhere.
 """
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import boto3
@@ -32,9 +33,16 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import files
 from embedding_assets.snapshots.folders import make_folder
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
 # Whatever a listing is answered with comes as obstore's GenericError, with the status in its text alone: no such
 # credentials, not allowed, no such bucket, another region's bucket.
 _REFUSED: Final = re.compile(r"status code: (301|401|403)\b|NoSuchBucket|bucket does not exist")
+
+# Of one request to a bucket, and of all its attempts.
+_CLIENT: Final["ClientConfig"] = {"timeout": "60s"}
+_RETRIES: Final["RetryConfig"] = {"max_retries": 4, "retry_timeout": timedelta(seconds=60)}
 
 # Half of the shortest grace period that garbage collection takes.
 _YOUNG: Final = timedelta(minutes=30)
@@ -164,21 +172,36 @@ class Store:
         try:
             yield
         except (BaseError, OSError) as error:
-            reason = " ".join(str(error).partition("\n\nDebug source")[0].split())
+            reason = _reason(error)
             refused = (PermissionDeniedError, UnauthenticatedError, PermissionError)
             if isinstance(error, refused) or _REFUSED.search(reason):
                 raise PermanentError(
                     f"store {self.url}: may not {verb} {path}: {reason}. Cure: check that the bucket exists in this "
                     "region, and give this process's credentials read, write, list and delete on it."
                 ) from error
-            raise TransientError(f"store {self.url}: could not {verb} {path}: {reason}") from error
+            cure = (
+                "free space on its disk, or enlarge it" if _is_full(error) else "see that it answers from this machine"
+            )
+            raise TransientError(
+                f"store {self.url}: could not {verb} {path}: {reason}. Cure: {cure}, and run again."
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    """An error's own words, in one line."""
+    return " ".join(str(error).partition("\n\nDebug source")[0].split())
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether a disk, or what its user may have of it, is full. obstore tells the kernel's word for it alone."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))
 
 
 def open_store(url: str) -> Store:
     """The store at `file://…`, `s3://bucket/prefix` or `gs://bucket/prefix`. A missing folder is made, a bucket is not.
 
     Raises:
-        PermanentError: no such kind of store, a folder that cannot be, or no AWS credentials to be found.
+        PermanentError: no such kind of store, a folder that cannot be, or no credentials to be found.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
@@ -187,7 +210,7 @@ def open_store(url: str) -> Store:
     if parts.scheme == "s3":
         return Store(url, _s3(url, parts.netloc, parts.path.strip("/")))
     if parts.scheme == "gs":
-        return Store(url, GCSStore(parts.netloc, prefix=parts.path.strip("/") or None))
+        return Store(url, _gcs(url, parts.netloc, parts.path.strip("/")))
     raise PermanentError(f"store {url}: unknown kind. Cure: use file://, s3://bucket/prefix or gs://bucket/prefix.")
 
 
@@ -229,7 +252,17 @@ def _s3(url: str, bucket: str, prefix: str) -> S3Store:
         region=session.region_name or "us-east-1",
         endpoint=endpoint,
         # A compatible server on the local network often has no TLS; AWS itself is only ever spoken to over HTTPS.
-        client_options={"allow_http": bool(endpoint and endpoint.startswith("http://")), "timeout": "60s"},
-        retry_config={"max_retries": 4, "retry_timeout": timedelta(seconds=60)},
+        client_options=_CLIENT | {"allow_http": bool(endpoint and endpoint.startswith("http://"))},
+        retry_config=_RETRIES,
         credential_provider=credentials,
     )
+
+
+def _gcs(url: str, bucket: str, prefix: str) -> GCSStore:
+    try:
+        return GCSStore(bucket, prefix=prefix or None, client_options=_CLIENT, retry_config=_RETRIES)
+    except BaseError as error:
+        raise PermanentError(
+            f"store {url}: no Google credentials found ({_reason(error)}). Cure: set GOOGLE_APPLICATION_CREDENTIALS to "
+            "a file that has some, log in by `gcloud auth application-default login`, or run with a service account."
+        ) from error

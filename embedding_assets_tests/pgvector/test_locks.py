@@ -5,16 +5,19 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 
 import psycopg
 import pytest
 
 from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.locks import SourceBusy, source_lock
+from embedding_assets.pgvector.locks import SourceBusy, drop_source_lock, source_lock
 from embedding_assets_tests.support.toy import Toy, source
 
 HASTY = 0.1
+LOCK = f"lock_{sha256(b'handbook').hexdigest()[:16]}"
 
 WAITS = """
 import signal, sys
@@ -73,6 +76,45 @@ def test_a_wait_names_the_holder_and_ends_with_a_cure_that_works(
         region.execute("SELECT pg_terminate_backend(%s)", [int(session[1])])
         with source_lock(region, "handbook", 10):
             pass
+
+
+def test_a_lock_that_is_dropped_while_somebody_waits_for_it_is_made_again_and_had(
+    region: Connection, database: str
+) -> None:
+    def drop() -> None:
+        with psycopg.connect(database, autocommit=True) as conn:
+            conn.execute(f"DROP TABLE embedding_assets.{LOCK}".encode())
+
+    def wait() -> None:
+        with connect(database) as conn, source_lock(conn, "handbook", 60):
+            had.append(True)
+
+    had: list[bool] = []
+    with ThreadPoolExecutor(2) as pool:
+        with connect(database) as holder, source_lock(holder, "handbook"):
+            dropped = pool.submit(drop)
+            until_waiting(region, 1)
+            waited = pool.submit(wait)
+            until_waiting(region, 2)
+        dropped.result(), waited.result()
+
+    assert had == [True]
+    drop_source_lock(region, "handbook")
+    assert region.execute("SELECT to_regclass(%s)", [f"embedding_assets.{LOCK}"]).fetchone() == (None,)
+
+
+def test_a_lock_that_somebody_holds_is_not_dropped(region: Connection, database: str) -> None:
+    with connect(database) as holder, source_lock(holder, "handbook"):
+        drop_source_lock(region, "handbook")
+        with pytest.raises(SourceBusy), source_lock(region, "handbook", HASTY):
+            pass
+
+
+def until_waiting(conn: Connection, sessions: int) -> None:
+    """Until so many sessions wait for the lock of the handbook."""
+    query = "SELECT count(*) FROM pg_locks WHERE relation = to_regclass(%s) AND NOT granted"
+    while conn.execute(query, [f"embedding_assets.{LOCK}"]).fetchone() != (sessions,):
+        pass
 
 
 def test_what_fails_for_a_lock_inside_is_not_taken_for_this_one(region: Connection) -> None:

@@ -103,7 +103,8 @@ def test_a_disk_that_fails_leaves_nothing_half_written_and_the_next_write_succee
 
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", fail)
-        with pytest.raises(TransientError, match=os.strerror(number)):
+        cure = "see that it answers" if number == errno.EIO else "free space on its disk"
+        with pytest.raises(TransientError, match=rf"{os.strerror(number)}\. Cure: {cure}"):
             folder_store.put_if_absent("parts/a", b"a")
     assert folder_store.folder is not None
     assert [path for path in folder_store.folder.rglob("*") if path.is_file()] == []

@@ -1,4 +1,5 @@
 import itertools
+import json
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from obstore.store import GCSStore, S3Store
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots.stores import Store, open_store
@@ -174,7 +176,7 @@ def test_an_endpoint_that_nobody_answers_is_transient_within_seconds(
     store = open_store("s3://bucket")
     begin = time.monotonic()
 
-    with pytest.raises(TransientError, match="store s3://bucket: could not"):
+    with pytest.raises(TransientError, match=r"store s3://bucket: could not .*\. Cure: see that it answers"):
         verb(store)
 
     assert time.monotonic() - begin < 20
@@ -191,6 +193,33 @@ def test_no_credentials_at_all_are_permanent_and_told_how_to_give(
 
     with pytest.raises(PermanentError, match=r"no AWS credentials.*Cure: set AWS_ACCESS_KEY_ID"):
         open_store("s3://bucket")
+
+
+@pytest.mark.parametrize("content", [None, "{}", "no JSON"])
+def test_google_credentials_that_are_none_are_permanent_and_told_how_to_give(
+    content: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "key.json").write_text(content)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+
+    with pytest.raises(PermanentError, match=r"gs://bucket: no Google credentials .*Cure: set GOOGLE_APPLICATION"):
+        open_store("gs://bucket")
+
+
+@pytest.mark.usefixtures("s3_environment")
+def test_every_bucket_has_the_same_limits_in_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = {"type": "authorized_user", "client_id": "a", "client_secret": "b", "refresh_token": "c"}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+
+    s3, gcs = open_store("s3://bucket").objects, open_store("gs://bucket").objects
+
+    assert isinstance(s3, S3Store)
+    assert isinstance(gcs, GCSStore)
+    assert (s3.client_options or {})["timeout"] == (gcs.client_options or {})["timeout"] == "60s"
+    assert s3.retry_config == gcs.retry_config
+    assert (s3.retry_config or {})["max_retries"] == 4
 
 
 @pytest.mark.usefixtures("s3_environment")

@@ -145,7 +145,7 @@ class _Run:
         while time.monotonic() < patient_until:
             parcel: list[list[Text]] = []
             if self._stop is not None and self._stop.is_set() and not isinstance(ended, Stopped):
-                ended = Stopped("told to stop: what was sent is delivered, the rest is left for the next run")
+                ended = Stopped("told to stop: what was sent is delivered, the rest is left. Cure: run again")
                 patient_until = time.monotonic() + DRAIN_SECONDS
             while not ended and self._has_room():
                 try:

@@ -121,6 +121,9 @@ class RequestError(Exception):
         self.sent_at = 0.0  # when the request left (time.monotonic)
 
 
+WAIT: Final = "Cure: wait until the provider is well, and run again: what has arrived is kept"
+
+
 class ProviderDown(TransientError):
     """The provider fails for everyone, or throttles for too long: come back in `retry_after_seconds`."""
 

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from embedding_assets.embedding.engine.errors import ProviderDown
+from embedding_assets.embedding.engine.errors import WAIT, ProviderDown
 from embedding_assets.embedding.engine.limits import LONGEST_RESET_SECONDS, Bucket, Quota
 from embedding_assets.errors import PermanentError, PipelineError
 
@@ -186,14 +186,14 @@ class Gate:
         self._cut(ticket)
         if told is not None and told > patience.longest_told_seconds:
             if told <= patience.absurd_told_seconds:
-                raise ProviderDown(f"the provider asks to wait {told:.0f} s before the next request", told)
+                raise ProviderDown(f"the provider asks to wait {told:.0f} s before the next request. {WAIT}", told)
             told = patience.longest_told_seconds
         if self._storm_since is None:
             self._storm_since = now
         elif now - self._storm_since > patience.storm_seconds:
             raise ProviderDown(
-                f"the provider throttled every request for {now - self._storm_since:.0f} s: is the quota shared, or "
-                "requests_per_minute or tokens_per_minute set above it?",
+                f"the provider throttled every request for {now - self._storm_since:.0f} s. Cure: set "
+                "requests_per_minute and tokens_per_minute to what this run has of the quota, which others may share",
                 told or patience.hand_over_seconds,
             )
         if ticket.number > self._paused_at:  # one pause for all that were in flight together

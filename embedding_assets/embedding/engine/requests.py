@@ -17,7 +17,7 @@ import uvloop
 from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine import errors
-from embedding_assets.embedding.engine.errors import Kind, ProviderDown, RequestError
+from embedding_assets.embedding.engine.errors import WAIT, Kind, ProviderDown, RequestError
 from embedding_assets.embedding.engine.figures import Counts
 from embedding_assets.embedding.engine.gate import Gate, Patience, Ticket
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
@@ -173,7 +173,7 @@ class Requests:
                     case Kind.VERDICT:
                         await self._prove(sent, error.row.error_class)
                     case Kind.DOWN if sent - began > patience.storm_seconds:
-                        raise ProviderDown(_told(error, texts), patience.hand_over_seconds) from error
+                        raise ProviderDown(f"{_told(error, texts)}. {WAIT}", patience.hand_over_seconds) from error
                 tries += 1
                 # The texts are at fault when, after all attempts, this happens twice: they fail, others get through.
                 # Twice, for the first of them may have met the end of an outage.
@@ -261,7 +261,8 @@ class Requests:
             return gate.mended()  # it answers, if only to throttle or to refuse
         assert failure is not None
         raise ProviderDown(
-            f"{self._where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}",
+            f"{self._where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}. "
+            f"{WAIT}",
             min(failure.told_wait or patience.hand_over_seconds, patience.absurd_told_seconds),
         )
 

@@ -85,7 +85,7 @@ def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         raise _stop(context) from signalled
     except PermanentError as error:
         if isinstance(error, PartDamaged) and heal(deployment, error):
-            raise TransientError(f"{error.what} It was put back; trying again.") from error
+            raise TransientError(f"{error.what} It was put back. Cure: run again.") from error
         raise dg.Failure(
             description=str(error),
             metadata={"error": type(error).__name__, "asset": context.asset_key.to_user_string()},

@@ -130,8 +130,8 @@ def _execute_build(conn: Connection, statement: sql.Composed, memory: int, worke
             conn.execute(statement)
         except psycopg.errors.LockNotAvailable as error:
             raise TransientError(
-                f"building an index waited {QUEUE_SECONDS:g} s for transactions that were older than it. Look for one "
-                "left open, by xact_start in pg_stat_activity"
+                f"building an index waited {QUEUE_SECONDS:g} s for transactions that were older than it. Cure: end "
+                "the one that was left open, by xact_start in pg_stat_activity, and run this again"
             ) from error
 
 

@@ -234,7 +234,7 @@ def _set_root(conn: Connection, present: Generation, root: str, rows_changed: in
 def _taken_over(generation: Generation) -> TransientError:
     return TransientError(
         f"source {generation.source!r}: another process has taken over the load of generation {generation.id}, since "
-        "the connection that held the source's lock was lost"
+        "the connection that held the source's lock was lost. Cure: let that one end, and run this again"
     )
 
 

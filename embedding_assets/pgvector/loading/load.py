@@ -67,8 +67,8 @@ def load(
     with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
         if not is_newest():
             raise Superseded(
-                f"source {source!r}: what was to be loaded is not the newest any more. Nothing was changed; trying "
-                "again with the newest."
+                f"source {source!r}: what was to be loaded is not the newest any more. Nothing was changed. "
+                "Cure: run this again, with the newest."
             )
         types, rows = bound_types(conn), sum(ref.rows for ref in shards)
 

@@ -7,7 +7,7 @@ from psycopg import sql
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.recall import put_to_use
 from embedding_assets.pgvector.loading.generations import published_generation
-from embedding_assets.pgvector.locks import short_transaction, source_lock
+from embedding_assets.pgvector.locks import drop_source_lock, short_transaction, source_lock
 from embedding_assets.pgvector.schema.names import generation_table
 
 
@@ -58,3 +58,4 @@ def forget(conn: Connection, source: str) -> None:
             put_to_use(conn)
 
         short_transaction(conn, f"forgetting source {source!r}", drop)
+    drop_source_lock(conn, source)

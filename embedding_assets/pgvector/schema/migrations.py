@@ -10,7 +10,7 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.locks import SCHEMA_LOCK, SWAP_LOCK_TIMEOUT, held, limit, make_schema_lock, until_granted
+from embedding_assets.pgvector.locks import SCHEMA_LOCK, SWAP_LOCK_TIMEOUT, held, limit, until_granted
 from embedding_assets.pgvector.schema import roles, surface
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,6 @@ def _prepare(conn: Connection) -> None:
             conn.execute("CREATE SCHEMA embedding_assets")
         except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateSchema):
             _log.debug("another process was quicker")
-    make_schema_lock(conn)
 
 
 def _ensure_iterative_scans(conn: Connection) -> None:
