@@ -11,6 +11,7 @@ from embedding_assets.cli.shared import (
     json_option,
     one_region_option,
     print_json,
+    source_option,
 )
 
 
@@ -19,7 +20,7 @@ from embedding_assets.cli.shared import (
 @click.option(
     "--made", metavar="N", type=click.IntRange(1, 100_000), default=200, show_default=True, help="Else make so many."
 )
-@click.option("--source", metavar="S", help="Of this source.  [default: the only one]")
+@source_option
 @one_region_option
 @click.option(
     "--picture", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Draw it, .png or .svg."
@@ -37,25 +38,24 @@ def evaluate(
     nDCG@10, MRR (of the first ten) and recall@10 count documents, with bootstrap intervals of 95 %. "against live" is
     the nDCG@10 less that of the live model's vectors: better or worse where its interval leaves out 0.
 
-    With --json {region, source, questions, self_made, unknown, ways}, unknown the documents named that the region does
-    not serve, ways a list of {way, model, live, ndcg_at_10, mrr, recall_at_10, against_live, p50_ms}, each figure
-    {value, low, high}; way is v1, v2 or hybrid.
+    With --json a list of {region, source, questions, self_made, unknown, ways}, unknown the documents named that the
+    region does not serve, ways a list of {way, model, live, ndcg_at_10, mrr, recall_at_10, against_live, p50_ms}, each
+    figure {value, low, high}; way is v1, v2 or hybrid.
     """
     from embedding_assets.cli import scores
     from embedding_assets.operations import evaluation
 
     deployment = current_deployment()
-    sources = deployment.settings.sources
-    if source is None and len(sources) > 1:
-        raise click.UsageError(f"say which source: --source {' or '.join(sorted(sources))}.")
-    of = chosen(source, sources, "source")[0]
+    sources = chosen(source, deployment.settings.sources, "source")
+    if len(sources) > 1 and (queries or picture):
+        raise click.UsageError(f"say of which source: --source {' or '.join(sources)}.")
     place = chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
     questions = evaluation.read_questions(queries) if queries else None
-    found = evaluation.evaluate(deployment, place, of, questions, made)
+    found = [evaluation.evaluate(deployment, place, each, questions, made) for each in sources]
     if picture:
-        evaluation.draw(found, picture)
+        evaluation.draw(found[0], picture)
     if as_json:
-        print_json(evaluation.to_json(found))
+        print_json([evaluation.to_json(each) for each in found])
         return
     OUT.print(scores.evaluation_table(found))
     for note in scores.evaluation_notes(found):

@@ -1,26 +1,30 @@
 """What `evaluate` prints."""
 
+from collections.abc import Sequence
+
 from rich.table import Table
 
 from embedding_assets.cli.terminal import plain
 from embedding_assets.operations.evaluation import Evaluation, Score
 
 
-def evaluation_table(evaluation: Evaluation) -> Table:
-    """What `evaluate` prints: a line a way to search."""
+def evaluation_table(evaluations: Sequence[Evaluation]) -> Table:
+    """A line a source and way to search."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("way", no_wrap=True)
-    table.add_column("model", overflow="fold")
+    for name in ("source", "way", "model"):
+        table.add_column(name, overflow="fold")
     for name in ("nDCG@10", "MRR", "recall@10", "against live", "p50 ms"):
         table.add_column(name, justify="right", no_wrap=True)
-    for way in evaluation.ways:
-        table.add_row(
-            f"{way.way}, live" if way.live else way.way,
-            plain(way.model),
-            *(_score(score) for score in (way.ndcg_at_10, way.mrr, way.recall_at_10)),
-            _score(way.against_live, "+") if way.against_live else "",
-            f"{way.p50_ms:.1f}",
-        )
+    for evaluation in evaluations:
+        for way in evaluation.ways:
+            table.add_row(
+                plain(evaluation.source),
+                f"{way.way}, live" if way.live else way.way,
+                plain(way.model),
+                *(_score(score) for score in (way.ndcg_at_10, way.mrr, way.recall_at_10)),
+                _score(way.against_live, "+") if way.against_live else "",
+                f"{way.p50_ms:.1f}",
+            )
     return table
 
 
@@ -35,13 +39,14 @@ def _score(score: Score, sign: str = "") -> str:
     return f"{short(score.value, 3)} ({short(score.low, 2)} to {short(score.high, 2)})"
 
 
-def evaluation_notes(evaluation: Evaluation) -> list[str]:
-    """What the table does not say: whose questions these were, and what the region lacks."""
-    whose = (
-        "made of the source itself: they compare, and say less of people's questions" if evaluation.self_made else ""
-    )
-    notes = [f"{evaluation.questions} questions{f', {whose}' if whose else ''}. In brackets: 95 % intervals."]
-    if evaluation.unknown:
-        some = ", ".join(plain(document) for document in evaluation.unknown[:3])
-        notes.append(f"{len(evaluation.unknown)} of the documents named are not in this region, such as {some}.")
+def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What the table does not say: how many questions of whose these were, and what the region lacks."""
+    asked = " and ".join(f"{each.questions} questions of {plain(each.source)}" for each in evaluations)
+    notes = [f"{asked}. In brackets: intervals of 95 %."]
+    if evaluations[0].self_made:
+        notes.append("They are made of the sources: they compare, and say less of people's questions.")
+    for each in evaluations:
+        if each.unknown:
+            some = ", ".join(plain(document) for document in each.unknown[:3])
+            notes.append(f"{len(each.unknown)} of the documents named are not in this region, such as {some}.")
     return notes
