@@ -1,8 +1,9 @@
 """What a model version is bound to: a named model behind a provider, its quota, its caps and its price."""
 
-from typing import Any, Final, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from embedding_assets.embedding.providers.bundled import MODELS
 from embedding_assets.errors import Problem
@@ -54,6 +55,11 @@ class Hnsw(BaseModel):
         return self
 
 
+def _names(given: object) -> object:
+    """One name is as good as a list of it."""
+    return [given] if isinstance(given, str) else given or ()
+
+
 class Binding(BaseModel):
     """A slot bound to a model. `null` for a quota means unpaced; what is not given has the provider's default."""
 
@@ -62,9 +68,14 @@ class Binding(BaseModel):
     slot: Slot
     provider: Literal["local", "openai"]
     name: str = Field(min_length=1)
-    answers_as: str | None = Field(default=None, min_length=1)
-    """The model's name in the endpoint's answers, where `name` is a deployment's (Azure) or a gateway's alias."""
+    answers_as: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_names)] = ()
+    """The model's names in the endpoint's answers, its own first, where `name` is a deployment's (Azure) or an alias.
+    Where there are none, the first answer's holds."""
     dimensions: int = Field(ge=1)
+    send_dimensions: bool | Literal["auto"] = "auto"
+    """Whether requests ask for so many. `auto`: of OpenAI's text-embedding-3-*; others refuse or ignore it."""
+    encoding_format: Literal["auto", "base64", "float"] = "auto"
+    """How vectors are asked for. `auto`: base64, and what the endpoint takes if it refuses that."""
     base_url: str | None = None
     api_key_env: str | None = "OPENAI_API_KEY"  # None: the endpoint asks for no key
     requests_per_minute: int | None = Field(default=None, ge=1)
@@ -85,7 +96,8 @@ class Binding(BaseModel):
         if not isinstance(given, dict):
             return given
         defaults = dict(_DEFAULTS.get(str(given.get("provider")), {}))
-        model = given.get("answers_as") or given.get("name")
+        names = _names(given.get("answers_as"))
+        model = names[0] if isinstance(names, list | tuple) and names else given.get("name")
         if given.get("provider") == "openai" and isinstance(model, str) and model in _PRICES:
             defaults["price_per_million_tokens"] = _PRICES[model]
         return {**defaults, **given}
@@ -93,6 +105,11 @@ class Binding(BaseModel):
     @model_validator(mode="after")
     def _is_a_bundled_model(self) -> Self:
         if self.provider == "local":
+            if self.answers_as or (self.send_dimensions, self.encoding_format) != ("auto", "auto"):
+                raise Problem(
+                    "answers_as, send_dimensions and encoding_format are of an endpoint, and a local model has none",
+                    "remove them, or write provider: openai",
+                )
             model = MODELS.get(self.name)
             if model is None:
                 raise Problem(
@@ -109,7 +126,20 @@ class Binding(BaseModel):
     @property
     def model(self) -> str:
         """The model's own name."""
-        return self.answers_as or self.name
+        return self.answers_as[0] if self.answers_as else self.name
+
+    @property
+    def sends_dimensions(self) -> bool:
+        """Whether requests ask for a number of dimensions."""
+        return "text-embedding-3-" in self.model if self.send_dimensions == "auto" else self.send_dimensions
+
+    def is_recorded_as(self, identity: Mapping[str, object] | None) -> bool:
+        """Whether this is the model that vectors are of: by its own name, or by another that the settings give it.
+
+        So `answers_as` may be added, or get a name more, and nothing is bought again.
+        """
+        own = self.identity()
+        return identity is not None and any(own | {"name": name} == identity for name in (self.name, *self.answers_as))
 
     def identity(self) -> dict[str, object]:
         """The part that decides the vectors, and so goes into part keys.

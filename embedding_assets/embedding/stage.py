@@ -30,6 +30,7 @@ from embedding_assets.embedding.engine.engine import (
     embed,
 )
 from embedding_assets.embedding.journal import Journal, open_journal
+from embedding_assets.embedding.model_names import ModelVersion, same_model
 from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.snapshots import derivation, log
@@ -61,6 +62,8 @@ class Bought(NamedTuple):
     usage: Usage
     needless: tuple[str, ...] = ()
     """Objects of leftovers in the store: nobody needs them once the draft is committed."""
+    answered_as: str | None = None
+    """How the endpoint names the model; None where nothing was asked, or it does not say."""
 
 
 Heal = Callable[[PartDamaged], bool]
@@ -107,6 +110,8 @@ def prepare_embeddings(
     asset = asset_of(binding.slot)
     identity = binding.identity()
     previous = log.head(store, asset, source)
+    if previous is not None and previous.model is not None and binding.is_recorded_as(previous.model):
+        identity = previous.model  # whatever name the settings give it first now: its parts keep theirs
     if previous is not None and previous.model != identity:
         if live:
             raise BindingChanged(
@@ -136,6 +141,7 @@ def prepare_embeddings(
     model = hashlib.sha256(version.encode()).hexdigest()[:16]
     place = leftovers.Place(store, asset, source, model, binding.dimensions)
     left = leftovers.listed(place)
+    answering = _Answering(ModelVersion(store, asset, model), binding)
     if plan.missing:
         suffix = f"{binding.slot}-{model}.sqlite"
         with open_journal(journals / f"{source}-{suffix}") as journal:
@@ -149,7 +155,9 @@ def prepare_embeddings(
                 former = place._replace(source=renamed_from)
                 _take_in(journal, former, leftovers.listed(former))
             _take_in(journal, place, left)
-            assembly = _Assembly(store, source, asset, binding.dimensions, journal, want, rejected, on_dead, read)
+            assembly = _Assembly(
+                store, source, asset, binding.dimensions, journal, want, rejected, on_dead, read, answering.note
+            )
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
@@ -161,6 +169,7 @@ def prepare_embeddings(
                     budget=budget,
                     stop=stop,
                     on_progress=lambda progress: on_progress(progress, assembly.settled, total),
+                    answered_as=answering.before(),
                 )
             made, new = assembly.made, assembly.new
     parts = [*plan.kept, *made]
@@ -178,7 +187,46 @@ def prepare_embeddings(
         rejected=[rejected[text_hash] for text_hash in dead],
         model=identity,
     )
-    return draft, Bought(new, rows - new, usage, tuple(left))
+    return draft, Bought(new, rows - new, usage, tuple(left), answering.name)
+
+
+class _Answering:
+    """How the endpoint names the model: the name that is recorded, or will be at the first answer with one."""
+
+    def __init__(self, version: ModelVersion, binding: Binding) -> None:
+        self._version = version
+        self._binding = binding
+        self._before: str | None = None
+        self.name: str | None = None
+
+    def before(self) -> str | None:
+        """What earlier runs were answered by; None where the settings say what counts."""
+        self._before = None if self._binding.answers_as else self._version.answered_as()
+        return self._before
+
+    def note(self, name: str) -> None:
+        """Record the name, if it is the model version's first.
+
+        Raises:
+            PermanentError: another run has recorded the name of another model meanwhile.
+        """
+        if self.name is not None:
+            return
+        asked = self._binding.name
+        try:
+            self.name = self._before or self._version.record(name)
+        except TransientError as error:  # it holds for this run; what is bought is in the journal
+            self.name = name
+            _log.warning("how %s is answered is recorded at the next run: %s", asked, error)
+        if self._before or self._binding.answers_as:
+            return
+        if not same_model(self.name, name):
+            raise PermanentError(
+                f"{asked} is answered by {name} here, and by {self.name} to another run. Cure: have the endpoint serve "
+                f"one model; if both names are of one, set answers_as: [{self.name}, {name}]"
+            )
+        if not same_model(asked, name):
+            _log.warning("%s answers as %s: a later answer by another name is refused", asked, name)
 
 
 @contextmanager
@@ -291,6 +339,8 @@ class _Assembly:
     on_dead: Callable[[RejectedText], None]
     read: ReadPart
     """Reads a part of vectors."""
+    note_model: Callable[[str], None]
+    """Told how the endpoint names the model."""
     new: int = 0
     settled: int = 0
     made: list[Part] = field(default_factory=list)
@@ -321,6 +371,8 @@ class _Assembly:
         """Make what the engine brings durable, and finish every shard that waited for nothing else."""
         if isinstance(arrived, Embedded):
             self.journal.add(arrived.text_hashes, arrived.vectors)
+            if arrived.model is not None:
+                self.note_model(arrived.model)
             self.new += len(arrived.text_hashes)
             settled = arrived.text_hashes
         else:

@@ -60,7 +60,13 @@ class Deployment:
         with connect(dsn) as conn:
             roles.act_as_ingest(conn)
             models: dict[Slot, Model] = {
-                slot: Model(binding.model, binding.dimensions, binding.provider, binding.halfvec)
+                slot: Model(
+                    binding.model,
+                    binding.dimensions,
+                    binding.provider,
+                    binding.halfvec,
+                    (binding.name, *binding.answers_as),
+                )
                 for slot, binding in ((slot, self.binding(slot)) for slot in SLOTS)
             }
             ensure_models(conn, models, self.settings.live_model)

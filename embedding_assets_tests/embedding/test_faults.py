@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.engine.engine import Progress, Usage, embed
+from embedding_assets.embedding.engine.engine import UNLIMITED, Budget, Progress, Usage, embed
 from embedding_assets.embedding.engine.errors import ProviderDown
 from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.errors import PermanentError, TransientError
@@ -23,8 +23,15 @@ from embedding_assets_tests.support.standin import KEY, Standin
 TEXTS = texts_of([f"text number {i}" for i in range(60)])
 
 
-def run(standin: Standin, delivered: Delivered, texts: Any = TEXTS, patience: Patience = HASTY, **given: Any) -> Usage:
-    return embed(standin.binding(**{"max_items": 8, **given}), texts, delivered, patience=patience)
+def run(
+    standin: Standin,
+    delivered: Delivered,
+    texts: Any = TEXTS,
+    patience: Patience = HASTY,
+    budget: Budget = UNLIMITED,
+    **given: Any,
+) -> Usage:
+    return embed(standin.binding(**{"max_items": 8, **given}), texts, delivered, patience=patience, budget=budget)
 
 
 def poisoned(n: int, poison: set[int]) -> list[Any]:
@@ -68,6 +75,7 @@ def test_a_passing_fault_costs_a_retry_and_no_vector_is_wrong_or_missing(
     delivered.assert_right(TEXTS)
     assert len(standin.log()) == usage.requests <= 8 + 3 + 1
     assert usage.retries == 3
+    assert usage.tokens - usage.discarded_tokens == sum(text.tokens for text in TEXTS)
 
 
 @pytest.mark.parametrize("fault", ["hang", "slow"])
@@ -81,6 +89,15 @@ def test_an_answer_that_does_not_come_is_given_up_in_time(standin: Standin, deli
 
 def test_items_in_another_order_are_placed_by_their_index(standin: Standin, delivered: Delivered) -> None:
     standin.faults({"fault": "reordered"})
+    assert run(standin, delivered).retries == 0
+    delivered.assert_right(TEXTS)
+
+
+@pytest.mark.parametrize("fault", ["no index", "string index"])
+def test_items_are_placed_by_their_order_or_by_an_index_in_quotes(
+    standin: Standin, delivered: Delivered, fault: str
+) -> None:
+    standin.faults({"fault": fault})
     assert run(standin, delivered).retries == 0
     delivered.assert_right(TEXTS)
 
@@ -194,7 +211,7 @@ def test_a_text_without_a_vector_is_a_dead_letter_after_its_attempts(
         ({"fault": "revoked"}, "credentials.*check the key in the variable named by api_key_env"),
         ({"fault": "status", "status": 404}, "not-found.*check name, and base_url"),
         ({"fault": "status", "status": 429, "body": "insufficient_quota"}, "no-credit.*top up the account"),
-        ({"fault": "other model"}, "other-model.*asked for standin-model, got another-model"),
+        ({"fault": "other model"}, "other-model.*the answer is of another-model, not of standin-model.*set answers_as"),
         ({"fault": "dimension"}, "wrong-dimension.*63 dimensions, not 64"),
         ({"fault": "poison"}, "refuses every text, so one of its settings must be wrong"),
         ({"fault": "status", "status": 302}, "unexpected-status.*check base_url"),
@@ -206,10 +223,11 @@ def test_a_fatal_fault_stops_at_once_and_keeps_what_was_delivered(
     standin: Standin, delivered: Delivered, fault: dict[str, Any], words: str, healthy_first: int
 ) -> None:
     standin.faults({**fault, "skip": healthy_first})
+    many = texts_of([f"text {i}" for i in range(10_000)])
     with pytest.raises(PermanentError, match=words):
-        run(standin, delivered, texts_of([f"text {i}" for i in range(10_000)]), max_in_flight=4)
+        run(standin, delivered, many, max_in_flight=4, answers_as="standin-model")
     assert delivered.count == len(delivered.vectors)
-    delivered.assert_right(texts_of([f"text {i}" for i in range(10_000)])[: delivered.count])
+    delivered.assert_right(many[: delivered.count])
     assert healthy_first * 8 <= delivered.count
     # The six batches under way are each halved down to a pair that is refused; then the first canary tells.
     assert len(standin.log()) <= healthy_first + 6 * (math.log2(8) + 2) + 1

@@ -29,6 +29,12 @@ def test_a_quota_can_be_lifted() -> None:
         ({**OPENAI, "dimensions": 0}, "greater than or equal to 1"),
         ({**OPENAI, "request_per_minute": 3}, "request_per_minute"),
         ({**OPENAI, "provider": "cohere"}, "'local' or 'openai'"),
+        ({**OPENAI, "encoding_format": "int8"}, "'auto', 'base64' or 'float'"),
+        ({**OPENAI, "send_dimensions": "perhaps"}, "send_dimensions"),
+        ({**OPENAI, "answers_as": [""]}, "at least 1 character"),
+        ({**OPENAI, "answers_as": 5}, "valid tuple"),
+        ({**LOCAL, "answers_as": "x"}, "are of an endpoint.*Cure: remove them"),
+        ({**LOCAL, "encoding_format": "float"}, "are of an endpoint"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_would_be_right(given: dict[str, object], words: str) -> None:
@@ -39,11 +45,22 @@ def test_a_wrong_setting_is_named_with_what_would_be_right(given: dict[str, obje
 def test_identity_holds_what_decides_the_vectors_and_nothing_else() -> None:
     binding = Binding.model_validate(OPENAI)
     elsewhere = {"base_url": "https://gateway.example/v1", "tokens_per_minute": 5, "max_items": 7, "slot": "v1"}
+    asked = {"send_dimensions": False, "encoding_format": "float", "name": "ours", "answers_as": OPENAI["name"]}
+    assert binding.identity() == Binding.model_validate({**OPENAI, **asked}).identity()
     assert binding.identity() == Binding.model_validate({**OPENAI, **elsewhere}).identity()
     others = ({"name": "text-embedding-3-small"}, {"dimensions": 256})
     identities = [Binding.model_validate({**OPENAI, **other}).identity() for other in others]
     assert binding.identity() not in identities
     assert Binding.model_validate(LOCAL).identity()["weights"]  # other weights under the name are another model
+
+
+def test_a_binding_knows_itself_by_each_of_its_names_and_no_other_model() -> None:
+    deployed = Binding.model_validate({**OPENAI, "name": "ours", "answers_as": ["text-embedding-3-large", "azure"]})
+    identities = [deployed.identity() | {"name": name} for name in ("ours", "text-embedding-3-large", "azure")]
+    assert all(deployed.is_recorded_as(identity) for identity in identities)
+    others = ({"name": "text-embedding-3-small"}, {"dimensions": 256}, {"provider": "local"})
+    assert not any(deployed.is_recorded_as(deployed.identity() | other) for other in others)
+    assert not deployed.is_recorded_as(None)
 
 
 def test_a_missing_key_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:

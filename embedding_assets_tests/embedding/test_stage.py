@@ -4,6 +4,7 @@ Runs of every kind over a whole pipeline are in `test_pipeline_properties`; here
 """
 
 import hashlib
+import json
 import struct
 import tracemalloc
 from collections import Counter
@@ -20,6 +21,7 @@ import pytest
 
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Usage
 from embedding_assets.embedding.ledger import Account
+from embedding_assets.embedding.model_names import ModelVersion
 from embedding_assets.embedding.stage import BindingChanged, Bought, Heal, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
@@ -454,3 +456,74 @@ def test_memory_does_not_grow_with_the_shards_under_way(pipeline: Pipeline) -> N
         assert len(pipeline.standin.log()) == 1
     of_a_shard = 250 * 64 * 4
     assert min(peaks) < 16 * of_a_shard
+
+
+# How the endpoint names the model
+
+
+def test_the_name_that_the_endpoint_first_answers_by_is_recorded_and_another_later_stops_the_run(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline.standin.faults({"fault": "other model", "model": "text-embedding-3-small"})
+    first, bought = pipeline.embed(pipeline.chunks(["a"]))
+    assert bought.answered_as == "text-embedding-3-small"
+    assert ["answers as text-embedding-3-small" in record.message for record in caplog.records] == [True]
+    _, bought = pipeline.embed(pipeline.chunks(["a", "b"]))
+    assert bought.answered_as == "text-embedding-3-small"
+    assert len(caplog.records) == 1
+
+    pipeline.standin.faults({"fault": "other model", "model": "someone-elses"})
+    more = pipeline.chunks(["a", "b", "c"])
+    with pytest.raises(PermanentError, match="is of someone-elses, not of text-embedding-3-small") as caught:
+        pipeline.embed(more)
+    assert pipeline.sent()[hash_of("c").hex()] == 1
+
+    cure = json.loads(str(caught.value).rpartition("answers_as: ")[2])
+    snapshot, bought = pipeline.embed(more, answers_as=cure)
+    assert bought.new == 1
+    assert snapshot.model == first.model
+    pipeline.assert_holds(snapshot, ["a", "b", "c"])
+
+
+def test_the_record_holds_for_all_sources_and_homes_and_for_one_model_alone(pipeline: Pipeline) -> None:
+    version = ModelVersion(pipeline.store, ASSET, "0" * 16)
+    assert version.answered_as() is None
+    assert version.record("one") == "one"
+    assert version.record("another") == "one"
+    assert version.answered_as() == "one"
+    assert version._replace(model="1" * 16).answered_as() is None
+    assert version._replace(asset="embeddings_v2").answered_as() is None
+
+
+def test_two_first_runs_that_are_answered_by_different_models_do_not_both_go_on(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other records its name after this one has looked, and found none."""
+    look = ModelVersion.answered_as
+
+    def then_another_run(version: ModelVersion) -> str | None:
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelVersion, "answered_as", look)
+            found = version.answered_as()
+            version.record("another")
+        return found
+
+    pipeline.standin.faults({"fault": "other model", "model": "one"})
+    monkeypatch.setattr(ModelVersion, "answered_as", then_another_run)
+    with pytest.raises(PermanentError, match=r"answered by one here, and by another.*answers_as: \[another, one\]"):
+        pipeline.embed(pipeline.chunks(["a"]))
+
+
+def test_answers_as_may_be_said_later_and_nothing_is_bought_again(pipeline: Pipeline) -> None:
+    chunks = pipeline.chunks(["a"], ["b"])
+    first, _ = pipeline.embed(chunks)
+    pipeline.standin.reset()
+
+    again, _ = pipeline.embed(chunks, answers_as=["bge-m3", "standin-model"])
+    assert again == first
+    more, bought = pipeline.embed(pipeline.chunks(["a"], ["b", "c"]), answers_as=["bge-m3", "standin-model"])
+
+    assert bought.new == 1
+    assert more.model == first.model
+    with pytest.raises(BindingChanged):
+        pipeline.embed(chunks, answers_as="bge-m3", name="another")

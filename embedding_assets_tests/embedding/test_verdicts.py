@@ -130,7 +130,7 @@ def test_from_the_first_answer_it_stops_at_once(
 ) -> None:
     standin.faults(fault)
     with pytest.raises(PermanentError, match=error_class):
-        run(standin, delivered, MANY)
+        run(standin, delivered, MANY, answers_as="standin-model")
     assert (delivered.count, len(standin.log())) == (0, 1)
 
 
@@ -140,7 +140,7 @@ def test_a_run_of_one_text_is_stopped_by_it(
 ) -> None:
     standin.faults(fault)
     with pytest.raises(PermanentError, match=error_class):
-        run(standin, delivered, TEXTS[:1])
+        run(standin, delivered, TEXTS[:1], answers_as="standin-model")
     assert (delivered.count, len(standin.log())) == (0, 1)
 
 

@@ -15,7 +15,7 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models
-from embedding_assets_tests.support.toy import D2, MODELS, Toy, bind, row
+from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, bind, row
 
 TABLES = [
     "chunks", "dead_letters", "generations", "ledger", "lock_schema", "models", "readers", "recall", "surface",
@@ -142,6 +142,19 @@ def test_the_live_slot_cannot_go_over_to_halfvec(region: Connection) -> None:
 
     with pytest.raises(PermanentError, match=r"toy-8 \(vector\(8\)\) and cannot become toy-8 \(halfvec\(8\)\)"):
         bind(region, halfvec=["v1"])
+
+
+def test_the_live_model_may_be_called_by_another_of_its_names(region: Connection) -> None:
+    toy = Toy()
+    toy.publish_to(region)
+    renamed = Model("the-models-own-name", D1, "test", other_names=(MODELS["v1"].name,))
+
+    for _ in range(2):
+        ensure_models(region, {**MODELS, "v1": renamed}, "v1")
+
+    assert bound_models(region)["v1"].model == renamed.recorded
+    assert compare(region, toy.name, toy.refs, toy.read) == []
+    assert len(search(region, row(0).v1, 5)) == 5  # type: ignore[arg-type]
 
 
 def test_binding_the_same_models_again_takes_no_lock(region: Connection, database: str) -> None:

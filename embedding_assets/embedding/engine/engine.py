@@ -71,6 +71,7 @@ def embed(
     budget: Budget = UNLIMITED,
     stop: threading.Event | None = None,
     patience: Patience = PATIENCE,
+    answered_as: str | None = None,
 ) -> Usage:
     """Embeds `texts` by the binding's model, and delivers each exactly once, as a vector or as a dead letter.
 
@@ -78,6 +79,8 @@ def embed(
     calling thread, one at a time. No more than a bounded window of texts is pulled ahead of what is delivered. An
     exception of `deliver` stops the run at once; one of `texts` is raised after what was sent is delivered. Setting
     `stop` drains: nothing more is sent, and what is in flight is waited for, `DRAIN_SECONDS` at most.
+
+    `answered_as`: how the endpoint named the model in its answers before; another name is an error.
 
     Where there is no text, there is no need of a key or a model either.
 
@@ -90,7 +93,7 @@ def embed(
     if first is None:
         return Usage()
     with open_ledger(budget.account if budget.limited else None) as ledger:
-        requests = Requests(open_provider(binding), binding, patience)
+        requests = Requests(open_provider(binding, answered_as), binding, patience)
         return _Run(requests, binding, deliver, on_progress, budget, ledger, stop).run(chain([first], source))
 
 
@@ -126,6 +129,7 @@ class _Run:
         self._ahead = 0  # batches sent and not settled, their texts and their tokens
         self._texts_ahead = 0
         self._tokens_ahead = 0
+        self._discarded = 0  # tokens, when the budget was last asked
 
     def run(self, texts: Iterable[Text]) -> Usage:
         self._requests.start()
@@ -180,6 +184,9 @@ class _Run:
                     self._deliver(item)
             if self._ahead < ahead:
                 self._settle()
+            if not isinstance(ended, BudgetSpent) and (spent := self._overspent()) is not None:
+                ended = spent
+                self._requests.end(spent)
             if time.monotonic() - self._told >= _PROGRESS_SECONDS:
                 self._tell()
         if isinstance(ended, Exception):
@@ -240,6 +247,18 @@ class _Run:
             used = self._requests.counts.tokens + self._tokens_ahead
             self._ledger.settle(used, self._cost(used))
 
+    def _overspent(self) -> BudgetSpent | None:
+        """The end of the budget where answers that were of no use have used it up: nothing is sent again."""
+        if not self._budget.limited or self._requests.counts.discarded_tokens == self._discarded:
+            return None
+        self._discarded = self._requests.counts.discarded_tokens
+        used = self._requests.counts.tokens + self._tokens_ahead
+        refusal = self._ledger.reserve(used, self._cost(used), self._refuses)
+        if refusal is None:
+            return None
+        wasted = f"{self._discarded} tokens went for answers of no use, and what they were for is asked again"
+        return BudgetSpent(f"{refusal}: {wasted}; what was bought is delivered, the rest is left. Cure: {_GO_ON}")
+
     def _cost(self, tokens: int) -> float:
         return tokens * self._binding.price_per_million_tokens / 1e6
 
@@ -274,6 +293,7 @@ class _Run:
             dead=counts.dead,
             truncated=counts.truncated,
             tokens=counts.tokens,
+            discarded_tokens=counts.discarded_tokens,
             cost_usd=self._cost(counts.tokens),
             seconds=seconds,
             retries=counts.retries,

@@ -27,9 +27,11 @@ rest of the answer is delivered, the text is sent again, and is a dead letter (`
 after the last attempt. A text over `max_tokens_per_item` is a dead letter (`too-long`) that costs no request.
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from embedding_assets.embedding.engine.credit import no_credit
 from embedding_assets.embedding.engine.limits import Quota
 from embedding_assets.errors import TransientError
 
@@ -79,11 +81,11 @@ _BY_STATUS: Final = {
 }
 
 
-def by_status(status: int, body: str) -> Row:
-    """The row of an answer that is not 200. Other 5xx are `unavailable`; what is left is `unexpected-status`."""
+def by_status(status: int, body: str, texts: Sequence[str] = ()) -> Row:
+    """The row of an answer to `texts` that is not 200. Other 5xx are `unavailable`; the rest is `unexpected-status`."""
     if status == 403 and body.lstrip().startswith("<"):
         return REFUSED_BY_GATEWAY  # an API refuses a key with JSON; a page comes from a firewall, and is about a text
-    if status in (403, 429, 503) and "insufficient_quota" in body:
+    if no_credit(status, body, texts):
         return NO_CREDIT
     return _BY_STATUS.get(status, UNAVAILABLE if status >= 500 else UNEXPECTED)
 
@@ -100,9 +102,14 @@ TOO_BIG: Final = Row("answer-too-big", Kind.TRANSIENT, "")
 OTHER_MODEL: Final = Row(
     "other-model",
     Kind.VERDICT,
-    "set name to the model the endpoint serves; if name is a deployment's or an alias, set answers_as to the model's",
+    "have the endpoint serve the model that it served before, or bind the new one to the other slot; if both names are "
+    "of one model, set answers_as",
 )
-DIMENSION: Final = Row("wrong-dimension", Kind.VERDICT, "set dimensions to what the model gives; use the other slot")
+DIMENSION: Final = Row(
+    "wrong-dimension",
+    Kind.VERDICT,
+    "set dimensions to what the model gives, or send_dimensions: true if it can give fewer; use the other slot",
+)
 
 # Met by text, not by request.
 BAD_VECTOR: Final = Row("bad-vector", Kind.TRANSIENT, "mend the text at its source, or leave it out")
@@ -112,12 +119,23 @@ TOO_LONG: Final = Row("too-long", Kind.POISON, "lower max_tokens of the source's
 class RequestError(Exception):
     """One request's failure, classified. Never leaves the engine."""
 
-    def __init__(self, row: Row, message: str, *, told_wait: float | None = None, quota: Quota | None = None) -> None:
+    def __init__(
+        self,
+        row: Row,
+        message: str,
+        *,
+        told_wait: float | None = None,
+        quota: Quota | None = None,
+        paid: bool = False,
+        tokens: int = 0,
+    ) -> None:
         super().__init__(message)
         self.row = row
         self.message = message
         self.told_wait = told_wait  # seconds
         self.quota = quota
+        self.paid = paid  # an answer came that is thrown away
+        self.tokens = tokens  # as that answer counts them; 0 where it does not say
         self.sent_at = 0.0  # when the request left (time.monotonic)
 
 

@@ -24,14 +24,15 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Usage:
-    """What a run used. `tokens` are the provider's own count where it gives one, and the latencies in seconds are
-    those of answered requests, right to 2 %."""
+    """What a run used. `tokens` are the provider's own count where it gives one that can be, and the latencies in
+    seconds are those of answered requests, right to 2 %."""
 
     requests: int = 0
     texts: int = 0
     dead: int = 0
     truncated: int = 0  # texts longer than the model's window, embedded by their beginning
     tokens: int = 0
+    discarded_tokens: int = 0  # of them, those of answers that were of no use
     cost_usd: float = 0.0
     seconds: float = 0.0
     retries: int = 0
@@ -51,6 +52,7 @@ class Counts:
     dead: int = 0
     truncated: int = 0
     tokens: int = 0
+    discarded_tokens: int = 0
     retries: int = 0
     throttled: int = 0
     latencies: "Latencies" = field(default_factory=lambda: Latencies())

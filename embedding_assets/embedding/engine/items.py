@@ -1,6 +1,6 @@
 """What goes through the engine: texts in, vectors or dead letters out."""
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ class Embedded(NamedTuple):
 
     text_hashes: list[bytes]
     vectors: NDArray[np.float32]
+    model: str | None = None  # as the endpoint names it, if it does
 
 
 class Dead(NamedTuple):
@@ -33,3 +34,14 @@ class Dead(NamedTuple):
 def tokens_of(texts: list[Text]) -> int:
     """All their cl100k tokens."""
     return sum(text.tokens for text in texts)
+
+
+_FEWEST: Final = 1 / 16  # of our tokens: cl100k takes ten for one of another vocabulary in some scripts
+_MOST_BYTES: Final = 4  # of a character, and no token has less than one byte
+_FRAME: Final = 16  # tokens that a model may put around a text
+
+
+def believed(tokens: int, texts: list[Text]) -> int:
+    """A provider's count of the tokens of these texts; 0 where it cannot be right."""
+    most = sum(_MOST_BYTES * len(text.text) + _FRAME for text in texts)
+    return tokens if max(len(texts), tokens_of(texts) * _FEWEST) <= tokens <= most else 0

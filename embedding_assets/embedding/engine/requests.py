@@ -20,7 +20,7 @@ from embedding_assets.embedding.engine import errors
 from embedding_assets.embedding.engine.errors import WAIT, Kind, ProviderDown, RequestError
 from embedding_assets.embedding.engine.figures import Counts
 from embedding_assets.embedding.engine.gate import Gate, Patience, Ticket
-from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
+from embedding_assets.embedding.engine.items import Dead, Embedded, Text, believed, tokens_of
 from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Provider
@@ -87,6 +87,16 @@ class Requests:
         if isinstance(arrived, BaseException):
             raise arrived
         return arrived
+
+    def end(self, error: PipelineError) -> None:
+        """Nothing more leaves, retries neither; `arrived` raises the error after what is in flight has come."""
+
+        def stop() -> None:
+            self.gate.stop(error)
+            self._inbox.put_nowait(None)
+
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(stop)
 
     def stop(self) -> None:
         """Ends the thread, whatever is still in flight."""
@@ -158,7 +168,7 @@ class Requests:
         blamed = 0
         while True:
             try:
-                vectors, sound = await self._request(texts, ticket)
+                vectors, sound, model = await self._request(texts, ticket)
             except RequestError as error:
                 ticket = None
                 sent = error.sent_at
@@ -186,9 +196,9 @@ class Requests:
             else:
                 ticket = None
                 if sound.all():
-                    self._hand_over(texts, vectors)
+                    self._hand_over(texts, vectors, model)
                     return None
-                self._hand_over([text for text, ok in zip(texts, sound, strict=True) if ok], vectors[sound])
+                self._hand_over([text for text, ok in zip(texts, sound, strict=True) if ok], vectors[sound], model)
                 texts = [text for text, ok in zip(texts, sound, strict=True) if not ok]
                 tries += 1
                 self.counts.retries += 1
@@ -268,8 +278,9 @@ class Requests:
 
     async def _request(
         self, texts: list[Text], ticket: Ticket | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """One request: (n, d) float32 rows scaled to unit length, and which of them are sound (at least one).
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], str | None]:
+        """One request: (n, d) float32 rows scaled to unit length, which of them are sound (at least one), and the
+        model's name.
 
         The gate learns what it tells of the provider. Raises `RequestError` where others may do better, and
         `PermanentError` or `ProviderDown` where the run has to stop.
@@ -287,12 +298,17 @@ class Requests:
                     errors.DIMENSION,
                     f"vectors of shape {answer.vectors.shape} for {len(texts)} texts in "
                     f"{self.provider.dimensions} dimensions",
+                    paid=True,
+                    tokens=answer.tokens,
                 )
             sound = normalise(answer.vectors)
             if not sound.any():
-                raise RequestError(errors.BAD_VECTOR, "the vector is NaN, infinite, null, or of no length")
+                what = "the vector is NaN, infinite, null, or of no length"
+                raise RequestError(errors.BAD_VECTOR, what, paid=True, tokens=answer.tokens)
         except RequestError as error:
             error.sent_at = ticket.at
+            if error.paid:
+                self._discard(believed(error.tokens, texts) or ours)
             quota = error.quota or quota
             match error.row.kind:
                 case Kind.FATAL:
@@ -317,15 +333,22 @@ class Requests:
             self._canary = min(
                 (text for text, ok in zip(texts, sound, strict=True) if ok), key=lambda text: text.tokens
             )
-        gate.succeeded(ticket, answer.tokens)
+        tokens = believed(answer.tokens, texts)
+        gate.succeeded(ticket, tokens)
         counts.latencies.add(time.monotonic() - ticket.at)
-        counts.tokens += answer.tokens or ours
+        counts.tokens += tokens or ours
         counts.truncated += answer.truncated
-        return answer.vectors, sound
+        return answer.vectors, sound, answer.model
 
-    def _hand_over(self, texts: list[Text], vectors: NDArray[np.float32]) -> None:
+    def _discard(self, tokens: int) -> None:
+        """An answer that is of no use is paid all the same: the caller's thread may find that the budget is spent."""
+        self.counts.tokens += tokens
+        self.counts.discarded_tokens += tokens
+        self._post_soon()
+
+    def _hand_over(self, texts: list[Text], vectors: NDArray[np.float32], model: str | None) -> None:
         self.counts.texts += len(texts)
-        self._put(Embedded([text.text_hash for text in texts], vectors))
+        self._put(Embedded([text.text_hash for text in texts], vectors, model))
 
     def _bury(self, letter: Dead) -> None:
         self.counts.dead += 1

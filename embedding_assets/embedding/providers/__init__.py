@@ -28,6 +28,7 @@ class Answer(NamedTuple):
     tokens: int  # as the provider counts them; 0 where it does not say
     truncated: int = 0  # texts longer than the model's window, embedded by their beginning
     quota: Quota | None = None  # what the answer's headers say is left
+    model: str | None = None  # as the endpoint names it, if it does
 
 
 class Provider(Protocol):

@@ -4,8 +4,8 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers import Provider
 
 
-def open_provider(binding: Binding) -> Provider:
-    """The provider of a binding, ready to embed.
+def open_provider(binding: Binding, answered_as: str | None = None) -> Provider:
+    """The provider of a binding, ready to embed. `answered_as`: how its endpoint named the model before.
 
     Raises `PermanentError` when the key is missing or a bundled model's files are not what they should be.
     """
@@ -16,4 +16,4 @@ def open_provider(binding: Binding) -> Provider:
         return LocalProvider(binding)
     from embedding_assets.embedding.providers.openai import OpenAIProvider
 
-    return OpenAIProvider(binding)
+    return OpenAIProvider(binding, answered_as)

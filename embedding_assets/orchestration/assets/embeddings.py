@@ -115,6 +115,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 "dimensions": binding.dimensions,
                 "new": bought.new,
                 "reused": bought.reused,
+                **({} if bought.answered_as is None else {"answered_as": bought.answered_as}),
                 **_used(bought),
             }
             found = metadata.figures(

@@ -19,12 +19,19 @@ class Model(NamedTuple):
     """What a slot is bound to; `name` and `dimensions` identify it, `provider` is told to people.
 
     `halfvec` keeps 2-byte floats where 4-byte ones could be indexed as well; larger vectors are always kept so.
+    `other_names` are of the same model: it may be recorded by one of them.
     """
 
     name: str
     dimensions: int
     provider: str
     halfvec: bool = False
+    other_names: tuple[str, ...] = ()
+
+    @property
+    def recorded(self) -> "Model":
+        """As the database records it."""
+        return self._replace(other_names=())
 
     @property
     def type(self) -> VectorType:
@@ -80,9 +87,9 @@ def bound_types(conn: Connection) -> VectorTypes:
 
 def _is_bound(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> bool:
     bound = bound_models(conn).values()
-    return {each.slot: each.model for each in bound} == dict(models) and [each.slot for each in bound if each.live] == [
-        live
-    ]
+    return {each.slot: each.model for each in bound} == {slot: models[slot].recorded for slot in models} and [
+        each.slot for each in bound if each.live
+    ] == [live]
 
 
 def _told(model: Model) -> str:
@@ -97,7 +104,8 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     ]
     for slot in SLOTS:
         model, before = models[slot], recorded.get(slot)
-        if before is None or (before.model.name, before.model.type) != (model.name, model.type):
+        names = (model.name, *model.other_names)
+        if before is None or before.model.name not in names or before.model.type != model.type:
             if before is not None and before.live and published:
                 raise PermanentError(
                     f"slot {slot} is live with model {_told(before.model)} and cannot become {_told(model)}: searches "
@@ -116,7 +124,7 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
             SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider,
                 halfvec = excluded.halfvec
             """,
-            [slot, *model],
+            [slot, model.name, model.dimensions, model.provider, model.halfvec],
         )
     if published and not (live in recorded and recorded[live].live):
         _refuse_unfilled(conn, live)

@@ -19,7 +19,13 @@ that hold a text matching it), and the fault's own keys:
 | slow         | the body drips for `for` (60) seconds                                              |
 | truncated    | half the JSON                                                                      |
 | huge         | `bytes` (10⁸) of body                                                              |
-| no base64    | 400 naming `encoding_format` where base64 is asked for                             |
+| no base64    | 400 with `words` (which name `encoding_format`) where it is not among `takes`       |
+|              | (["float", null]; null: left out)                                                  |
+| caps         | `status` (400) with `words` ("refused") for more than `max_items`, `max_tokens` or |
+|              | `max_bytes` (of the request)                                                       |
+| packed       | the answer with `Content-Encoding: encoding` (gzip), packed; with `bomb`, so many  |
+|              | bytes of blanks                                                                    |
+| usage        | `usage` as given                                                                   |
 | floats       | floats whatever was asked for                                                      |
 | reordered    | items in another order, each with its right index                                  |
 | missing      | the last item left out                                                             |
@@ -27,6 +33,8 @@ that hold a text matching it), and the fault's own keys:
 | doubled      | the first index twice                                                              |
 | extra        | one item too many                                                                  |
 | out of range | an index of -1                                                                     |
+| no index     | the items in order, without an index                                               |
+| string index | each index in quotes                                                               |
 | dimension    | every vector one number short                                                      |
 | nan, inf, zero, null, short | so is the vector of each text that matches (without `match`: of all)|
 | other model  | the answer names `model` ("another-model")                                         |
@@ -40,6 +48,7 @@ import re
 import socket
 import struct
 import time
+import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -222,8 +231,12 @@ async def _respond(
         return web.Response(status=fault.get("status", 200), text=page, content_type="text/html")
     if kind == "poison":
         return _error(400, "'$.input' is invalid. Please check the API reference.")
-    if kind == "no base64" and body.get("encoding_format") == "base64":
-        return _error(400, "encoding_format must be float")
+    if kind == "no base64" and body.get("encoding_format") not in fault.get("takes", ["float", None]):
+        return _error(400, fault.get("words", "encoding_format must be float"))
+    if kind == "caps":
+        sizes = {"max_items": len(texts), "max_tokens": tokens, "max_bytes": request.content_length or 0}
+        if any(size > fault.get(name, size) for name, size in sizes.items()):
+            return _error(fault.get("status", 400), fault.get("words", "refused"))
 
     wait, headers = state.rate_limit(tokens)
     if wait:
@@ -234,6 +247,11 @@ async def _respond(
     content = _content(body, texts, tokens, state.settings, fault)
     if kind == "truncated":
         content = content[: len(content) // 2]
+    if kind == "packed":
+        encoding = fault.get("encoding", "gzip")
+        packed = _packed(b" " * fault["bomb"] if "bomb" in fault else content, encoding)
+        headers = {"content-type": "application/json", "content-encoding": encoding, **headers}
+        return web.Response(body=packed, headers=headers)
     if kind == "huge":
         content = b'{"data": "' + b" " * fault.get("bytes", 10**8)
     if kind in ("reset", "slow"):
@@ -283,11 +301,17 @@ def _content(body: dict[str, Any], texts: list[str], tokens: int, settings: Sett
         case "out of range":
             items = [(index - 1, embedding) for index, embedding in items]
     model = fault.get("model", "another-model") if kind == "other model" else body["model"]
-    data = ",".join(f'{{"object":"embedding","index":{index},"embedding":{row}}}' for index, row in items)
-    return (
-        f'{{"object":"list","data":[{data}],"model":{json.dumps(model)},'
-        f'"usage":{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}}}'
-    ).encode()
+    usage = json.dumps(fault["usage"] if kind == "usage" else {"prompt_tokens": tokens, "total_tokens": tokens})
+    written = {"no index": "", "string index": '"index":"{}",'}.get(str(kind), '"index":{},')
+    data = ",".join(f'{{"object":"embedding",{written.format(index)}"embedding":{row}}}' for index, row in items)
+    return f'{{"object":"list","data":[{data}],"model":{json.dumps(model)},"usage":{usage}}}'.encode()
+
+
+def _packed(content: bytes, encoding: str) -> bytes:
+    if encoding not in ("gzip", "deflate"):
+        return content  # in name alone
+    packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
+    return packer.compress(content) + packer.flush()
 
 
 def _spoilt(row: NDArray[np.float32], kind: str, floats: bool) -> str:
