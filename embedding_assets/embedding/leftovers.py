@@ -1,14 +1,16 @@
 """Leftovers: vectors that a run bought and no part holds, in the store, for a next run that has another home.
 
-A run that stops before a shard is whole leaves what its journal alone has as immutable objects, each named by the
-SHA-256 of its bytes. The next run takes them into its journal, wherever that is, and removes them once its snapshot is
-committed: then its parts hold them, or no text of the source wants them any more.
+A run leaves what its journal alone has as immutable objects, named by the SHA-256 of their bytes: when it stops before
+a shard is whole, and each half minute on its way, for one that is killed leaves nothing any more. The next run takes
+them into its journal, wherever that is, and removes them once its snapshot is committed: then its parts hold them, or
+no text of the source wants them any more.
 """
 
 import hashlib
 import io
 import logging
 import re
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -16,11 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embedding_assets.embedding.journal import Journal
+from embedding_assets.errors import PipelineError
 from embedding_assets.snapshots.stores import Store
 
 _log = logging.getLogger(__name__)
 
 FOLDER: Final = "journals"
+
+EVERY_SECONDS: Final = 30.0
+"""How much of a run's work a kill costs at most, where its home is lost as well."""
 
 _AT_ONCE: Final = 4_000  # vectors an object: about as many as a shard has
 
@@ -57,8 +63,31 @@ def listed(place: Place) -> list[str]:
     return sorted(found.path for found in place.store.entries(place.folder))
 
 
-def leave(place: Place, journal: Journal) -> None:
-    """Put into the store what only the journal has, some thousand vectors an object."""
+class Leaving:
+    """Leaves what a run buys, time and again. `paths`: the objects that it has left."""
+
+    def __init__(self, place: Place, journal: Journal) -> None:
+        self._place = place
+        self._journal = journal
+        self._last = time.monotonic()
+        self.paths: list[str] = []
+
+    def leave_in_time(self) -> None:
+        """Leave what there is, if the last time is `EVERY_SECONDS` ago."""
+        if time.monotonic() - self._last >= EVERY_SECONDS:
+            self.leave()
+            self._last = time.monotonic()
+
+    def leave(self) -> None:
+        """Leave what there is. A store that takes nothing fails no run: the journal has it still."""
+        try:
+            self.paths += leave(self._place, self._journal)
+        except PipelineError as error:
+            _log.warning("what was bought is in this home alone: %s", error)
+
+
+def leave(place: Place, journal: Journal) -> Iterator[str]:
+    """Put into the store what only the journal has, some thousand vectors an object; the paths, as they are written."""
     while found := journal.unstored(_AT_ONCE):
         hashes = [text_hash for text_hash, _ in found]
         vectors = [vector for _, vector in found]
@@ -71,6 +100,7 @@ def leave(place: Place, journal: Journal) -> None:
         path = f"{place.folder}/{place.model}/{hashlib.sha256(data).hexdigest()}.parquet"
         place.store.put_if_absent(path, data)
         journal.note_stored(path, hashes)
+        yield path
 
 
 def unknown(place: Place, journal: Journal, paths: Sequence[str]) -> Iterator[list[tuple[bytes, bytes]]]:

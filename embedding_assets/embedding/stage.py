@@ -30,9 +30,10 @@ from embedding_assets.embedding.engine.engine import (
     embed,
 )
 from embedding_assets.embedding.journal import Journal, open_journal
+from embedding_assets.embedding.leftovers import Leaving
 from embedding_assets.embedding.model_names import ModelVersion, same_model
 from embedding_assets.embedding.options import Binding
-from embedding_assets.errors import PermanentError, PipelineError, TransientError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import derivation, log
 from embedding_assets.snapshots.binary import vector_hashes
 from embedding_assets.snapshots.draft import Draft, prepare
@@ -161,17 +162,24 @@ def prepare_embeddings(
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             total = sum(part.rows for part in missing)
-            with _leaving(place, journal):
+            leaving = Leaving(place, journal)
+
+            def deliver(arrived: Embedded | Dead) -> None:
+                assembly.deliver(arrived)
+                leaving.leave_in_time()
+
+            with _left_behind(leaving):
                 usage = embed(
                     binding,
                     assembly.texts(missing),
-                    assembly.deliver,
+                    deliver,
                     budget=budget,
                     stop=stop,
                     on_progress=lambda progress: on_progress(progress, assembly.settled, total),
                     answered_as=answering.before(),
                 )
             made, new = assembly.made, assembly.new
+            left += leaving.paths
     parts = [*plan.kept, *made]
     dead = sorted({text_hash for part in parts for text_hash in part.dead})
     rows = sum(part.rows for part in parts)
@@ -230,15 +238,12 @@ class _Answering:
 
 
 @contextmanager
-def _leaving(place: leftovers.Place, journal: Journal) -> Iterator[None]:
+def _left_behind(leaving: Leaving) -> Iterator[None]:
     """Where what is inside fails, leave what it bought in the store: the next run may have another home."""
     try:
         yield
     except Exception:
-        try:
-            leftovers.leave(place, journal)
-        except PipelineError as error:  # it is in the journal still, and the error inside is the one to tell
-            _log.warning("what was bought is left in this home alone: %s", error)
+        leaving.leave()
         raise
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from embedding_assets.embedding.engine.engine import Budget, BudgetSpent
-from embedding_assets.embedding.stage import prepare_embeddings
+from embedding_assets.embedding import leftovers
+from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Dead, Embedded
+from embedding_assets.embedding.stage import _Assembly, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -70,6 +71,37 @@ def test_what_an_error_stopped_is_left_once_however_often_it_stops(pipeline: Pip
         with pytest.raises(PermanentError):
             run(pipeline, chunks, new_home=new_home)
         assert left(pipeline) == before
+
+
+@pytest.mark.parametrize(("seconds", "bought_again"), [(0.0, 0), (3600.0, 20)])
+def test_a_kill_costs_a_new_home_what_came_since_the_last_time_and_no_more(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, seconds: float, bought_again: int
+) -> None:
+    """Killed is killed: nothing runs any more that could leave something."""
+    monkeypatch.setattr(leftovers, "EVERY_SECONDS", seconds)
+    chunks = pipeline.chunks(TEXTS)
+    delivered: list[object] = []
+
+    class Killed(BaseException):
+        pass
+
+    deliver = _Assembly.deliver
+
+    def until_killed(assembly: _Assembly, arrived: Embedded | Dead) -> None:
+        if len(delivered) == 4:
+            raise Killed
+        delivered.append(arrived)
+        deliver(assembly, arrived)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Assembly, "deliver", until_killed)
+        with pytest.raises(Killed):
+            run(pipeline, chunks)
+    under_way = 3 * 5  # one request in flight, and two that were ready behind it
+
+    pipeline.assert_holds(run(pipeline, chunks), TEXTS)
+    assert len(TEXTS) + bought_again <= pipeline.sent().total() <= len(TEXTS) + bought_again + under_way
+    assert not left(pipeline)
 
 
 @pytest.mark.parametrize("how", ["gone", "flip"])
