@@ -52,7 +52,8 @@ from embedding_assets.pgvector.loading import load
 from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET, load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
-from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, VectorTypes, dimensions_of, vector_type
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, dimensions_of
+from embedding_assets.pgvector.rows.vector_types import VectorTypes, vector_type
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.home import home as settings_home

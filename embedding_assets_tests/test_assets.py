@@ -39,9 +39,10 @@ from embedding_assets.orchestration.build import build_defs
 from embedding_assets.orchestration.resources.alerts import ALERT_WEBHOOK
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.indexes.measurement import Measured
 from embedding_assets.pgvector.loading import costs
-from embedding_assets.pgvector.loading.generations import Generation
 from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.schema.generations import Generation
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REGION_ASSETS, SOURCE_ASSETS
@@ -574,7 +575,7 @@ def found_less(monkeypatch: pytest.MonkeyPatch, *slots: str) -> None:
     """Have the index of these model versions measured as one that finds nine of ten."""
     measure = recall.measure_recall
 
-    def measured(conn: Connection, generation: Generation, slot: Slot) -> tuple[recall.Measured, ...]:
+    def measured(conn: Connection, generation: Generation, slot: Slot) -> tuple[Measured, ...]:
         curve = measure(conn, generation, slot)
         return tuple(point._replace(recall=0.9) for point in curve) if slot in slots else curve
 

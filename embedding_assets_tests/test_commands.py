@@ -21,11 +21,11 @@ import pytest
 from click.testing import CliRunner
 from psycopg import sql
 
-from embedding_assets.cli import cli, looks
+from embedding_assets.cli import cli, looks, run_display
 from embedding_assets.cli import terminal as terminal_module
+from embedding_assets.cli.run_display import progress_bars
 from embedding_assets.cli.runs import is_well
 from embedding_assets.cli.screen import Screen
-from embedding_assets.cli.terminal import progress_bars
 from embedding_assets.operations.status import SourceStatus
 from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.orchestration.driver import Check, Outcome
@@ -249,6 +249,34 @@ def test_no_secret_is_printed_or_kept(first: Sequence[Ran], terminal: Terminal) 
             content = file.read_bytes()
             assert API_KEY.encode() not in content, file
             assert PASSWORD.encode() not in content, file
+
+
+_LOADED = """
+import sys
+from embedding_assets.__main__ import main
+try:
+    main()
+finally:
+    print(*(name for name in ("dagster", "pyarrow", "numpy", "boto3") if name in sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("line", ["--version", "search --help", "dsn", "status --json", "search immutable --json"])
+def test_a_command_that_only_looks_loads_nothing_that_takes_long(
+    first: Sequence[Ran], terminal: Terminal, line: str
+) -> None:
+    needed = ["numpy"] if line.startswith("search immutable") else []  # its question is a vector
+
+    ran = subprocess.run(
+        [sys.executable, "-c", _LOADED, *shlex.split(line)],
+        env=terminal.environment,
+        cwd=terminal.folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert ran.stderr.split() == needed
 
 
 def test_an_error_is_one_sentence_on_stderr(first: Sequence[Ran], terminal: Terminal) -> None:
@@ -612,7 +640,7 @@ def test_a_failed_check_fails_the_command_unless_it_merely_warns() -> None:
 
 def test_without_a_terminal_a_line_every_ten_seconds_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(terminal_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(run_display, "time", SimpleNamespace(monotonic=lambda: now[0]))
     screen = Screen()
     with screen.capture() as printed, progress_bars(screen) as bars:
         for second in range(25):

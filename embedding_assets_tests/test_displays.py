@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from embedding_assets.cli.terminal import outcome_line
+from embedding_assets.cli.run_display import outcome_line
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs

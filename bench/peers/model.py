@@ -6,8 +6,8 @@ from functools import cached_property
 
 from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Provider
 from embedding_assets.embedding.providers.opening import open_provider
+from embedding_assets.embedding.providers.provider import Provider
 
 DIMENSIONS = 256
 

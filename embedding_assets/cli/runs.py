@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from embedding_assets.cli import terminal
+from embedding_assets.cli import run_display, terminal
 from embedding_assets.cli.screen import Screen
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations import orphans
@@ -39,7 +39,7 @@ def materialize(
         except PipelineError as error:
             refused.append(Outcome(region, "", succeeded=False, seconds=time.monotonic() - start, errors=[str(error)]))
     outcomes: list[Outcome] = []
-    with driver.open_instance(deployment.home) as instance, terminal.progress_bars(screen) as bars:
+    with driver.open_instance(deployment.home) as instance, run_display.progress_bars(screen) as bars:
         for outcome in driver.materialize(
             deployment,
             instance,
@@ -50,14 +50,14 @@ def materialize(
             reread=reread,
             progress=bars,
         ):
-            bars.print(terminal.outcome_line(outcome))
+            bars.print(run_display.outcome_line(outcome))
             outcomes.append(outcome)
     were_run = {outcome.partition.partition("|")[0] for outcome in outcomes if "|" in outcome.partition}
     outcomes += [outcome for outcome in refused if outcome.partition not in were_run]
     if all(outcome.succeeded for outcome in outcomes):
         for line in orphans.forget_renamed(deployment):
             screen.print(line, markup=False)
-    for trouble in terminal.troubles(outcomes):
+    for trouble in run_display.troubles(outcomes):
         screen.print(trouble)
     if set(sources) == deployment.settings.sources.keys():
         for finding in orphans.findings(deployment, regions):

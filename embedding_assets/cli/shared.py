@@ -3,21 +3,26 @@
 import json
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from embedding_assets.cli.screen import Screen
-from embedding_assets.operations.deployment import Deployment
-from embedding_assets.settings.current import current_settings
 from embedding_assets.settings.home import CONFIG, home
+
+if TYPE_CHECKING:
+    from embedding_assets.operations.deployment import Deployment
 
 OUT: Final = Screen()
 ERR: Final = Screen(stderr=True)
 
 
-def current_deployment() -> Deployment:
+def current_deployment() -> "Deployment":
     """What the settings of this environment describe."""
+    # Imported here: help, a wrong option and --version open nothing, and need not wait for what would.
+    from embedding_assets.operations.deployment import Deployment
+    from embedding_assets.settings.current import current_settings
+
     return Deployment(current_settings(), home())
 
 

@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 
 from embedding_assets.embedding.journal import Journal
 from embedding_assets.errors import PipelineError
+from embedding_assets.snapshots.names import JOURNALS
 from embedding_assets.snapshots.stores import Store
 
 _log = logging.getLogger(__name__)
-
-FOLDER: Final = "journals"
 
 EVERY_SECONDS: Final = 30.0
 """How much of a run's work a kill costs at most, where its home is lost as well."""
@@ -45,7 +44,7 @@ class Place(NamedTuple):
     @property
     def folder(self) -> str:
         """The folder of the source, with those of all its models."""
-        return f"{FOLDER}/{self.asset}/{self.source}"
+        return f"{JOURNALS}/{self.asset}/{self.source}"
 
     @property
     def schema(self) -> pa.Schema:

@@ -13,9 +13,9 @@ from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import aside, set_aside
+from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
 from embedding_assets.snapshots.parts import PartDamaged, is_whole
-from embedding_assets.snapshots.replication import unlisted
 from embedding_assets.snapshots.snapshot import Part
 from embedding_assets.snapshots.stores import Store
 

@@ -13,7 +13,6 @@ from typing import Final, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 
-from embedding_assets.embedding import leftovers
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
@@ -27,11 +26,11 @@ from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated,
 from embedding_assets.pgvector.schema.roles import act_as_ingest
 from embedding_assets.settings.models import Name
 from embedding_assets.snapshots.garbage import aside_of
-from embedding_assets.snapshots.names import REPLICA, TABLE
+from embedding_assets.snapshots.names import JOURNALS, REPLICA, TABLE
 from embedding_assets.snapshots.slots import SLOTS
 from embedding_assets.snapshots.stores import Store
 
-_KINDS: Final = ("snapshots", "parts", leftovers.FOLDER)
+_KINDS: Final = ("snapshots", "parts", JOURNALS)
 """Folders of a store, in the order in which a source leaves it: what no log names is garbage, whoever crashed."""
 
 _NAME: Final = TypeAdapter[str](Name)

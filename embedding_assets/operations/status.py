@@ -12,17 +12,17 @@ from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import links_behind
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
-from embedding_assets.pgvector.indexes.index import parameters_of
-from embedding_assets.pgvector.indexes.recall import shortfall, stored_measurement
-from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.indexes.hnsw import parameters_of
+from embedding_assets.pgvector.indexes.measurement import shortfall, stored_measurement
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
+from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.roles import is_row_security_on
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, SOURCE_ASSETS, VECTORS
-from embedding_assets.snapshots.replication import unlisted
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store

@@ -12,8 +12,8 @@ from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.pgvector.connection import connect, pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.loading import delta
-from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS, INDEX, REPLICA, SOURCE_ASSETS, TABLE, VECTORS

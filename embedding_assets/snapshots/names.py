@@ -16,3 +16,6 @@ SOURCE_ASSETS: Final = (RAW_DOCS, CHUNKS, *VECTORS)
 
 REGION_ASSETS: Final = (REPLICA, TABLE, INDEX)
 """By region and source."""
+
+JOURNALS: Final = "journals"
+"""The folder of a store for vectors that no part holds yet."""

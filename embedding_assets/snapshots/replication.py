@@ -3,7 +3,6 @@
 import hashlib
 import io
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import NamedTuple, Protocol
 
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.keys import Root
+from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
 from embedding_assets.snapshots.parts import PartDamaged, read_bytes
 from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
@@ -117,13 +117,6 @@ def target(primary: Store, source: str) -> Root | None:
         return None
     parts = [part for found in (chunks, *embeddings) if found is not None for part in found.parts]
     return root_of_parts(sorted_parts(parts))
-
-
-def unlisted(store: Store, snapshot: Snapshot) -> list[Part]:
-    """The parts of a snapshot that its store does not list with their sizes. Lists, and reads nothing."""
-    folders = {PurePosixPath(part.path(snapshot.source)).parent.as_posix() for part in snapshot.parts}
-    sizes = {found.path: found.bytes for folder in sorted(folders) for found in store.entries(folder)}
-    return [part for part in snapshot.parts if sizes.get(part.path(snapshot.source)) != part.bytes]
 
 
 class Harm(NamedTuple):

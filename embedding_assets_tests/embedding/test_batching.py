@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from embedding_assets.embedding.engine.batching import batches
 from embedding_assets.embedding.engine.items import Text
-from embedding_assets.embedding.providers import Caps
+from embedding_assets.embedding.providers.provider import Caps
 
 texts = st.lists(st.integers(0, 40), max_size=60).map(
     lambda sizes: [Text(str(i).encode(), f"text {i}", tokens) for i, tokens in enumerate(sizes)]

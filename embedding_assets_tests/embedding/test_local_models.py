@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Answer, bundled
+from embedding_assets.embedding.providers import bundled
 from embedding_assets.embedding.providers.bundled import MODELS, File, verified
 from embedding_assets.embedding.providers.opening import open_provider
+from embedding_assets.embedding.providers.provider import Answer
 from embedding_assets.errors import PermanentError
 
 WORDS = ["a dog runs in the park", "the puppy is running outside", "quarterly tax returns are due in April"]

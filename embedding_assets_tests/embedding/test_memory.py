@@ -13,7 +13,7 @@ import pytest
 from embedding_assets.embedding.engine import engine
 from embedding_assets.embedding.engine.engine import Dead, Embedded, Text
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Answer, Caps
+from embedding_assets.embedding.providers.provider import Answer, Caps
 
 DIMENSIONS = 1_536
 

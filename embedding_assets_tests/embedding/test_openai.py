@@ -12,9 +12,9 @@ import pytest
 from embedding_assets.embedding.engine.errors import Kind, RequestError
 from embedding_assets.embedding.model_names import same_model
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Answer
 from embedding_assets.embedding.providers.openai import OpenAIProvider, _places, _proxy, _row_of, _tokens
 from embedding_assets.embedding.providers.opening import open_provider
+from embedding_assets.embedding.providers.provider import Answer
 from embedding_assets.errors import PermanentError
 from embedding_assets_tests.support.standin import KEY, Standin
 from embedding_assets_tests.support.standin.vectors import vector

@@ -19,7 +19,8 @@ from psycopg.types.json import Jsonb
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
-from embedding_assets.pgvector.rows.shards import ShardRows, VectorTypes, vector_type
+from embedding_assets.pgvector.rows.shards import ShardRows
+from embedding_assets.pgvector.rows.vector_types import VectorTypes, vector_type
 from embedding_assets_tests.support.strategies import lists_of_rows
 from embedding_assets_tests.support.toy import Row, chunk_hash, row, shard_rows, vector_hash
 

@@ -21,19 +21,14 @@ from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.recall import vector_literal
 from embedding_assets.pgvector.loading import costs, delta
 from embedding_assets.pgvector.loading.delta import difference, repair
-from embedding_assets.pgvector.loading.generations import (
-    Digested,
-    Generation,
-    Loaded,
-    LoadProgress,
-    load_generation,
-    published_generation,
-)
+from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
-from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, vector_type
+from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.rows.vector_types import vector_type
 from embedding_assets.pgvector.schema import roles
+from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.support.toy import (
     D1,

@@ -15,7 +15,7 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint
-from embedding_assets.pgvector.rows.shards import VectorType, VectorTypes
+from embedding_assets.pgvector.rows.vector_types import VectorType, VectorTypes
 from embedding_assets_tests.support.strategies import INTS, METADATA, TEXTS, lists_of_rows, vectors
 from embedding_assets_tests.support.toy import Row, row, shard_rows
 

@@ -255,7 +255,7 @@ def test_other_parameters_rebuild_a_served_index_while_readers_go_on(region: Con
 
     assert trouble == []
     assert next(searches) > 20
-    assert index.parameters_of(region, generation, "v1") == OTHERS["v1"]
+    assert hnsw.parameters_of(region, generation, "v1") == OTHERS["v1"]
     assert (reports["v1"].built is None, reports["v2"].built is None) == (False, True)
     assert names(region) == INDEXES
 
@@ -307,7 +307,7 @@ def test_what_a_killed_build_left_is_dropped_and_the_index_built_while_the_old_o
     build_indexes(region, toy.name, toy.root, OTHERS)
 
     assert names(region) == INDEXES
-    assert index.parameters_of(region, generation, "v1") == OTHERS["v1"]
+    assert hnsw.parameters_of(region, generation, "v1") == OTHERS["v1"]
 
 
 def test_a_rebuilt_index_that_was_not_dropped_yet_goes_with_the_next_run(region: Connection) -> None:

@@ -8,11 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.indexes import measurement, recall
 from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.indexes.recall import Measured, smallest_ef_search
-from embedding_assets.pgvector.loading.generations import load_generation, published_generation
+from embedding_assets.pgvector.indexes.measurement import Measured
+from embedding_assets.pgvector.indexes.recall import smallest_ef_search
+from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
 
 curves = st.lists(st.floats(0, 1), min_size=1, max_size=7).map(
@@ -50,25 +52,25 @@ def test_a_measurement_belongs_to_the_index_that_was_measured(region: Connection
     toy.publish_to(region)
     generation = published_generation(region, toy.name)
     assert generation is not None
-    before = recall.stored_measurement(region, generation, "v1")
+    before = measurement.stored_measurement(region, generation, "v1")
 
     region.execute("REINDEX INDEX CONCURRENTLY embedding_assets.generation_1_v1")
 
     assert before is not None
-    assert recall.stored_measurement(region, generation, "v1") is None
+    assert measurement.stored_measurement(region, generation, "v1") is None
 
 
 @pytest.mark.slow
 def test_measuring_an_index_again_remembers_how_it_was_when_it_was_built(region: Connection) -> None:
     toy = Toy(rows=400)
     generation = toy.publish_to(region)
-    built = recall.stored_measurement(region, generation, "v1")
+    built = measurement.stored_measurement(region, generation, "v1")
     region.execute("DELETE FROM embedding_assets.generation_1 WHERE ordinal <> 0")
     region.execute("UPDATE embedding_assets.generations SET rows_changed = 900")
 
     recall.measure(region, generation, "v1", recall.TARGET_RECALL)
 
-    again = recall.stored_measurement(region, generation, "v1")
+    again = measurement.stored_measurement(region, generation, "v1")
     assert built is not None
     assert again is not None
     assert (again.vectors, again.changes_at_measurement) == (300, 900)

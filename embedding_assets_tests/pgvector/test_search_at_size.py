@@ -11,7 +11,7 @@ import pytest
 
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted
-from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.pgvector.test_search import literal, query
 from embedding_assets_tests.support.toy import Toy, bind

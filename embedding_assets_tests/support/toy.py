@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
-from embedding_assets.pgvector.loading.generations import Generation, Loaded, load_generation, published_generation
+from embedding_assets.pgvector.loading.generations import Loaded, load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 from embedding_assets.snapshots.slots import SLOTS, Slot

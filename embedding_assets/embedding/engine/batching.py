@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from embedding_assets.embedding.engine.items import Text
-from embedding_assets.embedding.providers import Caps
+from embedding_assets.embedding.providers.provider import Caps
 
 
 def batches(texts: Iterable[Text], caps: Caps) -> Iterator[list[Text]]:

@@ -23,7 +23,7 @@ from embedding_assets.embedding.engine.gate import Gate, Patience, Ticket
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, believed, tokens_of
 from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Provider
+from embedding_assets.embedding.providers.provider import Provider
 from embedding_assets.errors import PermanentError, PipelineError
 
 _CANARY: Final = Text(b"", "ok", 1)

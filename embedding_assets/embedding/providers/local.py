@@ -19,8 +19,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Answer, Caps
 from embedding_assets.embedding.providers.bundled import MODELS, Model, verified
+from embedding_assets.embedding.providers.provider import Answer, Caps
 
 Embedder = Callable[[Sequence[str]], tuple[NDArray[np.float32], int, int]]
 """texts → vectors (n, d) float32, the model's tokens, texts truncated."""

@@ -25,7 +25,7 @@ from embedding_assets.embedding.engine.errors import Kind, RequestError
 from embedding_assets.embedding.engine.limits import quota, told_wait
 from embedding_assets.embedding.model_names import LONGEST, may_answer, same_model
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Answer, Caps
+from embedding_assets.embedding.providers.provider import Answer, Caps
 from embedding_assets.errors import PermanentError
 
 _CONNECT_SECONDS: Final = 10.0

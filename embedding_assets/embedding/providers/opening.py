@@ -1,7 +1,7 @@
 """A binding's provider, opened."""
 
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers import Provider
+from embedding_assets.embedding.providers.provider import Provider
 
 
 def open_provider(binding: Binding, answered_as: str | None = None) -> Provider:

@@ -15,7 +15,7 @@ from embedding_assets.orchestration.resources.alerts import alert
 from embedding_assets.orchestration.resources.progress import ProgressDisplay
 from embedding_assets.pgvector.indexes.hnsw import Built
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
-from embedding_assets.pgvector.indexes.recall import shortfall
+from embedding_assets.pgvector.indexes.measurement import shortfall
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.snapshots import replication
 from embedding_assets.snapshots.names import INDEX, TABLE

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.indexes.index import IndexReport
-from embedding_assets.pgvector.indexes.recall import shortfall
+from embedding_assets.pgvector.indexes.measurement import shortfall
 from embedding_assets.pgvector.publishing.publish import Difference
 from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.parts import read_part

@@ -12,10 +12,9 @@ from psycopg import sql
 
 from embedding_assets.errors import PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
-from embedding_assets.pgvector.indexes.recall import column_type
-from embedding_assets.pgvector.loading.generations import Generation
 from embedding_assets.pgvector.locks import QUEUE_SECONDS
-from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.pgvector.schema.generations import Generation, column_type
+from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
 _log = logging.getLogger(__name__)
@@ -58,6 +57,21 @@ def graph_bytes(vectors: int, dimensions: int, width: int = 4, m: int = M) -> in
     4 MB set aside when workers share the memory.
     """
     return (4 << 20) + vectors * (width * dimensions + 240 + 32 * m)
+
+
+def parameters_of(conn: Connection, generation: Generation, slot: Slot) -> Hnsw | None:
+    """The parameters of a slot's index; None where there is none, or an invalid one."""
+    row = conn.execute(
+        """
+        SELECT coalesce(max(option_value) FILTER (WHERE option_name = 'm'), '16')::integer,
+               coalesce(max(option_value) FILTER (WHERE option_name = 'ef_construction'), '64')::integer
+        FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
+        LEFT JOIN LATERAL pg_options_to_table(reloptions) ON true
+        WHERE indexrelid = to_regclass(%s) AND indisvalid GROUP BY indexrelid
+        """,  # 16 and 64: pgvector's own defaults, which an index made by hand may have
+        [generation_index(generation.id, slot).as_string(conn)],
+    ).fetchone()
+    return Hnsw(*row) if row else None
 
 
 class Built(NamedTuple):

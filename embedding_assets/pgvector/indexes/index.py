@@ -14,20 +14,21 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.hnsw import USUAL, Built, Hnsw, Progress, build, drop_leftovers, patience
-from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
-from embedding_assets.pgvector.indexes.recall import (
-    TARGET_RECALL,
-    Measured,
-    column_type,
-    index_bytes,
-    measure,
-    put_to_use,
-    settle_ef_search,
-    stored_measurement,
+from embedding_assets.pgvector.indexes.hnsw import (
+    USUAL,
+    Built,
+    Hnsw,
+    Progress,
+    build,
+    drop_leftovers,
+    parameters_of,
+    patience,
 )
-from embedding_assets.pgvector.loading.generations import Generation, find_generation
+from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
+from embedding_assets.pgvector.indexes.measurement import Measured, put_to_use, stored_measurement
+from embedding_assets.pgvector.indexes.recall import TARGET_RECALL, index_bytes, measure, settle_ef_search
 from embedding_assets.pgvector.locks import short_transaction, source_lock
+from embedding_assets.pgvector.schema.generations import Generation, column_type, find_generation
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
@@ -101,21 +102,6 @@ def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that a generation must have, and does not have in a valid state."""
     names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *SLOTS)]
     return [name for name in names if not _is_valid(conn, name)]
-
-
-def parameters_of(conn: Connection, generation: Generation, slot: Slot) -> Hnsw | None:
-    """The parameters of a slot's index; None where there is none, or an invalid one."""
-    row = conn.execute(
-        """
-        SELECT coalesce(max(option_value) FILTER (WHERE option_name = 'm'), '16')::integer,
-               coalesce(max(option_value) FILTER (WHERE option_name = 'ef_construction'), '64')::integer
-        FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
-        LEFT JOIN LATERAL pg_options_to_table(reloptions) ON true
-        WHERE indexrelid = to_regclass(%s) AND indisvalid GROUP BY indexrelid
-        """,  # 16 and 64: pgvector's own defaults, which an index made by hand may have
-        [generation_index(generation.id, slot).as_string(conn)],
-    ).fetchone()
-    return Hnsw(*row) if row else None
 
 
 def ensure_index(

@@ -12,8 +12,8 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.loading.generations import Generation
 from embedding_assets.pgvector.locks import schema_lock, transaction
+from embedding_assets.pgvector.schema.generations import Generation
 from embedding_assets.pgvector.schema.names import generation_table
 
 _METADATA: Final = "metadata"

@@ -11,9 +11,9 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.loading.generations import Generation
+from embedding_assets.pgvector.indexes.measurement import Measured, Measurement, stored_measurement
 from embedding_assets.pgvector.locks import transaction
-from embedding_assets.pgvector.rows.shards import VectorType
+from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import Slot, column_of
 
@@ -31,47 +31,6 @@ do to the nearest text. 177 one-line summaries and 200 headings stood at .56 and
 
 _SEED: Final = 20
 _SAME_DISTANCE: Final = 1e-6  # float32 distances of equal vectors
-
-
-class Measured(NamedTuple):
-    """One point of a recall curve: recall@10 against exact search, and a query's latency as the client sees it."""
-
-    ef_search: int
-    recall: float
-    p50_ms: float
-    p95_ms: float
-
-
-class Measurement(NamedTuple):
-    """What is stored of an index: its recall curve, and what it and its table were like, then and when it was built.
-
-    `changes_…` are the generation's `rows_changed`. `curve` is empty where fewer than two vectors leave nothing to
-    measure.
-    """
-
-    vectors: int
-    ef_search: int
-    curve: tuple[Measured, ...]
-    built_bytes_per_vector: float
-    changes_at_build: int
-    changes_at_measurement: int
-
-    @property
-    def recall(self) -> float | None:
-        """recall@10 at `ef_search`; None where nothing could be measured."""
-        return next((point.recall for point in self.curve if point.ef_search == self.ef_search), None)
-
-
-def stored_measurement(conn: Connection, generation: Generation, slot: Slot) -> Measurement | None:
-    """The last measurement of a slot's index as it stands; None where it was built since, or never measured."""
-    row = conn.execute(
-        """
-        SELECT vectors, ef_search, curve, built_bytes_per_vector, changes_at_build, changes_at_measurement
-        FROM embedding_assets.recall WHERE generation = %s AND slot = %s AND index_id = to_regclass(%s)
-        """,
-        [generation.id, slot, generation_index(generation.id, slot).as_string(conn)],
-    ).fetchone()
-    return Measurement(*row)._replace(curve=tuple(Measured(*point) for point in row[2])) if row else None
 
 
 def measure(conn: Connection, generation: Generation, slot: Slot, target: float) -> Measurement:
@@ -122,16 +81,6 @@ def smallest_ef_search(curve: Sequence[Measured], target: float) -> int:
     return reached[0] if reached else curve[-1].ef_search if curve else EF_SEARCH[0]
 
 
-def shortfall(slot: Slot, recall: float | None, ef_search: int, target: float) -> str | None:
-    """What is wrong with a slot's index that finds less than it should, and the cure; None where it finds enough."""
-    if recall is None or recall >= target:
-        return None
-    return (
-        f"index {slot} has recall@10 {recall:.3f} at ef_search {ef_search}, the target is {target}. Cure: raise the "
-        "model's hnsw.m or hnsw.ef_construction (the index is built again), or lower target_recall"
-    )
-
-
 def settle_ef_search(
     conn: Connection, generation: Generation, slot: Slot, measurement: Measurement, target: float
 ) -> Measurement:
@@ -143,22 +92,6 @@ def settle_ef_search(
             [ef_search, generation.id, slot],
         )
     return measurement._replace(ef_search=ef_search)
-
-
-def put_to_use(conn: Connection) -> None:
-    """Have searches use the `ef_search` that the published generations need."""
-    # One setting a model: a search over all sources needs the largest that any of them does.
-    conn.execute(
-        """
-        UPDATE embedding_assets.models SET ef_search = needed.ef_search
-        FROM (
-            SELECT slot, max(ef_search) AS ef_search
-            FROM embedding_assets.recall JOIN embedding_assets.generations ON id = generation
-            WHERE state = 'published' GROUP BY slot
-        ) AS needed
-        WHERE needed.slot = models.slot AND needed.ef_search <> models.ef_search
-        """
-    )
 
 
 def measure_recall(conn: Connection, generation: Generation, slot: Slot) -> tuple[Measured, ...]:
@@ -217,19 +150,6 @@ def index_bytes(conn: Connection, generation: Generation, slot: Slot) -> int:
         "SELECT coalesce(pg_relation_size(to_regclass(%s)), 0)", [generation_index(generation.id, slot).as_string(conn)]
     ).fetchone()
     return int(row[0]) if row else 0
-
-
-def column_type(conn: Connection, generation: Generation, slot: Slot) -> VectorType:
-    """The type of a slot's column in a generation's table."""
-    row = conn.execute(
-        """
-        SELECT typname, atttypmod FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid
-        WHERE attrelid = to_regclass(%s) AND attname = %s
-        """,
-        [generation_table(generation.id).as_string(conn), column_of(slot)],
-    ).fetchone()
-    assert row is not None
-    return VectorType(*row)
 
 
 class _Neighbour(NamedTuple):

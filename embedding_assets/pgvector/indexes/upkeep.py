@@ -11,18 +11,12 @@ from typing import Final, Literal, NamedTuple
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.hnsw import Hnsw, Progress, drop_leftovers, leftovers
-from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, parameters_of, reindex
-from embedding_assets.pgvector.indexes.recall import (
-    Measurement,
-    index_bytes,
-    measure,
-    put_to_use,
-    shortfall,
-    stored_measurement,
-)
-from embedding_assets.pgvector.loading.generations import Generation, published_generation
+from embedding_assets.pgvector.indexes.hnsw import Hnsw, Progress, drop_leftovers, leftovers, parameters_of
+from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, reindex
+from embedding_assets.pgvector.indexes.measurement import Measurement, put_to_use, shortfall, stored_measurement
+from embedding_assets.pgvector.indexes.recall import index_bytes, measure
 from embedding_assets.pgvector.locks import source_lock
+from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot

@@ -5,7 +5,7 @@ Estimates from constants, measured by `bench/load.py`: on another machine both w
 
 from typing import Final, Literal, NamedTuple
 
-from embedding_assets.pgvector.rows.shards import VectorTypes
+from embedding_assets.pgvector.rows.vector_types import VectorTypes
 
 Way = Literal["nothing", "delta", "new generation"]
 

@@ -21,21 +21,14 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
-from embedding_assets.pgvector.loading.generations import (
-    Digested,
-    Generation,
-    Loaded,
-    LoadProgress,
-    copy_into,
-    ledger_keys,
-    published_generation,
-    read_digested,
-)
+from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, copy_into, read_digested
 from embedding_assets.pgvector.locks import source_lock, transaction
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import encode, one_array
-from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef, ShardRows, VectorTypes
+from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef, ShardRows
+from embedding_assets.pgvector.rows.vector_types import VectorTypes
+from embedding_assets.pgvector.schema.generations import Generation, ledger_keys, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint

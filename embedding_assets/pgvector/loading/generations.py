@@ -16,19 +16,14 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.costs import Choice
-from embedding_assets.pgvector.locks import short_transaction, source_lock, transaction
+from embedding_assets.pgvector.locks import source_lock, transaction
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint
-from embedding_assets.pgvector.rows.shards import (
-    ReadShard,
-    ShardRef,
-    ShardRows,
-    VectorTypes,
-    check_aligned,
-    dimensions_of,
-)
+from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef, ShardRows, check_aligned, dimensions_of
+from embedding_assets.pgvector.rows.vector_types import VectorTypes
+from embedding_assets.pgvector.schema.generations import Generation, drop_generation, find_generation, ledger_keys
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
@@ -49,20 +44,6 @@ writes no WAL under `wal_level = minimal` (4.6 and 15.5 µs): that would be one 
 whole source, all of it to be done again after a crash, and nothing where replicas follow. An UNLOGGED table (4.0 and
 12.5 µs) has to write all its WAL when it is made a LOGGED one.
 """
-
-
-class Generation(NamedTuple):
-    """A source's table in a region, by what was loaded into it: `target_root`.
-
-    Of a published one that is empty where the table no longer holds what was loaded, and names no root while a delta
-    replaces its shards. `rows_changed` counts what deltas inserted, updated and deleted since.
-    """
-
-    id: int
-    source: str
-    target_root: str
-    state: str
-    rows_changed: int = 0
 
 
 class Loaded(NamedTuple):
@@ -160,39 +141,6 @@ def fill_generation(
         return loaded
 
 
-def find_generation(conn: Connection, source: str, target_root: str) -> Generation | None:
-    """The generation of a source that holds this root, published or not."""
-    row = conn.execute(
-        """
-        SELECT id, source, target_root, state, rows_changed FROM embedding_assets.generations
-        WHERE source = %s AND target_root = %s AND state <> 'retired'
-        ORDER BY state = 'published' DESC, id DESC LIMIT 1
-        """,
-        [source, target_root],
-    ).fetchone()
-    return Generation(*row) if row else None
-
-
-def published_generation(conn: Connection, source: str) -> Generation | None:
-    """The generation of a source that readers see."""
-    row = conn.execute(
-        "SELECT id, source, target_root, state, rows_changed FROM embedding_assets.generations "
-        "WHERE source = %s AND state = 'published'",
-        [source],
-    ).fetchone()
-    return Generation(*row) if row else None
-
-
-def drop_generation(conn: Connection, generation: int) -> None:
-    """Drop a generation that is not attached: its table and all records of it."""
-
-    def drop() -> None:
-        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
-        conn.execute("DELETE FROM embedding_assets.generations WHERE id = %s", [generation])
-
-    short_transaction(conn, f"dropping generation {generation}", drop)
-
-
 def _create(conn: Connection, source: str, target_root: str) -> Generation:
     with transaction(conn):
         conn.execute("SET LOCAL synchronous_commit = off")  # the first shard's commit is durable, and this one with it
@@ -233,12 +181,6 @@ def drop_others(conn: Connection, source: str, keep: Generation) -> None:
     for (generation,) in others:
         drop_generation(conn, generation)
         failpoint(Failpoint.GENERATION_DROPPED)
-
-
-def ledger_keys(conn: Connection, generation: Generation) -> dict[int, str]:
-    """The shards of a generation by the ledger, and the key that each was loaded from."""
-    rows = conn.execute("SELECT shard, key FROM embedding_assets.ledger WHERE generation = %s", [generation.id])
-    return dict(rows.fetchall())
 
 
 class Digested(NamedTuple):

@@ -18,19 +18,11 @@ from embedding_assets.pgvector.loading.delta import (
     stored_rows,
     stored_shards,
 )
-from embedding_assets.pgvector.loading.generations import (
-    Digested,
-    Generation,
-    Loaded,
-    LoadProgress,
-    drop_others,
-    fill_generation,
-    find_generation,
-    published_generation,
-)
+from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, drop_others, fill_generation
 from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
+from embedding_assets.pgvector.schema.generations import Generation, find_generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 

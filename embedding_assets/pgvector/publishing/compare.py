@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.index import invalid_indexes
-from embedding_assets.pgvector.loading.generations import published_generation
 from embedding_assets.pgvector.publishing.publish import Difference, unsound_rows
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
+from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.recall import put_to_use
-from embedding_assets.pgvector.loading.generations import published_generation
+from embedding_assets.pgvector.indexes.measurement import put_to_use
 from embedding_assets.pgvector.locks import drop_source_lock, short_transaction, source_lock
+from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.names import generation_table
 
 

@@ -13,12 +13,12 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.index import invalid_indexes, require_generation
-from embedding_assets.pgvector.indexes.recall import put_to_use
-from embedding_assets.pgvector.loading.generations import Generation, drop_generation, published_generation
+from embedding_assets.pgvector.indexes.measurement import put_to_use
 from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint
 from embedding_assets.pgvector.rows.shards import ShardRef
+from embedding_assets.pgvector.schema.generations import Generation, drop_generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint

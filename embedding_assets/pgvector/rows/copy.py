@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.rows.shards import ShardRows, VectorType, VectorTypes
+from embedding_assets.pgvector.rows.shards import ShardRows
+from embedding_assets.pgvector.rows.vector_types import VectorType, VectorTypes
 from embedding_assets.snapshots.binary import HASHED_COLUMNS, binary_vectors, chunk_hashes, vector_hashes
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)

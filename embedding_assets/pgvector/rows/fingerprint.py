@@ -19,7 +19,8 @@ from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.rows.copy import digests_of
-from embedding_assets.pgvector.rows.shards import ShardRows, VectorType, VectorTypes
+from embedding_assets.pgvector.rows.shards import ShardRows
+from embedding_assets.pgvector.rows.vector_types import VectorType, VectorTypes
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
 
 NORM_TOLERANCE: Final = 1e-3

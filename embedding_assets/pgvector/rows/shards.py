@@ -1,17 +1,13 @@
-"""What reaches this package: the rows of one shard, as Arrow tables, and the column types that take their vectors."""
+"""What reaches this package: the rows of one shard, as Arrow tables."""
 
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.slots import SLOTS
-
-LARGEST_VECTOR: Final = 2000
-LARGEST_HALFVEC: Final = 4000
-"""Dimensions that pgvector can index (HNSW) as 4-byte and as 2-byte floats."""
 
 _MAKE_ANEW: Final = "Cure: embedding-assets verify --repair, then embedding-assets materialize"
 
@@ -42,31 +38,6 @@ ReadShard = Callable[[ShardRef], ShardRows]
 def dimensions_of(vectors: pa.Table) -> int:
     """Dimensions of a `vectors(d)` table."""
     return int(vectors.schema.field("embedding").type.byte_width) // 4
-
-
-class VectorType(NamedTuple):
-    """The type of a slot's column: 4-byte or 2-byte floats, and how many."""
-
-    name: Literal["vector", "halfvec"]
-    dimensions: int
-
-
-VectorTypes = tuple[VectorType, ...]
-"""Of each slot, in the order of SLOTS."""
-
-
-def vector_type(dimensions: int, *, halfvec: bool = False) -> VectorType:
-    """`vector` up to 2,000 dimensions unless `halfvec` is asked for, `halfvec` up to 4,000.
-
-    Raises PermanentError above: no index could hold them.
-    """
-    if not 1 <= dimensions <= LARGEST_HALFVEC:
-        raise PermanentError(
-            f"a model of {dimensions} dimensions cannot be indexed: pgvector's HNSW takes {LARGEST_VECTOR} as vector "
-            f"and {LARGEST_HALFVEC} as halfvec. Cure: ask the provider for fewer dimensions (OpenAI's text-embedding-3 "
-            "models do so), or choose another model"
-        )
-    return VectorType("halfvec" if halfvec or dimensions > LARGEST_VECTOR else "vector", dimensions)
 
 
 def check_aligned(rows: ShardRows, ref: ShardRef) -> None:

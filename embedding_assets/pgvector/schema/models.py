@@ -8,7 +8,7 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import schema_lock, short_transaction
-from embedding_assets.pgvector.rows.shards import VectorType, VectorTypes, vector_type
+from embedding_assets.pgvector.rows.vector_types import VectorType, VectorTypes, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
