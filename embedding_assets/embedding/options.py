@@ -147,7 +147,8 @@ class Binding(BaseModel):
         `base_url` is left out: the same model behind another address (a gateway, a regional endpoint) gives the
         same vectors, and moving to it must not buy everything anew. Whoever serves another model under the same
         name has changed the model: that is the other slot's work. Quotas, caps, prices, the index and what the database
-        stores decide no vector.
+        stores decide no vector. Nor does how the sum of a bundled model is added up, which moves a vector's last bits:
+        what is stored stays as it is, and is what the model gives to within 1e-6.
         """
         identity: dict[str, object] = {
             "provider": self.provider,
