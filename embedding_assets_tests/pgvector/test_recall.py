@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_assets.pgvector.connection import Connection
-from embedding_assets.pgvector.indexes import measurement, recall
+from embedding_assets.pgvector.indexes import exact, measurement, recall
 from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured
-from embedding_assets.pgvector.indexes.recall import smallest_ef_search
+from embedding_assets.pgvector.indexes.recall import smallest_ef_search, vector_literal
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
@@ -120,3 +120,27 @@ def test_queries_of_the_measurement_are_as_far_from_their_rows_as_questions_are_
     assert cosines.mean() == pytest.approx(0.555, abs=0.02)
     assert 0.4 < cosines.min() < cosines.max() < 0.7
     np.testing.assert_array_equal(queries, recall._questions(vectors))
+
+
+@pytest.mark.parametrize("kind", ["vector", "halfvec"])
+@pytest.mark.parametrize("block_rows", [7, 8_192])
+def test_the_exact_neighbours_are_those_that_postgres_finds_and_as_far(
+    region: Connection, monkeypatch: pytest.MonkeyPatch, kind: str, block_rows: int
+) -> None:
+    monkeypatch.setattr(exact, "_BLOCK_ROWS", block_rows)
+    bind(region, d1=64, halfvec=["v1"] if kind == "halfvec" else [])
+    toy = Toy(rows=60, d1=64)
+    generation = load_generation(region, toy.name, toy.root, toy.refs, toy.read).generation
+    region.execute("UPDATE embedding_assets.generation_1 SET embedding_v1 = NULL WHERE ordinal = 1")
+    queries = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
+
+    found = exact.nearest(region, generation, "v1", queries, 10)
+
+    for query, neighbours in zip(queries, found, strict=True):
+        wanted = region.execute(
+            f"SELECT chunk_id, embedding_v1 <=> %(query)s::{kind} FROM embedding_assets.generation_1 "
+            f"WHERE embedding_v1 IS NOT NULL ORDER BY embedding_v1 <=> %(query)s::{kind} LIMIT 10",
+            {"query": vector_literal(query)},
+        ).fetchall()
+        assert [one.chunk_id for one in neighbours] == [chunk_id for chunk_id, _ in wanted]
+        np.testing.assert_allclose([one.distance for one in neighbours], [far for _, far in wanted], atol=1e-6)

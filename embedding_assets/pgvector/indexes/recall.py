@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 from uuid import UUID
 
 import numpy as np
@@ -11,6 +11,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.indexes.exact import Neighbour, nearest
 from embedding_assets.pgvector.indexes.measurement import Measured, Measurement, stored_measurement
 from embedding_assets.pgvector.locks import transaction
 from embedding_assets.pgvector.schema.generations import Generation, column_type
@@ -97,7 +98,7 @@ def settle_ef_search(
 def measure_recall(conn: Connection, generation: Generation, slot: Slot) -> tuple[Measured, ...]:
     """The recall curve of a slot's index: recall@10 against exact search, for stored vectors with fixed noise added.
 
-    Each exact query reads the whole table. Empty where there are fewer than two vectors.
+    Empty where there are fewer than two vectors.
     """
     column, table = sql.Identifier(column_of(slot)), generation_table(generation.id)
     # Chunk ids are hashes: the first ones are a random sample, and the same one each time.
@@ -116,16 +117,14 @@ def measure_recall(conn: Connection, generation: Generation, slot: Slot) -> tupl
         "ORDER BY {0} <=> %(query)s::{1}({2}) LIMIT {4}"
     ).format(column, sql.Identifier(kind), dimensions, table, NEIGHBOURS)
 
-    def ask(query: str) -> list[_Neighbour]:
-        return [_Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
+    def ask(query: str) -> list[Neighbour]:
+        return [Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
 
-    # A plan for each query, as search() makes: a cached one would outlive the settings that it was made under.
-    with transaction(conn):
-        conn.execute("SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_indexscan = off")
-        exact = [ask(query) for query in literals]
+    exact = nearest(conn, generation, slot, queries, NEIGHBOURS)
     points = []
     with transaction(conn):
-        # Without enable_seqscan = off a small table would not be searched by the index at all.
+        # Without enable_seqscan = off a small table would not be searched by the index at all. A plan for each query,
+        # as search() makes: a cached one would outlive the settings that it was made under.
         conn.execute(
             "SET LOCAL plan_cache_mode = force_custom_plan; SET LOCAL enable_seqscan = off; "
             "SET LOCAL hnsw.iterative_scan = 'relaxed_order'"
@@ -150,11 +149,6 @@ def index_bytes(conn: Connection, generation: Generation, slot: Slot) -> int:
         "SELECT coalesce(pg_relation_size(to_regclass(%s)), 0)", [generation_index(generation.id, slot).as_string(conn)]
     ).fetchone()
     return int(row[0]) if row else 0
-
-
-class _Neighbour(NamedTuple):
-    chunk_id: UUID
-    distance: float
 
 
 def recalled(own: UUID, exact: Sequence[tuple[UUID, float]], answer: Sequence[tuple[UUID, float]]) -> tuple[int, int]:
