@@ -18,13 +18,13 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.indexes.recall import vector_literal
 from embedding_assets.pgvector.loading import costs, delta
 from embedding_assets.pgvector.loading.delta import difference, repair
 from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.rows.vector_types import vector_type
 from embedding_assets.pgvector.schema import roles

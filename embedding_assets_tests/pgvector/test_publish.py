@@ -10,10 +10,10 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.indexes.recall import vector_literal
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets_tests.support.toy import Toy, row
 

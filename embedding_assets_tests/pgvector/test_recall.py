@@ -12,8 +12,9 @@ from embedding_assets.pgvector.indexes import exact, measurement, recall
 from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured
-from embedding_assets.pgvector.indexes.recall import smallest_ef_search, vector_literal
+from embedding_assets.pgvector.indexes.recall import smallest_ef_search
 from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
 

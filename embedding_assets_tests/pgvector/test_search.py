@@ -12,10 +12,10 @@ from psycopg.rows import dict_row
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes.recall import vector_literal
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import Hit, search
 from embedding_assets.pgvector.reading.status import region_status
+from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.names import generation_table

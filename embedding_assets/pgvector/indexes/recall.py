@@ -14,6 +14,7 @@ from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes.exact import Neighbour, nearest
 from embedding_assets.pgvector.indexes.measurement import Measured, Measurement, stored_measurement
 from embedding_assets.pgvector.locks import transaction
+from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import Slot, column_of
@@ -168,8 +169,3 @@ def _questions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     noise = np.random.default_rng(_SEED).standard_normal(vectors.shape).astype(np.float32)
     questions: npt.NDArray[np.float32] = vectors + _NOISE * noise / np.linalg.norm(noise, axis=1, keepdims=True)
     return questions
-
-
-def vector_literal(vector: npt.NDArray[np.float32]) -> str:
-    """A vector as pgvector reads it: nine digits tell any two float32 apart."""
-    return "[" + ",".join([f"{value:.9g}" for value in vector.tolist()]) + "]"

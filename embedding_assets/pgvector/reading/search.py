@@ -9,7 +9,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.recall import vector_literal
+from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.models import BoundModel
 from embedding_assets.snapshots.slots import column_of
 
