@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector.indexes.hnsw import USUAL, Hnsw
+from embedding_assets.pgvector import embedded
+from embedding_assets.pgvector.indexes.hnsw import SERVERS, USUAL, Hnsw, Means
 from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
 from embedding_assets.settings.current import current_settings
 from embedding_assets.settings.default import default_settings
@@ -314,3 +315,19 @@ def test_an_index_is_built_as_usual_unless_a_model_says_otherwise_which_changes_
     assert usual.target_recall == TARGET_RECALL
     assert Deployment(other, tmp_path).hnsw == {**USUAL, "v1": Hnsw(32, 200)}
     assert other.models["v1"].identity() == usual.models["v1"].identity()
+
+
+def test_a_build_may_use_what_its_region_says_or_a_quarter_of_the_machine_of_an_embedded_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "memory", lambda: 64 << 30)
+    settings = default_settings(tmp_path).model_dump()
+    regions = settings["regions"]
+    regions["us-east-1"] |= {"build_memory": "8GiB", "build_workers": 15}
+    regions["ap-south-1"] = {"store": "s3://ap-south", "database": "postgresql://somebody@somewhere/db"}
+
+    deployment = Deployment(Settings.model_validate(settings), tmp_path)
+
+    assert deployment.build_means("us-east-1") == Means(8 << 30, 15)
+    assert deployment.build_means("eu-west-1") == Means(16 << 30, None)
+    assert deployment.build_means("ap-south-1") == SERVERS

@@ -16,7 +16,7 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted
-from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.indexes.hnsw import Hnsw, Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, TOLD_SECONDS, SourceBusy
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
@@ -86,6 +86,14 @@ class Deployment:
     def hnsw(self) -> dict[Slot, Hnsw]:
         """How each model version's index is built."""
         return {slot: Hnsw(**self.binding(slot).hnsw.model_dump()) for slot in SLOTS}
+
+    def build_means(self, region: str) -> Means:
+        """What a build of an index may use in the region's database."""
+        place = self.settings.regions[region]
+        memory: int | None = place.build_memory
+        if memory is None and place.dsn() is None:
+            memory = embedded.memory() // 4  # this machine's: up to four runs build at once
+        return Means(memory, place.build_workers)
 
     def catalog(self, source: str) -> Path:
         """What the last look at the source found."""

@@ -78,7 +78,7 @@ def _keep_up_source(
         yield Upkept(region, source, str(state), "nothing", failed=False)
     for finding in found:
         if may_go_on():
-            did = act(conn, state.generation, finding, hnsw, target)
+            did = act(conn, state.generation, finding, hnsw, target, means=deployment.build_means(region))
         else:
             did = "nothing, the time is up: its turn comes again"
         yield Upkept(region, source, finding.what, did, failed=False)

@@ -220,5 +220,6 @@ def _repair_table(deployment: Deployment, region: str, source: str, shards: set[
                 f"{repaired.rows_deleted:,} deleted"
             )
         if rebuild and (lost := invalid_indexes(conn, serving)):
-            build_indexes(conn, source, replica.root, deployment.hnsw, deployment.settings.target_recall)
+            target, means = deployment.settings.target_recall, deployment.build_means(region)
+            build_indexes(conn, source, replica.root, deployment.hnsw, target, means=means)
             yield f"index {', '.join(lost)} built again"

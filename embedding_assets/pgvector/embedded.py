@@ -61,8 +61,6 @@ _SETTINGS: Final = {
     "unix_socket_permissions": "0700",
     # An HNSW graph that outgrows this is built several times slower (pgvector #822); the default is 64 MB.
     "maintenance_work_mem": "256MB",
-    # Two cores: the leader and one worker build, the second worker takes up the slack while one waits for the disk.
-    "max_parallel_maintenance_workers": "2",
     # Bulk loads would otherwise force a checkpoint for each GB of WAL.
     "max_wal_size": "2GB",
     # No replica follows a local server: index builds then write no WAL. `minimal` demands no senders.
@@ -268,7 +266,8 @@ def _start(layout: _Layout) -> None:
         )
     settings = {
         **_SETTINGS,
-        "shared_buffers": f"{min(_LARGEST_BUFFERS, _memory() // 8) >> 20}MB",
+        "shared_buffers": f"{min(_LARGEST_BUFFERS, memory() // 8) >> 20}MB",
+        **_workers(os.cpu_count() or 1),
         # Docker gives /dev/shm 64 MB, in which parallel index builds die (pgvector #453, #714).
         "dynamic_shared_memory_type": "posix" if _shared_memory() > _SMALL_SHARED_MEMORY else "mmap",
     }
@@ -430,9 +429,23 @@ def _refuse_foreign(folder: Path, owner: _Owner) -> None:
         )
 
 
-def _memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def memory() -> int:
+    """Bytes of memory that this machine has, or its container may use."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, ValueError):  # another control group's layout; "max"
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
+    return machine
+
+
+def _workers(cores: int) -> dict[str, str]:
+    """Settings by which an index is built on all cores, and other parallel work goes on."""
+    # With two cores the leader and one worker build; the second worker takes up the slack while one waits for the disk.
+    builders = max(2, cores - 1)
+    return {
+        "max_parallel_maintenance_workers": str(builders),
+        "max_parallel_workers": str(max(8, builders)),
+        "max_worker_processes": str(max(8, builders) + 8),
+    }
 
 
 def _shared_memory() -> int:

@@ -8,6 +8,7 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Discriminator,
     Field,
@@ -61,6 +62,11 @@ class Region(_Frozen):
     store: Annotated[str, AfterValidator(_store)]
     database: Annotated[SecretStr, AfterValidator(_database)] = SecretStr("embedded")
     """`embedded`, a postgresql:// DSN, or `env:NAME` to take one from the environment."""
+    build_memory: ByteSize | None = Field(default=None, ge=1 << 20, lt=1 << 41)
+    """What the build of an index may use at most; None: a quarter of an embedded server's machine, another server's
+    shared_buffers and at least 2 GiB."""
+    build_workers: int | None = Field(default=None, ge=0, le=1024, strict=True)
+    """Besides the process that builds; None: the server's max_parallel_maintenance_workers."""
 
     def dsn(self) -> str | None:
         """The configured DSN; None for the embedded database. Raises SettingsError where its variable has none."""

@@ -136,6 +136,14 @@ def test_the_server_listens_on_no_address_and_its_socket_is_private(home: Path) 
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(("cores", "builders"), [(1, 2), (2, 2), (16, 15)])
+def test_the_server_builds_an_index_on_all_cores(cores: int, builders: int) -> None:
+    settings = {name: int(value) for name, value in embedded._workers(cores).items()}
+
+    assert settings["max_parallel_maintenance_workers"] == builders
+    assert builders <= settings["max_parallel_workers"] < settings["max_worker_processes"]
+
+
 def test_the_server_outlives_its_starter_and_keeps_none_of_its_pipes(tmp_path: Path) -> None:
     """A starter whose output is read to its end, as `$(embedding-assets dsn)` does, would hang otherwise."""
     home = tmp_path / "home"

@@ -14,7 +14,7 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of, pipeline_errors
 from embedding_assets.pgvector.indexes import hnsw, index, recall
-from embedding_assets.pgvector.indexes.hnsw import Hnsw
+from embedding_assets.pgvector.indexes.hnsw import SERVERS, Hnsw, Means
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.locks import source_lock
@@ -197,14 +197,32 @@ def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
     region: Connection, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hnsw, "_LEAST_MEMORY", 1 << 20)
-    monkeypatch.setattr(hnsw, "_MOST_MEMORY", 1 << 20)
     toy = Toy(rows=1_500, shards=1)
     load(region, toy)
 
-    built = build_indexes(region, toy.name, toy.root)["v1"].built
+    built = build_indexes(region, toy.name, toy.root, means=Means(memory=1 << 20))["v1"].built
     assert built is not None
     assert built.granted == 1 << 20
-    assert "Split the source" in caplog.text
+    assert "Raise the region's build_memory" in caplog.text
+
+
+def test_a_build_has_the_workers_that_the_settings_say_and_leaves_the_session_as_it_was(region: Connection) -> None:
+    toy = Toy(rows=100, shards=1)
+    load(region, toy)
+    before = region.execute("SHOW max_parallel_workers").fetchone()
+
+    reports = build_indexes(region, toy.name, toy.root, means=Means(workers=11))
+
+    built = reports["v1"].built
+    assert built is not None
+    assert built.workers == 11
+    assert region.execute("SHOW max_parallel_workers").fetchone() == before
+
+
+def test_a_build_may_use_two_gib_and_the_servers_workers_where_nothing_is_said(region: Connection) -> None:
+    region.execute("SET max_parallel_maintenance_workers = 5")
+
+    assert hnsw._means(region, SERVERS) == (2 << 30, 5)
 
 
 def test_indexing_what_was_never_loaded_says_what_to_do(region: Connection) -> None:

@@ -61,7 +61,8 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         ):
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
-            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, show)
+            means = deployment.build_means(region)
+            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, show, means)
             live = deployment.settings.live_model
             recall = inline.recall_at_10(reports, live, target)
             serving = publish(conn, source, replica.root, refs)

@@ -24,12 +24,7 @@ EF_CONSTRUCTION: Final = 200
 """Published recall@10 of 1 M × 1,536 with these: .966 at ef_search 40, .995 at 200 (pgvector #409)."""
 
 _LEAST_MEMORY: Final = 32 << 20  # a process: Postgres starts no parallel worker where that would leave one with less
-_MOST_MEMORY: Final = 2 << 30
-"""Bounds of maintenance_work_mem for a build: the upper one is some 900,000 vectors of 384 dimensions.
-
-Not more than the graph needs: workers' shared memory is set aside whole, and containers have little. Not more than the
-bound: a server that swaps is slower than one that builds the rest of a graph on disk.
-"""
+_USUAL_MEMORY: Final = 2 << 30  # some 900,000 vectors of 384 dimensions
 
 _EVERY_SECONDS: Final = 1.0  # a build's progress is asked for
 _PATIENCE_SECONDS: Final = 5.0  # with a connection for progress that does not answer any more, when the build is done
@@ -41,6 +36,20 @@ class Hnsw(NamedTuple):
     m: int = M
     ef_construction: int = EF_CONSTRUCTION
 
+
+class Means(NamedTuple):
+    """What a build may use: bytes of memory for the graph, and workers besides the process that builds.
+
+    None: what the server has. As memory that is its shared_buffers, a quarter of a machine by custom, and 2 GiB at
+    least; as workers its max_parallel_maintenance_workers. A build takes no more memory than its graph needs, for that
+    of workers is set aside whole. Beyond the bound the rest of a graph is built on disk: a server that swaps is slower.
+    """
+
+    memory: int | None = None
+    workers: int | None = None
+
+
+SERVERS: Final = Means()
 
 USUAL: Final[Mapping[Slot, Hnsw]] = {slot: Hnsw() for slot in SLOTS}
 
@@ -91,8 +100,9 @@ def build(
     hnsw: Hnsw,
     statement: sql.Composed,
     progress: Progress | None,
+    means: Means = SERVERS,
 ) -> Built:
-    """Run a statement that builds an HNSW index with memory for its graph and all the workers that the server allows.
+    """Run a statement that builds an HNSW index with memory for its graph and workers, within these means.
 
     Serially, where the server's shared memory is too little for the workers: Docker gives /dev/shm 64 MB (pgvector
     #453, #714).
@@ -100,16 +110,17 @@ def build(
     kind, dimensions = column_type(conn, generation, slot)
     vectors = _count(conn, generation, slot)
     estimate = graph_bytes(vectors, dimensions, 4 if kind == "vector" else 2, hnsw.m)
-    if estimate > _MOST_MEMORY:
+    most, workers = _means(conn, means)
+    if estimate > most:
         _log.warning(
-            "%s of source %r: the graph needs about %d MB, %d MB are granted: the build slows down from there. Split "
-            "the source", slot, generation.source, estimate >> 20, _MOST_MEMORY >> 20,
+            "%s of source %r: the graph needs about %d MB, %d MB are granted: the build slows down from there. Raise "
+            "the region's build_memory, if its server has more, or split the source",
+            slot, generation.source, estimate >> 20, most >> 20,
         )  # fmt: skip
-    (workers,) = _row(conn.execute("SELECT current_setting('max_parallel_maintenance_workers')::integer"))
     began = time.monotonic()
     with _watched(conn, slot, vectors, progress):
         try:
-            granted = _granted(estimate, workers)
+            granted = _granted(estimate, workers, most)
             _execute_build(conn, statement, granted, workers)
         except (psycopg.errors.DiskFull, psycopg.errors.OutOfMemory) as error:
             if not workers:
@@ -121,21 +132,37 @@ def build(
             )  # fmt: skip
             drop_leftovers(conn, generation)
             workers = 0
-            granted = _granted(estimate, workers)
+            granted = _granted(estimate, workers, most)
             _execute_build(conn, statement, granted, workers)
     if progress is not None:
         progress(slot, "built", vectors, vectors)
     return Built(vectors, time.monotonic() - began, estimate, granted, workers)
 
 
-def _granted(estimate: int, workers: int) -> int:
-    return min(max(estimate, _LEAST_MEMORY * (workers + 1)), _MOST_MEMORY)
+def _means(conn: Connection, means: Means) -> tuple[int, int]:
+    """The most memory, and the workers, that a build may use."""
+    servers, workers = _row(
+        conn.execute(
+            "SELECT pg_size_bytes(current_setting('shared_buffers')), "
+            "current_setting('max_parallel_maintenance_workers')::integer"
+        )
+    )
+    return (
+        max(servers, _USUAL_MEMORY) if means.memory is None else means.memory,
+        workers if means.workers is None else means.workers,
+    )
+
+
+def _granted(estimate: int, workers: int, most: int) -> int:
+    return min(max(estimate, _LEAST_MEMORY * (workers + 1)), most)
 
 
 def _execute_build(conn: Connection, statement: sql.Composed, memory: int, workers: int) -> None:
     settings = {
         "maintenance_work_mem": f"{memory >> 10}kB",
         "max_parallel_maintenance_workers": str(workers),
+        # By default 8, whatever the machine: a build's own workers are within it.
+        "max_parallel_workers": str(max(workers, _row(conn.execute("SHOW max_parallel_workers"))[0], key=int)),
         # The planner would give a small table no worker, going by its pages, where HNSW's cost is in the distances.
         "min_parallel_table_scan_size": "0",
     }

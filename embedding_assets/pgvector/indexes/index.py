@@ -15,9 +15,11 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import (
+    SERVERS,
     USUAL,
     Built,
     Hnsw,
+    Means,
     Progress,
     build,
     drop_leftovers,
@@ -61,6 +63,7 @@ def build_indexes(
     hnsw: Mapping[Slot, Hnsw] = USUAL,
     target_recall: float = TARGET_RECALL,
     progress: Progress | None = None,
+    means: Means = SERVERS,
 ) -> dict[Slot, IndexReport]:
     """Build and measure what a loaded generation lacks: primary key, an HNSW index for each slot, statistics, recall.
 
@@ -77,7 +80,9 @@ def build_indexes(
         _add_primary_key(conn, generation)
         _add_digests_index(conn, generation)
         ensure_inverted_indexes(conn, generation)
-        reports = {slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, progress) for slot in SLOTS}
+        reports = {
+            slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, progress, means) for slot in SLOTS
+        }
         if generation.state == "published":
             put_to_use(conn)
         else:
@@ -105,25 +110,37 @@ def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
 
 
 def ensure_index(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, progress: Progress | None = None
+    conn: Connection,
+    generation: Generation,
+    slot: Slot,
+    hnsw: Hnsw,
+    target: float,
+    progress: Progress | None = None,
+    means: Means = SERVERS,
 ) -> IndexReport:
     """Have a slot's index, valid and built with these parameters, and measured; for whoever holds the source's lock."""
     built = None
     if parameters_of(conn, generation, slot) != hnsw:
         create = _create_beside if generation.state == "published" else _create
-        built = create(conn, generation, slot, hnsw, progress)
+        built = create(conn, generation, slot, hnsw, progress, means)
     return _report(conn, generation, slot, hnsw, target, built)
 
 
 def reindex(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, progress: Progress | None = None
+    conn: Connection,
+    generation: Generation,
+    slot: Slot,
+    hnsw: Hnsw,
+    target: float,
+    progress: Progress | None = None,
+    means: Means = SERVERS,
 ) -> IndexReport:
     """Build a slot's index of a published generation anew from the rows as they are, and measure it.
 
     For whoever holds the source's lock. Readers go on with the old one until the new one is there.
     """
     statement = sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(generation_index(generation.id, slot))
-    built = build(conn, generation, slot, hnsw, statement, progress)
+    built = build(conn, generation, slot, hnsw, statement, progress, means)
     return _report(conn, generation, slot, hnsw, target, built)
 
 
@@ -161,16 +178,18 @@ def _add_digests_index(conn: Connection, generation: Generation) -> None:
     )
 
 
-def _create(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None) -> Built:
+def _create(
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None, means: Means
+) -> Built:
     name = f"generation_{generation.id}_{slot}"
     conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
-    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), progress)
+    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), progress, means)
     failpoint(Failpoint.INDEX_BUILT)
     return built
 
 
 def _create_beside(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None, means: Means
 ) -> Built:
     """Build an index under another name while readers use the one that there is, and give it that one's name then.
 
@@ -178,7 +197,7 @@ def _create_beside(
     """
     name = f"generation_{generation.id}_{slot}"
     statement = _create_statement(conn, generation, slot, f"{name}_new", hnsw, concurrently=True)
-    built = build(conn, generation, slot, hnsw, statement, progress)
+    built = build(conn, generation, slot, hnsw, statement, progress, means)
 
     def rename() -> None:
         for old, new in ((name, f"{name}_old"), (f"{name}_new", name)):

@@ -11,7 +11,15 @@ from typing import Final, Literal, NamedTuple
 from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.hnsw import Hnsw, Progress, drop_leftovers, leftovers, parameters_of
+from embedding_assets.pgvector.indexes.hnsw import (
+    SERVERS,
+    Hnsw,
+    Means,
+    Progress,
+    drop_leftovers,
+    leftovers,
+    parameters_of,
+)
 from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, reindex
 from embedding_assets.pgvector.indexes.measurement import Measurement, put_to_use, shortfall, stored_measurement
 from embedding_assets.pgvector.indexes.recall import index_bytes, measure
@@ -129,6 +137,7 @@ def act(
     hnsw: Mapping[Slot, Hnsw],
     target_recall: float,
     progress: Progress | None = None,
+    means: Means = SERVERS,
 ) -> str:
     """Do what mends a finding, and tell what was done.
 
@@ -154,9 +163,9 @@ def act(
                 put_to_use(conn)
                 did = f"searches use ef_search {bound_models(conn)[index].ef_search}"
             case "build", str(index):
-                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, progress))
+                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, progress, means))
             case "reindex", str(index):
-                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, progress))
+                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, progress, means))
             case cure, about:
                 raise ValueError(f"{cure} is no cure for {about or 'the whole table'}")
         if finding.cure in ("build", "reindex"):
