@@ -18,6 +18,7 @@ from embedding_assets.embedding.engine.gate import PATIENCE, Patience
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
 from embedding_assets.embedding.engine.limits import BURST_SECONDS
 from embedding_assets.embedding.engine.requests import Requests, Settled
+from embedding_assets.embedding.engine.waiting import Waiting
 from embedding_assets.embedding.ledger import Account, Ledger, Used, open_ledger
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers.opening import open_provider
@@ -94,7 +95,8 @@ def embed(
         return Usage()
     with open_ledger(budget.account if budget.limited else None) as ledger:
         requests = Requests(open_provider(binding, answered_as), binding, patience)
-        return _Run(requests, binding, deliver, on_progress, budget, ledger, stop).run(chain([first], source))
+        waiting = Waiting(requests, binding.timeout_seconds, patience)
+        return _Run(requests, binding, deliver, on_progress, budget, ledger, stop, waiting).run(chain([first], source))
 
 
 class _Run:
@@ -109,6 +111,7 @@ class _Run:
         budget: Budget,
         ledger: Ledger,
         stop: threading.Event | None,
+        waiting: Waiting,
     ) -> None:
         self._requests = requests
         self._binding = binding
@@ -117,6 +120,7 @@ class _Run:
         self._budget = budget
         self._ledger = ledger
         self._stop = stop
+        self._waiting = waiting
         self._began = time.monotonic()
         self._told = self._began
         caps = requests.provider.caps
@@ -177,7 +181,9 @@ class _Run:
             elif ended and not self._ahead:
                 break
             ahead = self._ahead
-            for item in self._requests.arrived(_PROGRESS_SECONDS):
+            arrived = self._requests.arrived(_PROGRESS_SECONDS)
+            self._waiting.look(bool(arrived))
+            for item in arrived:
                 if isinstance(item, Settled):
                     self._count_ahead(item.batch, -1)
                 else:

@@ -42,6 +42,15 @@ class Settled(NamedTuple):
 Arrival = Embedded | Dead | Settled
 
 
+class Trouble(NamedTuple):
+    """The provider has failed or throttled, and no request that left afterwards has got through. Times are
+    time.monotonic's."""
+
+    since: float
+    last: float
+    words: str
+
+
 class Requests:
     """A provider, its gate, and the thread on which they run.
 
@@ -52,6 +61,7 @@ class Requests:
         self.provider = provider
         self.counts = Counts()
         self.left = 0  # batches that have passed the gate
+        self.trouble: Trouble | None = None
         self.gate: Gate
         self._binding = binding
         self._patience = patience
@@ -271,7 +281,7 @@ class Requests:
             return gate.mended()  # it answers, if only to throttle or to refuse
         assert failure is not None
         raise ProviderDown(
-            f"{self._where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}. "
+            f"{self.where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}. "
             f"{WAIT}",
             min(failure.told_wait or patience.hand_over_seconds, patience.absurd_told_seconds),
         )
@@ -310,6 +320,9 @@ class Requests:
             if error.paid:
                 self._discard(believed(error.tokens, texts) or ours)
             quota = error.quota or quota
+            if error.row.kind in (Kind.THROTTLED, Kind.TRANSIENT, Kind.DOWN):
+                since = self.trouble.since if self.trouble else ticket.at
+                self.trouble = Trouble(since, time.monotonic(), f"{error.row.error_class}: {error.message}")
             match error.row.kind:
                 case Kind.FATAL:
                     raise self._fatal(error, texts) from error
@@ -333,6 +346,8 @@ class Requests:
             self._canary = min(
                 (text for text, ok in zip(texts, sound, strict=True) if ok), key=lambda text: text.tokens
             )
+        if self.trouble is not None and ticket.at > self.trouble.last:
+            self.trouble = None
         tokens = believed(answer.tokens, texts)
         gate.succeeded(ticket, tokens)
         counts.latencies.add(time.monotonic() - ticket.at)
@@ -372,13 +387,14 @@ class Requests:
     def _fatal(self, error: RequestError, texts: list[Text]) -> PermanentError:
         if error.row.kind is Kind.POISON:
             return PermanentError(
-                f"{self._where()} refuses every text, so one of its settings must be wrong (name, dimensions, "
+                f"{self.where()} refuses every text, so one of its settings must be wrong (name, dimensions, "
                 f"base_url?): {error.message}. Cure: correct that setting"
             )
         before = ", which accepted the same text before" if texts == [self._canary] and self.gate.trusted else ""
-        return PermanentError(f"{_told(error, texts)} ({self._where()}{before}). Cure: {error.row.cure}")
+        return PermanentError(f"{_told(error, texts)} ({self.where()}{before}). Cure: {error.row.cure}")
 
-    def _where(self) -> str:
+    def where(self) -> str:
+        """The model and its endpoint, for a message."""
         binding = self._binding
         return f"model {binding.name} of {binding.provider}" + (f" at {binding.base_url}" if binding.base_url else "")
 

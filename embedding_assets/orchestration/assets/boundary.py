@@ -12,6 +12,7 @@ import dagster as dg
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import heal
+from embedding_assets.orchestration.assets.waits import tell_of_wait
 from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.snapshot import Snapshot
 
@@ -96,6 +97,8 @@ def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         if wait is None:
             raise
         context.log.warning(f"{error} Trying again in {wait:.0f} s, as told.")
+        if context.retry_number < PATIENT.max_retries:
+            tell_of_wait(f"{context.asset_key.to_user_string()} of {context.partition_key}", str(error), wait)
         raise dg.RetryRequested(max_retries=PATIENT.max_retries, seconds_to_wait=wait) from error
 
 
