@@ -29,6 +29,7 @@ from embedding_assets.cli.screen import Screen
 from embedding_assets.operations.status import SourceStatus
 from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.orchestration.driver import Check, Outcome
+from embedding_assets.orchestration.resources.progress import Progress
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.dead_letters import DeadLetter
 from embedding_assets.pgvector.reading.search import Hit
@@ -645,7 +646,7 @@ def test_without_a_terminal_a_line_every_ten_seconds_tells_how_far_it_is(monkeyp
     with screen.capture() as printed, progress_bars(screen) as bars:
         for second in range(25):
             now[0] = float(second)
-            bars.show(None, "embeddings_v1 of handbook", second, 100, "provider down: waiting")  # type: ignore[arg-type]
+            bars.show(Progress("embeddings_v1 of handbook", second, 100, "provider down: waiting"))
 
     assert printed.get().splitlines() == [
         f"embeddings_v1 of handbook: {second}/100 provider down: waiting" for second in (10, 20)

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -13,7 +14,10 @@ from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.orchestration.resources import progress
+from embedding_assets.orchestration.resources.progress import LoggedProgress, Progress
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.names import SOURCE_ASSETS
 from embedding_assets_tests.support.harness import QUIET, SOURCE, Sandbox
 
 RATES = {
@@ -75,6 +79,52 @@ def test_a_display_that_fails_is_told_of_once_a_run_and_fails_no_step(
     _, warnings = run(box, instance, BrokenDisplay())
 
     assert [text.count("No more progress is shown") for text in warnings.values()] == [1, 1]
+
+
+class RecordingDisplay:
+    def __init__(self) -> None:
+        self.last: dict[str, Progress] = {}
+
+    def show(self, progress: Progress) -> None:
+        self.last[progress.phase] = progress
+
+
+def test_every_step_of_the_flow_shows_its_progress_to_the_end(box: Sandbox, instance: dg.DagsterInstance) -> None:
+    display = RecordingDisplay()
+
+    run(box, instance, display)
+
+    assert set(display.last) == {
+        *(f"{asset} of {SOURCE}" for asset in SOURCE_ASSETS),
+        *(
+            f"{asset} of eu-west-1|{SOURCE}"
+            for asset in ("s3_replica", "pgvector_table", "hnsw_index v1", "hnsw_index v2")
+        ),
+    }
+    assert all(last.done == last.total for last in display.last.values())
+
+
+def test_a_line_of_the_log_each_few_seconds_says_how_far_it_is_and_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    display = LoggedProgress(logging.getLogger("step"))
+    with caplog.at_level(logging.INFO):
+        for second in range(100, 114):
+            now[0] = float(second)
+            display.show(Progress("raw_docs of docs", 10 * (second - 100), None, "items read"))
+        for second in range(114, 121):
+            now[0] = float(second)
+            display.show(Progress("raw_docs of docs", second - 113, 7, "shards written"))
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "raw_docs of docs: 0 items read",
+        "raw_docs of docs: 50 items read",
+        "raw_docs of docs: 100 items read",
+        "raw_docs of docs: 2 of 7 shards written, 5 s left",
+        "raw_docs of docs: 7 of 7 shards written",
+    ]
 
 
 SHOWS = {

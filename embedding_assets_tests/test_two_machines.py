@@ -24,11 +24,11 @@ def once_before(lock: Locked, act: Callable[[], None], *partition: str) -> Locke
     done: list[bool] = []
 
     @contextmanager
-    def held(*arguments: Any) -> Iterator[None]:
+    def held(*arguments: Any, **named: Any) -> Iterator[None]:
         if not done and set(partition) <= set(arguments[1:]):
             done.append(True)
             act()
-        with lock(*arguments):
+        with lock(*arguments, **named):
             yield
 
     return held

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-import dagster as dg
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from rich.text import Text
 
 from embedding_assets.cli.screen import Screen
-from embedding_assets.cli.terminal import counted, plain
+from embedding_assets.cli.terminal import counted, plain, printable
 from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.orchestration.resources.progress import Progress as StepProgress
 from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, TABLE, VECTORS
 
-_TELL_SECONDS: Final = 10.0
+_LINE_SECONDS: Final = 10.0
 
 
 class BarProgress:
@@ -27,15 +27,16 @@ class BarProgress:
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
-        self._told = time.monotonic()
+        self._printed_at = time.monotonic()
 
-    def show(self, context: dg.AssetExecutionContext, phase: str, done: int, total: int | None, detail: str) -> None:
+    def show(self, progress: StepProgress) -> None:
         """See `ProgressDisplay`."""
+        phase, done, total, detail = progress._replace(detail=printable(progress.detail))
+        if done == total and phase not in self._tasks:  # what it came to is printed in a moment
+            return
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         if not self._bars.console.is_terminal:
-            if done == total:  # what it came to is told in a moment
-                return
-            self._tell(f"{phase}: {count} {detail}")
+            self._print_line(f"{phase}: {count} {detail}")
             return
         if phase not in self._tasks:
             # With its fields: it is drawn at once.
@@ -44,11 +45,11 @@ class BarProgress:
             self._tasks[phase], completed=done, total=total, visible=done != total, count=count, detail=detail
         )
 
-    def _tell(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         """Where nobody sees bars, a line now and then says that it goes on, and how."""
         now = time.monotonic()
-        if now - self._told >= _TELL_SECONDS:
-            self._told = now
+        if now - self._printed_at >= _LINE_SECONDS:
+            self._printed_at = now
             self._bars.console.print(line, markup=False)
 
     def print(self, line: str) -> None:

@@ -24,7 +24,6 @@ from embedding_assets.embedding.engine.engine import (
     Budget,
     Dead,
     Embedded,
-    Progress,
     Text,
     Usage,
     embed,
@@ -44,6 +43,15 @@ from embedding_assets.snapshots.schemas import vectors
 from embedding_assets.snapshots.slots import asset_of
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
+from embedding_assets.telemetry.events import (
+    EmbeddingProgress,
+    EngineProgress,
+    Event,
+    ShardMade,
+    Tell,
+    TextRejected,
+    unheard,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +93,7 @@ def prepare_embeddings(
     replay: Collection[str] = (),
     budget: Budget = UNLIMITED,
     stop: threading.Event | None = None,
-    on_progress: Callable[[Progress, int, int], None] = lambda progress, settled, total: None,
+    tell: Tell = unheard,
     on_dead: Callable[[RejectedText], None] = lambda rejection: None,
     heal: Heal = lambda damaged: False,
 ) -> tuple[Draft, Bought]:
@@ -99,7 +107,7 @@ def prepare_embeddings(
         replay: hex hashes of the texts that are sent again although they are dead letters.
         budget: what the run may use.
         stop: ends the run when it is set, with what is in flight delivered.
-        on_progress: told the engine's figures, and how many of how many rows of the shards to be made have a vector.
+        tell: the events of the engine and of the stage; with the engine's progress stands how many rows are settled.
         on_dead: told of each new rejection at once, whatever becomes of the run.
         heal: asked for a part whose vectors are wanted, and that is damaged.
 
@@ -156,12 +164,22 @@ def prepare_embeddings(
                 former = place._replace(source=renamed_from)
                 _take_in(journal, former, leftovers.listed(former))
             _take_in(journal, place, left)
-            assembly = _Assembly(
-                store, source, asset, binding.dimensions, journal, want, rejected, on_dead, read, answering.note
-            )
             inputs = {part.key: part for part in chunks.parts}
             missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
-            total = sum(part.rows for part in missing)
+            assembly = _Assembly(
+                store=store,
+                source=source,
+                asset=asset,
+                dimensions=binding.dimensions,
+                missing=missing,
+                journal=journal,
+                want=want,
+                rejected=rejected,
+                on_dead=on_dead,
+                read=read,
+                note_model=answering.note,
+                tell=tell,
+            )
             leaving = Leaving(place, journal)
 
             def deliver(arrived: Embedded | Dead) -> None:
@@ -171,12 +189,12 @@ def prepare_embeddings(
             with _left_behind(leaving):
                 usage = embed(
                     binding,
-                    assembly.texts(missing),
+                    assembly.texts(),
                     deliver,
                     budget=budget,
                     stop=stop,
-                    on_progress=lambda progress: on_progress(progress, assembly.settled, total),
                     answered_as=answering.before(),
+                    tell=assembly.tell_with_rows,
                 )
             made, new = assembly.made, assembly.new
             left += leaving.paths
@@ -337,6 +355,8 @@ class _Assembly:
     source: str
     asset: str
     dimensions: int
+    missing: list[Part]
+    """The chunks parts whose vectors are to be made."""
     journal: Journal
     want: Callable[[Part, frozenset[bytes]], derivation.Wanted]
     rejected: dict[str, RejectedText]
@@ -346,14 +366,15 @@ class _Assembly:
     """Reads a part of vectors."""
     note_model: Callable[[str], None]
     """Told how the endpoint names the model."""
+    tell: Tell
     new: int = 0
     settled: int = 0
     made: list[Part] = field(default_factory=list)
     _waiting: dict[bytes, list[_Shard]] = field(default_factory=dict)
 
-    def texts(self, parts: list[Part]) -> Iterator[Text]:
-        """Each text of these chunks parts that has no durable vector and is not under way, once."""
-        for part in parts:
+    def texts(self) -> Iterator[Text]:
+        """Each text of the missing parts' chunks that has no durable vector and is not under way, once."""
+        for part in self.missing:
             table = read_part(self.store, self.source, part, ["text_hash", "text", "tokens"])
             hashes: list[bytes] = table.column("text_hash").to_pylist()
             rows = Counter(hashes)
@@ -383,6 +404,7 @@ class _Assembly:
         else:
             rejection = self.rejected[arrived.text_hash.hex()] = self._rejection(arrived)
             self.on_dead(rejection)
+            self.tell(TextRejected(arrived.error_class, arrived.attempts))
             settled = [arrived.text_hash]
         for text_hash in settled:
             for shard in self._waiting.pop(text_hash):
@@ -391,6 +413,12 @@ class _Assembly:
                     shard.dead.add(text_hash)
                 if not shard.awaited:
                     self._close(shard)
+
+    def tell_with_rows(self, event: Event) -> None:
+        """Tell an event of the engine, its progress together with the rows that have come of it."""
+        if isinstance(event, EngineProgress):
+            event = EmbeddingProgress(self.settled, sum(part.rows for part in self.missing), event)
+        self.tell(event)
 
     def _rejection(self, dead: Dead) -> RejectedText:
         """What is said of a text without a vector; it stands for every chunk with that text, and names the first."""
@@ -437,6 +465,7 @@ class _Assembly:
         )
         self.journal.index(part, (h if there else None for h, there in zip(hashes, valid, strict=True)))
         self.made.append(part)
+        self.tell(ShardMade(self.asset, part.shard, part.rows, part.bytes, len(self.made), len(self.missing)))
 
     def _vectors(self, hashes: list[bytes], dead: set[bytes]) -> NDArray[np.float32]:
         """(len(hashes), d) float32: the durable vector of each text, zeros where it is dead.

@@ -25,6 +25,7 @@ from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.snapshots.stores import Store, opened
 from embedding_assets.sources.reader import Reader, open_reader
+from embedding_assets.telemetry.events import LockAwaited, Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Deployment:
         return self.home / "journals"
 
     @contextmanager
-    def sole_writer(self, *partition: str) -> Iterator[None]:
+    def sole_writer(self, *partition: str, tell: Tell = unheard) -> Iterator[None]:
         """Wait until no other process of this machine writes the partition.
 
         After `TOLD_SECONDS` the log names who does. Raises SourceBusy after `QUEUE_SECONDS`. Only saves work: across
@@ -119,7 +120,7 @@ class Deployment:
         path = self.home / "locks" / ("-".join(partition) + ".lock")
         private_folder(path.parent)
         lock, holder = FileLock(path), path.with_suffix(".holder")
-        began, told = time.monotonic(), False
+        began, logged = time.monotonic(), False
         while True:
             try:
                 lock.acquire(timeout=_SLICE_SECONDS)
@@ -127,13 +128,14 @@ class Deployment:
             except Timeout:
                 waited = time.monotonic() - began
             by = holder.read_text("utf-8", "replace") if holder.is_file() else "a process that left no name"
+            tell(LockAwaited("|".join(partition), waited, by))
             if waited >= QUEUE_SECONDS:
                 raise SourceBusy(
                     f"{'|'.join(partition)}: another run on this machine has been at work on it for over "
                     f"{QUEUE_SECONDS:g} s: {by}. Cure: let it end, or end it, and run this again"
                 )
-            if waited >= TOLD_SECONDS and not told:
-                told = True
+            if waited >= TOLD_SECONDS and not logged:
+                logged = True
                 _log.warning("%s: waiting for another run, %.0f s by now: %s", "|".join(partition), waited, by)
         try:
             holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "utf-8")

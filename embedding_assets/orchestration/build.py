@@ -10,7 +10,7 @@ from embedding_assets.orchestration.automation.schedules import daily, weekly
 from embedding_assets.orchestration.automation.sensors import region_log, run_failure_alert, source_sweep
 from embedding_assets.orchestration.automation.upkeep import hourly_upkeep, upkeep_job
 from embedding_assets.orchestration.automation.watch import after_the_daily_round, watch_job
-from embedding_assets.orchestration.resources.progress import HarmlessProgress, LoggedProgress, ProgressDisplay
+from embedding_assets.orchestration.resources.progress import ProgressDisplay, Telemetry
 from embedding_assets.orchestration.resources.snapshots import SnapshotIOManager
 
 
@@ -31,7 +31,7 @@ def build_defs(deployment: Deployment, progress: ProgressDisplay | None = None) 
         resources={
             "deployment": deployment,
             "snapshots": SnapshotIOManager(deployment),
-            "progress": HarmlessProgress(progress or LoggedProgress()),
+            "telemetry": Telemetry(progress),
         },
         executor=dg.in_process_executor,
     )

@@ -20,6 +20,7 @@ from psycopg import sql
 
 from embedding_assets.errors import TransientError
 from embedding_assets.pgvector.connection import Connection, another
+from embedding_assets.telemetry.events import LockAwaited, Tell, unheard
 
 T = TypeVar("T")
 
@@ -121,7 +122,7 @@ def until_granted(doing: str, attempt: Callable[[], T]) -> T:
 
 
 @contextmanager
-def source_lock(conn: Connection, source: str, patience: float = QUEUE_SECONDS) -> Iterator[None]:
+def source_lock(conn: Connection, source: str, patience: float = QUEUE_SECONDS, tell: Tell = unheard) -> Iterator[None]:
     """Hold the lock of a source: whoever loads, indexes or publishes it queues here. No session takes it twice.
 
     It is that of an empty table, in a transaction of a session of its own, which so keeps no dead row from VACUUM: who
@@ -129,12 +130,12 @@ def source_lock(conn: Connection, source: str, patience: float = QUEUE_SECONDS) 
     not to be had for so many seconds.
     """
     name = _lock_of(source)
-    with closing(another(conn)) as keeper, held(keeper, name, f"source {source!r}", patience):
+    with closing(another(conn)) as keeper, held(keeper, name, f"source {source!r}", patience, tell):
         yield
 
 
 @contextmanager
-def held(conn: Connection, name: str, what: str, patience: float) -> Iterator[None]:
+def held(conn: Connection, name: str, what: str, patience: float, tell: Tell = unheard) -> Iterator[None]:
     """Hold the lock of a table of `embedding_assets` in a transaction of this connection.
 
     It waits a second at a time, so that a signal is heard, and after `TOLD_SECONDS` the log names the holder. Raises
@@ -147,17 +148,18 @@ def held(conn: Connection, name: str, what: str, patience: float) -> Iterator[No
             f"{min(_SLICE_SECONDS, patience) * 1000:.0f}ms",
         ],
     )
-    began, told = time.monotonic(), False
+    began, logged = time.monotonic(), False
     _make(conn, name)
     while not _is_taken(conn, name):
         waited, holders = time.monotonic() - began, _holders(conn, name)
+        tell(LockAwaited(what, waited, holders))
         if waited >= patience:
             raise SourceBusy(
                 f"{what}: another run has been at work on it for over {patience:g} s: {holders}. Cure: let it end, or "
                 "end it (in the database by SELECT pg_terminate_backend(<session>)), and run this again"
             )
-        if waited >= TOLD_SECONDS and not told:
-            told = True
+        if waited >= TOLD_SECONDS and not logged:
+            logged = True
             _log.warning("%s: waiting for another run, %.0f s by now: %s", what, waited, holders)
     try:
         yield

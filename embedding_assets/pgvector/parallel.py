@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
 from queue import SimpleQueue
@@ -22,13 +22,13 @@ cores 50,000 × 384 took 0.55 s by two connections, 0.53 by three and 0.55 by fo
 
 
 def on_connections(
-    conn: Connection, items: Sequence[T], work: Callable[[Connection, T], Done], done: Callable[[Done], None]
-) -> None:
+    conn: Connection, items: Sequence[T], work: Callable[[Connection, T], Done]
+) -> Generator[Done, None, None]:
     """Do `work` for each item on `conn` and up to `CONNECTIONS` - 1 more like it, in a thread each.
 
-    `done` gets the results as they come, in the caller's thread. The first failure stops all: what is under way comes
-    to its end, nothing else begins, and it is raised. Where the server has no connection to spare, those that there are
-    do the work.
+    Yields the results as they come. The first failure stops all: what is under way comes to its end, nothing else
+    begins, and it is raised; so does closing the generator. Where the server has no connection to spare, those that
+    there are do the work.
     """
     with ExitStack() as opened:
         free: SimpleQueue[Connection] = SimpleQueue()
@@ -50,6 +50,6 @@ def on_connections(
         with ThreadPoolExecutor(free.qsize(), "load-shard") as pool:
             try:
                 for future in as_completed([pool.submit(on_a_free_one, item) for item in items]):
-                    done(future.result())
+                    yield future.result()
             finally:
                 pool.shutdown(cancel_futures=True)

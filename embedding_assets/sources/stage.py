@@ -6,7 +6,7 @@ text is taken from the last snapshot's part if its shard has to be written anew.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,6 +29,7 @@ from embedding_assets.sources.catalog import NOWHERE, Catalog, Gone, Known, open
 from embedding_assets.sources.documents import reject, shown
 from embedding_assets.sources.places import PassedOver, Unknown
 from embedding_assets.sources.reader import Reader
+from embedding_assets.telemetry.events import ItemRead, ShardMade, Tell, unheard
 
 VERSION: Final = "raw_docs-1"
 
@@ -66,7 +67,7 @@ def prepare_source(
     max_deleted: float,
     allow_deletes: bool,
     again: Collection[str] | None = (),
-    on_item: Callable[[int], None] = lambda read: None,
+    tell: Tell = unheard,
 ) -> tuple[Draft, Looked]:
     """Make the source's documents as they are now; the draft, and what the look at the source cost.
 
@@ -77,7 +78,7 @@ def prepare_source(
         max_deleted: share of the last snapshot's documents that may be gone without a word.
         allow_deletes: whether more may be gone this time.
         again: names of items that are read even if they look unchanged; None for all of them.
-        on_item: told the number of items read so far.
+        tell: each item read, and each shard made.
 
     Raises:
         MassDelete: more documents are gone than allowed.
@@ -85,10 +86,10 @@ def prepare_source(
     with open_catalog(catalog) as known:
         previous = log.head(store, RAW_DOCS, source)
         try:
-            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
+            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, tell)
         except _CatalogStale:
             known.forget()
-            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, on_item)
+            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, tell)
 
 
 def remember(catalog: Path, committed: Snapshot) -> None:
@@ -106,16 +107,20 @@ def _prepare(
     max_deleted: float,
     allow_deletes: bool,
     again: Collection[str] | None,
-    on_item: Callable[[int], None],
+    tell: Tell,
 ) -> tuple[Draft, Looked]:
     catalog.reset(reader.version, previous.root if previous else "", partial(_last, store, reader, previous))
-    looked = _look(reader, catalog, again, on_item)
+    looked = _look(reader, catalog, again, tell)
     if not allow_deletes:
         _guard(source, previous, catalog.gone(), max_deleted)
     documents, text_bytes = catalog.totals()
     bits = shard_bits(text_bytes)
     plan = derivation.plan(store, RAW_DOCS, source, _wanted(source, catalog, bits), previous)
-    made = [_write(store, source, catalog, previous, want, bits) for want in plan.missing]
+    made: list[Part] = []
+    for want in plan.missing:
+        part = _write(store, source, catalog, previous, want, bits)
+        made.append(part)
+        tell(ShardMade(RAW_DOCS, part.shard, part.rows, part.bytes, len(made), len(plan.missing)))
     rejected = [parsed(entry) for entry in catalog.rejected()]
     for item, line, document_id, first in catalog.doubled():
         reason = f"the id was taken by a document in {first}"
@@ -147,7 +152,7 @@ def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[K
             yield Known(row[0] if reader.format.is_named_by_item else NOWHERE, *row)
 
 
-def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, on_item: Callable[[int], None]) -> Looked:
+def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, tell: Tell) -> Looked:
     """Bring the catalog in step with the source."""
     listed = read = passed_over = 0
     first: list[str] = []
@@ -171,7 +176,7 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, on_it
         if again is None or item.name in again or not catalog.unchanged(item.name, item.mark):
             catalog.replace(item.name, item.mark if item.settled else None, reader.read_item(item))
             read += 1
-            on_item(read)
+            tell(ItemRead(read))
     catalog.end_listing()
     return Looked(listed, read, 0, passed_over, tuple(first))
 

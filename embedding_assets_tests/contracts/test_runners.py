@@ -1,5 +1,6 @@
 """What every way of working on shards keeps to, and what every task has to be to reach another process."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,9 @@ from embedding_assets.snapshots.keys import PartKey
 from embedding_assets.snapshots.replication import CopyTask, copy_part
 from embedding_assets.snapshots.snapshot import Part
 from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.telemetry.events import Event, TaskSettled, Tell, unheard
 from embedding_assets.work.pool import in_process
+from embedding_assets_tests.support.events import of_kind
 
 PART = Part(asset="raw_docs", shard=3, key="ab" * 32, rows=2, bytes=10, sha256="cd" * 32)
 
@@ -30,7 +33,7 @@ TASKS = [
 
 
 class Runner(Protocol):
-    def __call__(self, work: Any, store: Store, tasks: Sequence[Any]) -> list[Any]: ...
+    def __call__(self, work: Any, store: Store, tasks: Sequence[Any], tell: Tell = unheard) -> list[Any]: ...
 
 
 @pytest.fixture(params=[in_process])
@@ -51,6 +54,20 @@ def double(store: Store, task: int) -> int:
 @pytest.mark.parametrize("number", [0, 1, 2, 100])
 def test_results_come_in_the_order_of_the_tasks_each_worked_on_once(run: Runner, store: Store, number: int) -> None:
     assert run(double, store, list(range(number))) == [2 * task for task in range(number)]
+
+
+@pytest.mark.parametrize("number", [0, 1, 20])
+def test_each_task_is_told_of_when_it_is_settled_in_the_callers_thread(run: Runner, store: Store, number: int) -> None:
+    events: list[tuple[int, Event]] = []
+
+    run(double, store, list(range(number)), lambda event: events.append((threading.get_ident(), event)))
+
+    settled = of_kind([event for _, event in events], TaskSettled)
+    assert [(one.task, one.settled, one.tasks) for one in settled] == [
+        ("double", position + 1, number) for position in range(number)
+    ]
+    assert all(0 <= one.seconds < 5 for one in settled)
+    assert {thread for thread, _ in events} <= {threading.get_ident()}
 
 
 def test_the_work_is_done_on_the_store_that_was_given(run: Runner, store: Store) -> None:

@@ -17,13 +17,14 @@ from embedding_assets.embedding.engine.engine import (
     BudgetSpent,
     Dead,
     Embedded,
-    Progress,
     Stopped,
     Text,
     embed,
 )
 from embedding_assets.embedding.options import Binding
+from embedding_assets.telemetry.events import EngineProgress, Event, RequestSettled
 from embedding_assets_tests.embedding.conftest import Delivered, texts_of
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.standin import Standin
 
 LOCAL = Binding.model_validate({"slot": "v1", "provider": "local", "name": "wordllama-64", "dimensions": 64})
@@ -177,14 +178,39 @@ def test_a_text_longer_than_the_provider_takes_is_a_dead_letter_without_a_reques
 
 
 def test_progress_is_told_to_the_end(standin: Standin, delivered: Delivered) -> None:
-    told: list[Progress] = []
+    events: list[Event] = []
     texts = texts_of([f"text {i}" for i in range(300)])
     standin.reset(latency_seconds=0.05)
-    embed(standin.binding(max_items=10, max_in_flight=1), texts, delivered, on_progress=told.append)
-    assert len(told) >= 2
-    assert all(a.texts <= b.texts for a, b in itertools.pairwise(told))
-    assert told[-1].texts == 300
-    assert (told[-1].in_flight, told[-1].breaker_open) == (0, False)
+    embed(standin.binding(max_items=10, max_in_flight=1), texts, delivered, tell=events.append)
+    progress = of_kind(events, EngineProgress)
+    assert len(progress) >= 2
+    assert all(a.texts <= b.texts for a, b in itertools.pairwise(progress))
+    assert progress[-1].texts == 300
+    assert (progress[-1].in_flight, progress[-1].breaker_open) == (0, False)
+
+
+def test_each_request_is_told_of_with_what_became_of_it(standin: Standin, delivered: Delivered) -> None:
+    events: list[Event] = []
+    threads: set[int] = set()
+    texts = texts_of([f"text {i}" for i in range(40)])
+    standin.reset(latency_seconds=0.02)
+    standin.faults({"fault": "status", "status": 429, "headers": {"retry-after": "0.1"}, "times": 1})
+    began = time.time()
+
+    def tell(event: Event) -> None:
+        events.append(event)
+        threads.add(threading.get_ident())
+
+    usage = embed(standin.binding(max_items=10, max_in_flight=1), texts, delivered, tell=tell)
+
+    settled = of_kind(events, RequestSettled)
+    assert [(one.outcome, one.texts) for one in settled] == [("throttled", 10)] + 4 * [("ok", 10)]
+    assert [one.asked_to_wait_seconds for one in settled] == [0.1] + 4 * [None]
+    assert sum(one.tokens for one in settled if one.outcome == "ok") == usage.tokens
+    assert all(0.02 <= one.seconds < 5 for one in settled if one.outcome == "ok")
+    times = [began, *(one.sent_at for one in settled), time.time()]
+    assert times == sorted(times)
+    assert threads == {threading.get_ident()}
 
 
 @pytest.mark.parametrize(

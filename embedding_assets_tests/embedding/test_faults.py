@@ -12,12 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.engine.engine import UNLIMITED, Budget, Progress, Usage, embed
+from embedding_assets.embedding.engine.engine import UNLIMITED, Budget, Usage, embed
 from embedding_assets.embedding.engine.errors import ProviderDown
 from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots.rejections import ERROR_CLASSES
+from embedding_assets.telemetry.events import BreakerClosed, BreakerOpened, Event
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.standin import KEY, Standin
 
 TEXTS = texts_of([f"text number {i}" for i in range(60)])
@@ -332,12 +334,15 @@ def test_an_outage_of_the_network_is_handed_over_too(delivered: Delivered, stand
 
 
 def test_an_outage_that_ends_is_ridden_out_and_never_bisected(standin: Standin, delivered: Delivered) -> None:
-    told: list[Progress] = []
+    events: list[Event] = []
     standin.faults({"fault": "status", "status": 500, "seconds": 0.4, "skip": 2})
     patience = Patience(backoff_seconds=0.02, breaker_seconds=0.1)
     texts = texts_of([f"text {i}" for i in range(200)])
-    embed(standin.binding(max_items=8), texts, delivered, patience=patience, on_progress=told.append)
+    embed(standin.binding(max_items=8), texts, delivered, patience=patience, tell=events.append)
     delivered.assert_right(texts)
+    assert of_kind(events, BreakerOpened) == [BreakerOpened(patience.breaker_failures)]
+    (closed,) = of_kind(events, BreakerClosed)
+    assert 0.1 <= closed.seconds < 10
     assert {entry["items"] for entry in standin.log()} <= {8, 1}  # whole batches, and canaries
 
 

@@ -32,7 +32,17 @@ from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
 from embedding_assets.snapshots.schemas import CHUNKS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.telemetry.events import (
+    EmbeddingProgress,
+    EngineProgress,
+    Event,
+    ShardMade,
+    Tell,
+    TextRejected,
+    unheard,
+)
 from embedding_assets_tests.snapshots.conftest import damage
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.standin import Standin, unit_vector
 
 SOURCE = "handbook"
@@ -86,10 +96,16 @@ class Pipeline:
         return write_part(self.store, table, asset="chunks", source=SOURCE, shard=shard, key=key)
 
     def embed(
-        self, chunks: Snapshot, live: bool = True, heal: Heal = lambda damaged: False, **binding: Any
+        self,
+        chunks: Snapshot,
+        live: bool = True,
+        heal: Heal = lambda damaged: False,
+        tell: Tell = unheard,
+        **binding: Any,
     ) -> tuple[Snapshot, Bought]:
         bound = self.standin.binding(**{"max_items": 4, **binding})
-        draft, bought = prepare_embeddings(self.store, chunks, bound, self.home / "journals", live=live, heal=heal)
+        journals = self.home / "journals"
+        draft, bought = prepare_embeddings(self.store, chunks, bound, journals, live=live, heal=heal, tell=tell)
         return log.append(self.store, draft), bought
 
     def assert_holds(self, snapshot: Snapshot, *shards: Sequence[str | None]) -> None:
@@ -194,6 +210,23 @@ def test_a_refused_text_is_null_in_every_row_and_named_once(pipeline: Pipeline) 
     assert not rejection.reason.endswith(rejection.cure)
     assert {part.dead for part in snapshot.parts} == {(hash_of("virus").hex(),)}
     assert snapshot.counts["dead_v1"] == 1
+
+
+def test_a_run_tells_of_shards_rows_and_rejections(pipeline: Pipeline) -> None:
+    pipeline.standin.faults({"fault": "poison", "match": "virus"})
+    events: list[Event] = []
+
+    snapshot, _ = pipeline.embed(pipeline.chunks(["a", "virus", "b"], ["virus", "a"]), tell=events.append)
+
+    made = of_kind(events, ShardMade)
+    assert [(one.made, one.wanted) for one in made] == [(1, 2), (2, 2)]
+    assert {(one.asset, one.shard, one.rows, one.bytes) for one in made} == {
+        (part.asset, part.shard, part.rows, part.bytes) for part in snapshot.parts
+    }
+    assert [one.error_class for one in of_kind(events, TextRejected)] == ["refused"]
+    last = of_kind(events, EmbeddingProgress)[-1]
+    assert (last.rows, last.all_rows, last.engine.texts, last.engine.dead) == (5, 5, 2, 1)
+    assert of_kind(events, EngineProgress) == []  # it stands in the stage's own
 
 
 def test_a_refused_text_is_not_tried_again_in_every_shard(pipeline: Pipeline) -> None:

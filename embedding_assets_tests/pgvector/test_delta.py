@@ -20,7 +20,7 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import costs, delta
 from embedding_assets.pgvector.loading.delta import difference, repair
-from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, load_generation
+from embedding_assets.pgvector.loading.generations import Digested, Loaded, load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
@@ -30,6 +30,7 @@ from embedding_assets.pgvector.rows.vector_types import vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
+from embedding_assets.telemetry.events import Event, LoadProgress
 from embedding_assets_tests.support.toy import (
     D1,
     D2,
@@ -503,11 +504,11 @@ def test_two_loaders_queue_and_the_second_finds_the_work_done(database: str) -> 
 
 
 def test_progress_counts_what_is_there_and_what_was_brought(region: Connection, served: Source) -> None:
-    after, told = served.changed({1: edited(served.shards[1], 0)}), list[LoadProgress]()
+    after, events = served.changed({1: edited(served.shards[1], 0)}), list[Event]()
 
-    load(region, after.name, after.root, after.refs, after.read_shard, told.append)
+    loaded = load(region, after.name, after.root, after.refs, after.read_shard, events.append)
 
-    assert told == [(4, 4, 120, 120)]
+    assert events == [LoadProgress(4, 4, 120, 120, rows_written=1, bytes_written=loaded.bytes_written)]
 
 
 def test_readers_never_see_half_of_a_document_change(

@@ -11,12 +11,14 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import LoadProgress, load_generation
+from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema.generations import find_generation
+from embedding_assets.telemetry.events import Event, LoadProgress
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.toy import Toy, bind, row, shard_rows
 
 
@@ -157,11 +159,15 @@ def test_two_loaders_of_one_source_queue_and_the_second_finds_the_work_done(data
 
 
 def test_progress_counts_shards_and_rows(region: Connection) -> None:
-    toy, told = Toy(), list[LoadProgress]()
+    toy, events = Toy(), list[Event]()
 
-    load_generation(region, toy.name, toy.root, toy.refs, toy.read, told.append)
+    loaded = load_generation(region, toy.name, toy.root, toy.refs, toy.read, events.append)
 
-    assert told == [(1, 3, 40, 120), (2, 3, 80, 120), (3, 3, 120, 120)]
+    progress = of_kind(events, LoadProgress)
+    assert [(now.shards, now.all_shards, now.rows, now.all_rows) for now in progress] == [
+        (1, 3, 40, 120), (2, 3, 80, 120), (3, 3, 120, 120),
+    ]  # fmt: skip
+    assert (progress[-1].rows_written, progress[-1].bytes_written) == (loaded.rows_written, loaded.bytes_written)
 
 
 def test_an_empty_source_is_loaded_indexed_and_published(region: Connection) -> None:

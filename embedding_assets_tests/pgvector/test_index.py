@@ -24,6 +24,8 @@ from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets.telemetry.events import Event, IndexBuilt, IndexProgress, RecallMeasured, Tell
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.toy import Toy, bind, row, shard_rows
 
 INDEXES = [f"generation_1_{name}" for name in ("metadata", "pkey", "shard", "v1", "v2")]
@@ -305,13 +307,13 @@ def test_what_a_killed_build_left_is_dropped_and_the_index_built_while_the_old_o
     generation = toy.publish_to(region)
     builder = connect(dsn_of(region))
 
-    def kill(slot: Slot, phase: str, done: int, vectors: int) -> None:
-        if phase == "building index: loading tuples":
+    def kill(event: Event) -> None:
+        if isinstance(event, IndexProgress) and event.phase == "building index: loading tuples":
             region.execute("SELECT pg_terminate_backend(%s)", [builder.info.backend_pid])
 
     def rebuild() -> None:
         if statement == "CREATE":
-            build_indexes(builder, toy.name, toy.root, OTHERS, progress=kill)
+            build_indexes(builder, toy.name, toy.root, OTHERS, tell=kill)
         with pipeline_errors("rebuilding"):
             index.reindex(builder, generation, "v1", Hnsw(), 0.9, kill)
 
@@ -389,14 +391,32 @@ def test_progress_is_told_while_an_index_is_built_and_at_its_end(
     bind(region, d1=64)
     toy = Toy(rows=400, d1=64)
     load(region, toy)
-    told: list[tuple[str, str, int, int]] = []
+    events: list[Event] = []
 
-    build_indexes(region, toy.name, toy.root, progress=lambda *now: told.append(now))
+    build_indexes(region, toy.name, toy.root, tell=events.append)
 
-    during = [done for slot, phase, done, _ in told if (slot, phase) == ("v1", "building index: loading tuples")]
+    progress = of_kind(events, IndexProgress)
+    during = [now.vectors for now in progress if (now.slot, now.phase) == ("v1", "building index: loading tuples")]
     assert during == sorted(during)
     assert 0 < during[-1] <= 1200
-    assert told[-1] == ("v2", "built", 1200, 1200)
+    assert progress[-1] == IndexProgress("v2", "built", 1200, 1200)
+
+
+def test_each_slots_index_is_told_of_once_it_is_built_and_once_it_is_measured(region: Connection) -> None:
+    toy, events = Toy(), list[Event]()
+    load(region, toy)
+
+    reports = build_indexes(region, toy.name, toy.root, tell=events.append)
+    build_indexes(region, toy.name, toy.root, tell=events.append)  # everything is there
+
+    assert of_kind(events, IndexBuilt) == [
+        IndexBuilt(slot, 120, built.seconds, built.granted, built.workers)
+        for slot, report in reports.items()
+        if (built := report.built)
+    ]
+    assert of_kind(events, RecallMeasured) == [
+        RecallMeasured(slot, report.recall, report.ef_search, report.size_bytes) for slot, report in reports.items()
+    ]
 
 
 def test_a_connection_for_progress_that_breaks_fails_no_build(
@@ -408,8 +428,8 @@ def test_a_connection_for_progress_that_breaks_fails_no_build(
     load(region, toy)
     own = region.info.backend_pid
 
-    def hang_up(slot: Slot, phase: str, done: int, vectors: int) -> None:
-        if phase != "built":
+    def hang_up(event: Event) -> None:
+        if isinstance(event, IndexProgress) and event.phase != "built":
             with psycopg.connect(dsn_of(region), autocommit=True) as third:
                 third.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
@@ -417,7 +437,7 @@ def test_a_connection_for_progress_that_breaks_fails_no_build(
                     [own],
                 )
 
-    reports = build_indexes(region, toy.name, toy.root, progress=hang_up)
+    reports = build_indexes(region, toy.name, toy.root, tell=hang_up)
 
     assert "v1 is built on, without progress to show" in caplog.text
     assert reports["v1"].vectors == 1200
@@ -430,7 +450,7 @@ def test_a_server_without_a_connection_to_spare_is_built_on_without_progress(
     load(region, toy)
 
     @contextmanager
-    def the_last_connection(conn: Connection, source: str) -> Iterator[None]:
+    def the_last_connection(conn: Connection, source: str, tell: Tell) -> Iterator[None]:
         name = sql.Identifier(region.info.dbname)
         with source_lock(conn, source), psycopg.connect(dsn_of(region), dbname="postgres", autocommit=True) as admin:
             admin.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(name))
@@ -438,7 +458,7 @@ def test_a_server_without_a_connection_to_spare_is_built_on_without_progress(
 
     monkeypatch.setattr(index, "source_lock", the_last_connection)
 
-    reports = build_indexes(region, toy.name, toy.root, progress=lambda *_: None)
+    reports = build_indexes(region, toy.name, toy.root, tell=lambda _: None)
 
     assert "v1 is built without progress to show" in caplog.text
     assert reports["v1"].vectors == 120

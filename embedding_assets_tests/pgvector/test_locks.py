@@ -14,6 +14,8 @@ import pytest
 from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.locks import SourceBusy, drop_source_lock, source_lock
+from embedding_assets.telemetry.events import Event, LockAwaited
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.toy import Toy, source
 
 HASTY = 0.1
@@ -62,17 +64,23 @@ def test_a_wait_names_the_holder_and_ends_with_a_cure_that_works(
     monkeypatch.setattr(locks, "TOLD_SECONDS", 0.0)
     monkeypatch.setattr(locks, "_SLICE_SECONDS", 0.05)
 
+    events: list[Event] = []
     with connect(database) as other, source_lock(other, "handbook"):
         with (
             caplog.at_level(logging.WARNING),
             pytest.raises(SourceBusy, match="Cure: ") as busy,
-            source_lock(region, "handbook", 0.2),
+            source_lock(region, "handbook", 0.2, events.append),
         ):
             pass
         (warning,) = [record.getMessage() for record in caplog.records if "waiting for another run" in record.message]
         session = re.search(r"session (\d+) \(embedding-assets lock \d+@\S+ since \d\d:\d\d:\d\dZ", str(busy.value))
         assert session is not None
         assert session[0] in warning
+        waits = of_kind(events, LockAwaited)
+        assert {wait.what for wait in waits} == {"source 'handbook'"}
+        assert all(session[0] in wait.holder for wait in waits)
+        assert waits == sorted(waits, key=lambda wait: wait.seconds)
+        assert len(waits) >= 2
         region.execute("SELECT pg_terminate_backend(%s)", [int(session[1])])
         with source_lock(region, "handbook", 10):
             pass

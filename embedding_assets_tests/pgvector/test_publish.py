@@ -15,6 +15,8 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
+from embedding_assets.telemetry.events import Event, GenerationPublished
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.toy import Toy, row
 
 READERS = 8
@@ -49,12 +51,16 @@ def test_the_new_generation_replaces_the_old_one_which_is_dropped(region: Connec
 
 
 def test_publishing_twice_does_nothing_the_second_time(region: Connection) -> None:
-    toy = Toy()
-    first = toy.publish_to(region)
+    toy, events = Toy(), list[Event]()
+    prepare(region, toy)
+    first = publish(region, toy.name, toy.root, toy.refs, events.append)
     at = region.execute("SELECT published_at FROM embedding_assets.generations").fetchone()
 
-    assert publish(region, toy.name, toy.root, toy.refs) == first
+    assert publish(region, toy.name, toy.root, toy.refs, events.append) == first
     assert region.execute("SELECT published_at FROM embedding_assets.generations").fetchone() == at
+    (published,) = of_kind(events, GenerationPublished)
+    assert published.generation == first.id
+    assert 0 < published.seconds < 10
 
 
 def change_content(conn: Connection) -> None:

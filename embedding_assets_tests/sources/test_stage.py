@@ -23,6 +23,15 @@ from embedding_assets.sources.places.folder import Folder
 from embedding_assets.sources.places.pattern import Pattern
 from embedding_assets.sources.reader import Reader
 from embedding_assets.sources.stage import Looked, MassDelete, prepare_source, remember
+from embedding_assets.telemetry.events import (
+    Event,
+    ItemRead,
+    ShardMade,
+    SnapshotCommitted,
+    Tell,
+    committed,
+    unheard,
+)
 from embedding_assets_tests.support.places import Settled
 
 SOURCE = "handbook"
@@ -56,11 +65,17 @@ class Source:
         return Reader(SOURCE, Settled(Pattern(self.docs / "*.jsonl*")), Jsonl("id", "body", ()))
 
     def snapshot(
-        self, kind: str = "files", max_deleted: float = 1, allow_deletes: bool = False
+        self, kind: str = "files", max_deleted: float = 1, allow_deletes: bool = False, tell: Tell = unheard
     ) -> tuple[Snapshot, Looked]:
         catalog = self.root / "catalog.sqlite"
         draft, looked = prepare_source(
-            self.store, SOURCE, self.reader(kind), catalog, max_deleted=max_deleted, allow_deletes=allow_deletes
+            self.store,
+            SOURCE,
+            self.reader(kind),
+            catalog,
+            max_deleted=max_deleted,
+            allow_deletes=allow_deletes,
+            tell=tell,
         )
         snapshot = log.append(self.store, draft)
         remember(catalog, snapshot)
@@ -89,6 +104,19 @@ def test_only_files_that_look_changed_are_read(source: Source) -> None:
     assert source.snapshot()[1] == Looked(items=3, read=1, parts_written=1)
 
     assert source.texts() == {"a.md": "a", "b.md": "changed", "c.md": "c"}
+
+
+def test_each_item_that_is_read_and_each_shard_that_is_made_is_told_of(source: Source) -> None:
+    for name in "abc":
+        source.write(f"{name}.md", name)
+    first, second = list[Event](), list[Event]()
+
+    snapshot, _ = source.snapshot(tell=first.append)
+    source.snapshot(tell=second.append)  # nothing has changed
+
+    (part,) = snapshot.parts
+    assert first == [*map(ItemRead, (1, 2, 3)), ShardMade("raw_docs", part.shard, 3, part.bytes, made=1, wanted=1)]
+    assert second == []
 
 
 def test_files_that_no_pattern_names_are_counted_and_the_first_are_named(source: Source) -> None:
@@ -252,6 +280,22 @@ def test_what_is_refused_is_listed_with_its_place_and_cure_and_the_rest_goes_on(
     (rejection,) = snapshot.rejected
     assert (rejection.source, rejection.where, rejection.error_class) == (SOURCE, "blank.md", "empty-text")
     assert rejection.cure == ERROR_CLASSES["empty-text"].cure
+
+
+def test_a_commit_is_told_with_its_rejections_by_class(source: Source) -> None:
+    source.write_lines("docs.jsonl", a="a", b="", c="", d="d")
+    (source.docs / "docs.jsonl").open("a").write("no json\n")
+
+    snapshot, _ = source.snapshot("jsonl")
+
+    assert committed(snapshot) == SnapshotCommitted(
+        "raw_docs",
+        number=1,
+        parts=1,
+        rows=2,
+        bytes=snapshot.parts[0].bytes,
+        rejected={"empty-text": 2, "broken-json": 1},
+    )
 
 
 def test_twins_but_for_their_unicode_form_are_refused_the_same_way_each_time(source: Source) -> None:

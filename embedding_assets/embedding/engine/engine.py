@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from embedding_assets.embedding.engine import errors
 from embedding_assets.embedding.engine.batching import batches
-from embedding_assets.embedding.engine.figures import Progress, Usage
+from embedding_assets.embedding.engine.figures import Usage
 from embedding_assets.embedding.engine.gate import PATIENCE, Patience
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
 from embedding_assets.embedding.engine.limits import BURST_SECONDS
@@ -23,8 +23,9 @@ from embedding_assets.embedding.ledger import Account, Ledger, Used, open_ledger
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.telemetry.events import EngineProgress, Tell, unheard
 
-__all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Progress", "Stopped", "Text", "Usage", "embed"]
+__all__ = ["UNLIMITED", "Budget", "BudgetSpent", "Dead", "Embedded", "Stopped", "Text", "Usage", "embed"]
 
 DRAIN_SECONDS: Final = 20.0
 """How long a run that is told to stop waits for what is in flight: Kubernetes kills 30 s after it has asked."""
@@ -68,7 +69,7 @@ def embed(
     texts: Iterable[Text],
     deliver: Callable[[Embedded | Dead], None],
     *,
-    on_progress: Callable[[Progress], None] | None = None,
+    tell: Tell = unheard,
     budget: Budget = UNLIMITED,
     stop: threading.Event | None = None,
     patience: Patience = PATIENCE,
@@ -76,10 +77,10 @@ def embed(
 ) -> Usage:
     """Embeds `texts` by the binding's model, and delivers each exactly once, as a vector or as a dead letter.
 
-    `texts` is pulled, and `deliver` and `on_progress` (about once a second, and at the end) are called, on the
-    calling thread, one at a time. No more than a bounded window of texts is pulled ahead of what is delivered. An
-    exception of `deliver` stops the run at once; one of `texts` is raised after what was sent is delivered. Setting
-    `stop` drains: nothing more is sent, and what is in flight is waited for, `DRAIN_SECONDS` at most.
+    `texts` is pulled, and `deliver` and `tell` are called, on the calling thread, one at a time. No more than a bounded
+    window of texts is pulled ahead of what is delivered. An exception of `deliver` stops the run at once; one of
+    `texts` is raised after what was sent is delivered. Setting `stop` drains: nothing more is sent, and what is in
+    flight is waited for, `DRAIN_SECONDS` at most.
 
     `answered_as`: how the endpoint named the model in its answers before; another name is an error.
 
@@ -96,7 +97,7 @@ def embed(
     with open_ledger(budget.account if budget.limited else None) as ledger:
         requests = Requests(open_provider(binding, answered_as), binding, patience)
         waiting = Waiting(requests, binding.timeout_seconds, patience)
-        return _Run(requests, binding, deliver, on_progress, budget, ledger, stop, waiting).run(chain([first], source))
+        return _Run(requests, binding, deliver, tell, budget, ledger, stop, waiting).run(chain([first], source))
 
 
 class _Run:
@@ -107,7 +108,7 @@ class _Run:
         requests: Requests,
         binding: Binding,
         deliver: Callable[[Embedded | Dead], None],
-        on_progress: Callable[[Progress], None] | None,
+        tell: Tell,
         budget: Budget,
         ledger: Ledger,
         stop: threading.Event | None,
@@ -116,13 +117,13 @@ class _Run:
         self._requests = requests
         self._binding = binding
         self._deliver = deliver
-        self._on_progress = on_progress
+        self._tell = tell
         self._budget = budget
         self._ledger = ledger
         self._stop = stop
         self._waiting = waiting
         self._began = time.monotonic()
-        self._told = self._began
+        self._progress_at = self._began
         caps = requests.provider.caps
         if binding.tokens_per_minute is not None:  # no request larger than what may leave at once
             burst = max(1, int(binding.tokens_per_minute / 60 * BURST_SECONDS))
@@ -143,7 +144,7 @@ class _Run:
             self._requests.stop()
             self._tokens_ahead = 0  # nothing of it comes any more
             self._settle()
-            self._tell()
+            self._tell_progress()
         return self._usage()
 
     def _feed(self, source: Iterator[list[Text]]) -> None:
@@ -184,17 +185,20 @@ class _Run:
             arrived = self._requests.arrived(_PROGRESS_SECONDS)
             self._waiting.look(bool(arrived))
             for item in arrived:
-                if isinstance(item, Settled):
-                    self._count_ahead(item.batch, -1)
-                else:
-                    self._deliver(item)
+                match item:
+                    case Settled():
+                        self._count_ahead(item.batch, -1)
+                    case Embedded() | Dead():
+                        self._deliver(item)
+                    case event:
+                        self._tell(event)
             if self._ahead < ahead:
                 self._settle()
             if not isinstance(ended, BudgetSpent) and (spent := self._overspent()) is not None:
                 ended = spent
                 self._requests.end(spent)
-            if time.monotonic() - self._told >= _PROGRESS_SECONDS:
-                self._tell()
+            if time.monotonic() - self._progress_at >= _PROGRESS_SECONDS:
+                self._tell_progress()
         if isinstance(ended, Exception):
             raise ended
 
@@ -268,13 +272,11 @@ class _Run:
     def _cost(self, tokens: int) -> float:
         return tokens * self._binding.price_per_million_tokens / 1e6
 
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        if self._on_progress is None:
-            return
+    def _tell_progress(self) -> None:
+        self._progress_at = time.monotonic()
         counts, gate = self._requests.counts, self._requests.gate
-        self._on_progress(
-            Progress(
+        self._tell(
+            EngineProgress(
                 texts=counts.texts,
                 dead=counts.dead,
                 tokens=counts.tokens,
@@ -285,7 +287,7 @@ class _Run:
                 in_flight=gate.in_flight,
                 window=int(gate.window),
                 breaker_open=gate.broken,
-                seconds=self._told - self._began,
+                seconds=self._progress_at - self._began,
             )
         )
 

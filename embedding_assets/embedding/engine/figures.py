@@ -1,25 +1,8 @@
-"""What a run counts, and what it tells while it runs and at its end."""
+"""What a run counts, and what it comes to at its end."""
 
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
-
-
-class Progress(NamedTuple):
-    """How far a run is. `seconds` since its start; rates are for the reader to divide."""
-
-    texts: int  # delivered as vectors
-    dead: int
-    tokens: int
-    cost_usd: float
-    requests: int
-    retries: int
-    throttled: int
-    in_flight: int
-    window: int  # requests that may be in flight now
-    breaker_open: bool
-    seconds: float
 
 
 @dataclass(frozen=True)

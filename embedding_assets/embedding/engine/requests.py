@@ -25,6 +25,7 @@ from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers.provider import Provider
 from embedding_assets.errors import PermanentError, PipelineError
+from embedding_assets.telemetry.events import BreakerClosed, BreakerOpened, RequestSettled
 
 _CANARY: Final = Text(b"", "ok", 1)
 """A text that any provider accepts, for as long as none of the run's own is known to be accepted."""
@@ -39,7 +40,8 @@ class Settled(NamedTuple):
     batch: list[Text]
 
 
-Arrival = Embedded | Dead | Settled
+Arrival = Embedded | Dead | Settled | RequestSettled | BreakerOpened | BreakerClosed
+"""The events go the way of what they are about, and so are told on the caller's thread."""
 
 
 class Trouble(NamedTuple):
@@ -267,7 +269,7 @@ class Requests:
 
     async def _probe(self) -> None:
         """Closes the breaker again when the canary gets through; hands the wait over when it does not."""
-        patience, gate = self._patience, self.gate
+        patience, gate, opened = self._patience, self.gate, time.monotonic()
         failure: RequestError | None = None
         for probe in range(patience.breaker_probes):
             wait = min(patience.longest_backoff_seconds, patience.breaker_seconds * 2.0**probe)
@@ -278,7 +280,9 @@ class Requests:
                 failure = error
                 if error.row.kind in (Kind.TRANSIENT, Kind.DOWN):
                     continue
-            return gate.mended()  # it answers, if only to throttle or to refuse
+            gate.mended()  # it answers, if only to throttle or to refuse
+            self._put(BreakerClosed(time.monotonic() - opened))
+            return
         assert failure is not None
         raise ProviderDown(
             f"{self.where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}. "
@@ -317,8 +321,10 @@ class Requests:
                 raise RequestError(errors.BAD_VECTOR, what, paid=True, tokens=answer.tokens)
         except RequestError as error:
             error.sent_at = ticket.at
+            tokens = believed(error.tokens, texts) or ours
+            self._note(ticket, error.row.error_class, texts, tokens, error.told_wait)
             if error.paid:
-                self._discard(believed(error.tokens, texts) or ours)
+                self._discard(tokens)
             quota = error.quota or quota
             if error.row.kind in (Kind.THROTTLED, Kind.TRANSIENT, Kind.DOWN):
                 since = self.trouble.since if self.trouble else ticket.at
@@ -335,6 +341,7 @@ class Requests:
                     gate.refused()
                 case _:
                     if gate.failed(ticket, error.told_wait):
+                        self._put(BreakerOpened(self._patience.breaker_failures))
                         self._start(self._probe())
             raise
         except asyncio.CancelledError:
@@ -353,7 +360,12 @@ class Requests:
         counts.latencies.add(time.monotonic() - ticket.at)
         counts.tokens += tokens or ours
         counts.truncated += answer.truncated
+        self._note(ticket, "ok", texts, tokens or ours, None)
         return answer.vectors, sound, answer.model
+
+    def _note(self, ticket: Ticket, outcome: str, texts: list[Text], tokens: int, asked_to_wait: float | None) -> None:
+        seconds = time.monotonic() - ticket.at
+        self._put(RequestSettled(outcome, len(texts), tokens, time.time() - seconds, seconds, asked_to_wait))
 
     def _discard(self, tokens: int) -> None:
         """An answer that is of no use is paid all the same: the caller's thread may find that the budget is spent."""

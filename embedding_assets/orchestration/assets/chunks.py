@@ -1,6 +1,7 @@
 """The second asset: documents cut into chunks."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import dagster as dg
@@ -13,12 +14,14 @@ from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.checks.inline import judged
+from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
+from embedding_assets.telemetry.events import committed
 from embedding_assets.work.pool import in_process
 
 _SAMPLE: Final = 8
@@ -38,23 +41,29 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         ],
     )
     def chunks(
-        context: dg.AssetExecutionContext, raw_docs: Snapshot, deployment: dg.ResourceParam[Deployment]
+        context: dg.AssetExecutionContext,
+        raw_docs: Snapshot,
+        deployment: dg.ResourceParam[Deployment],
+        telemetry: dg.ResourceParam[Telemetry],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
+        tell = telemetry.of(context)
         with (
             domain_errors(context, deployment),
             noted(deployment.home, source, CHUNKS),
-            deployment.sole_writer(CHUNKS, source),
+            deployment.sole_writer(CHUNKS, source, tell=tell),
         ):
             heal_head(deployment, CHUNKS, source)
             documents = log.newest(store, raw_docs)
             previous = log.head(store, CHUNKS, source)
-            draft = prepare_chunks(store, documents, deployment.settings.sources[source].chunking, in_process)
+            chunking = deployment.settings.sources[source].chunking
+            draft = prepare_chunks(store, documents, chunking, partial(in_process, tell=tell))
             made = draft.made
             checks = [inline.offsets_reproduce_text(store, documents, draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
+            tell(committed(snapshot))
             seconds = watch.seconds
             changes = metadata.optional(
                 context.log,

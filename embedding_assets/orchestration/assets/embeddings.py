@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine.engine import Budget
-from embedding_assets.embedding.engine.figures import Progress
 from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
@@ -21,11 +20,12 @@ from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, drained_on_signal, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.checks.inline import judged
-from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.slots import Slot, asset_of
 from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.telemetry.events import EmbeddingProgress, Event, committed
 
 # A picture of more is no clearer, and each source costs reading a part (24 MB at 1,536 dimensions); the principal
 # directions of so many vectors take a second or two.
@@ -63,21 +63,22 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
         context: dg.AssetExecutionContext,
         chunks: Snapshot,
         deployment: dg.ResourceParam[Deployment],
-        progress: dg.ResourceParam[ProgressDisplay],
+        telemetry: dg.ResourceParam[Telemetry],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         binding = deployment.binding(slot)
         settings = deployment.settings
         pace: list[tuple[float, int]] = [(0.0, 0)]
 
-        def show(now: Progress, settled: int, total: int) -> None:
-            pace.append((now.seconds, now.texts))
-            progress.show(context, f"{asset} of {source}", settled, total, _rates(now))
+        def note_pace(event: Event) -> None:
+            if isinstance(event, EmbeddingProgress):
+                pace.append((event.engine.seconds, event.engine.texts))
 
+        tell = telemetry.of(context, note_pace)
         with (
             domain_errors(context, deployment),
             noted(deployment.home, source, asset),
-            deployment.sole_writer(asset, source),
+            deployment.sole_writer(asset, source, tell=tell),
             dead_letters.rejections_of(deployment, source, STAGE, slot, context.log.warning) as rejections,
             drained_on_signal(context) as stop,
         ):
@@ -97,7 +98,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                     account=Account(deployment.ledger, run_of_budget(context.run)),
                 ),
                 stop=stop,
-                on_progress=show,
+                tell=tell,
                 on_dead=rejections.note,
                 heal=lambda damaged: heal(deployment, damaged),
             )
@@ -105,6 +106,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             checks = [inline.normalization(lengths), inline.vectors_complete(store, cut, draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
+            tell(committed(snapshot))
             store.delete(list(bought.needless))
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)
@@ -162,15 +164,6 @@ def _used(bought: Bought) -> dict[str, Any]:
 
 def _spent(bought: Bought) -> dict[str, float]:
     return {"requests": bought.usage.requests, "tokens": bought.usage.tokens, "cost_usd": bought.usage.cost_usd}
-
-
-def _rates(now: Progress) -> str:
-    """What somebody who watches wants to know besides how far it is."""
-    seconds = max(now.seconds, 1e-9)
-    cost = f", {now.cost_usd:.2f} USD" if now.cost_usd else ""
-    waits = f", {now.throttled} × 429, {now.retries} retries" if now.throttled or now.retries else ""
-    breaker = ", provider down: waiting" if now.breaker_open else ""
-    return f"{now.texts / seconds:,.0f} vectors/s, {now.tokens / seconds:,.0f} tokens/s{cost}{waits}{breaker}"
 
 
 def _map(deployment: Deployment, asset: str, this: str, binding: Binding) -> dg.MarkdownMetadataValue:

@@ -12,7 +12,7 @@ from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_err
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.alerts import alert
-from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.pgvector.indexes.hnsw import Built
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.indexes.measurement import shortfall
@@ -44,28 +44,24 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     def hnsw_index(
         context: dg.AssetExecutionContext,
         deployment: dg.ResourceParam[Deployment],
-        progress: dg.ResourceParam[ProgressDisplay],
+        telemetry: dg.ResourceParam[Telemetry],
     ) -> dg.MaterializeResult:
         """Primary key and an HNSW index for each model on the loaded table; recall measured; then published in one
         short transaction."""
         region, source = region_and_source(context.partition_key)
-        watch, target = Stopwatch(), deployment.settings.target_recall
-
-        def show(slot: Slot, phase: str, done: int, vectors: int) -> None:
-            progress.show(context, f"{INDEX} {slot} of {region}|{source}", done, vectors, f"vectors, {phase}")
-
+        watch, target, tell = Stopwatch(), deployment.settings.target_recall, telemetry.of(context)
         with (
             domain_errors(context, deployment),
-            deployment.sole_writer(INDEX, region, source),
+            deployment.sole_writer(INDEX, region, source, tell=tell),
             deployment.database(region) as conn,
         ):
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
             means = deployment.build_means(region)
-            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, show, means)
+            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
             live = deployment.settings.live_model
             recall = inline.recall_at_10(reports, live, target)
-            serving = publish(conn, source, replica.root, refs)
+            serving = publish(conn, source, replica.root, refs, tell)
             invalid = invalid_indexes(conn, serving)
             degraded = shortfall(live, reports[live].recall, reports[live].ef_search, target)
         if degraded and reports[live].measured_now:

@@ -10,7 +10,7 @@ from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, stage_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
-from embedding_assets.orchestration.resources.progress import ProgressDisplay
+from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.pgvector.loading.generations import Loaded
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.publish import content_differences
@@ -32,15 +32,15 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext,
         s3_replica: Snapshot,
         deployment: dg.ResourceParam[Deployment],
-        progress: dg.ResourceParam[ProgressDisplay],
+        telemetry: dg.ResourceParam[Telemetry],
     ) -> dg.MaterializeResult:
         """The replica's rows in the table, with both models' vectors side by side. A small change is made in the table
         that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
         region, source = region_and_source(context.partition_key)
-        watch, store = Stopwatch(), deployment.store(region)
+        watch, store, tell = Stopwatch(), deployment.store(region), telemetry.of(context)
         with (
             domain_errors(context, deployment),
-            deployment.sole_writer(TABLE, region, source),
+            deployment.sole_writer(TABLE, region, source, tell=tell),
             deployment.database(region) as conn,
         ):
             replica = log.newest(store, s3_replica)
@@ -51,7 +51,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 replica.root,
                 refs,
                 read_shard(store, replica),
-                lambda now: progress.show(context, f"{TABLE} of {region}|{source}", now.rows, now.all_rows, "rows"),
+                tell,
                 lambda: log.newest(store, replica) == replica,
             )
             seconds = watch.seconds

@@ -11,12 +11,14 @@ from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.checks.inline import judged
+from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.names import RAW_DOCS
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.sources.stage import prepare_source, remember
+from embedding_assets.telemetry.events import committed
 
 
 class RawDocsConfig(dg.Config):
@@ -47,18 +49,21 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         ],
     )
     def raw_docs(
-        context: dg.AssetExecutionContext, config: RawDocsConfig, deployment: dg.ResourceParam[Deployment]
+        context: dg.AssetExecutionContext,
+        config: RawDocsConfig,
+        deployment: dg.ResourceParam[Deployment],
+        telemetry: dg.ResourceParam[Telemetry],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """The source's documents as they are now: read, validated, normalised to text and hashed.
 
         Only files that look changed are read. What can't be used is listed with its cure, and the rest goes on.
         """
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
-        settings = deployment.settings.sources[source]
+        settings, tell = deployment.settings.sources[source], telemetry.of(context)
         with (
             domain_errors(context, deployment),
             noted(deployment.home, source, RAW_DOCS),
-            deployment.sole_writer(RAW_DOCS, source),
+            deployment.sole_writer(RAW_DOCS, source, tell=tell),
             dead_letters.rejections_of(deployment, source, RAW_DOCS, None, context.log.warning) as rejections,
         ):
             previous, catalog = log.head(store, RAW_DOCS, source), deployment.catalog(source)
@@ -70,10 +75,12 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
                 again=None if config.reread else _replayed(previous, rejections),
+                tell=tell,
             )
             checks = [inline.documents_complete(draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft)
+            tell(committed(snapshot))
             remember(catalog, snapshot)
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)

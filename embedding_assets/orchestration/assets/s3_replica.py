@@ -1,6 +1,7 @@
 """The replica: a region's store brought in step with the primary's."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import dagster as dg
 
@@ -10,10 +11,12 @@ from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_err
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.partitions import region_and_source
+from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.replication import prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.telemetry.events import committed
 from embedding_assets.work.pool import in_process
 
 
@@ -37,16 +40,19 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         embeddings_v1: Snapshot,
         embeddings_v2: Snapshot,
         deployment: dg.ResourceParam[Deployment],
+        telemetry: dg.ResourceParam[Telemetry],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
         """The parts of chunks and both models' vectors, in the region's own store; only what it lacks is copied."""
         region, source = region_and_source(context.partition_key)
         watch, primary, store = Stopwatch(), deployment.primary, deployment.store(region)
-        with domain_errors(context, deployment), deployment.sole_writer(REPLICA, region, source):
+        tell = telemetry.of(context)
+        with domain_errors(context, deployment), deployment.sole_writer(REPLICA, region, source, tell=tell):
             upstream = [log.newest(primary, snapshot) for snapshot in (chunks, embeddings_v1, embeddings_v2)]
-            draft, parts, copied = prepare_replica(primary, store, source, upstream, in_process)
+            draft, parts, copied = prepare_replica(primary, store, source, upstream, partial(in_process, tell=tell))
             checks = [inline.replica_parity(draft, upstream), inline.models_cover_same_chunks(draft)]
             yield from judged(draft, checks)
             snapshot = log.append(store, draft, derived_in=primary)
+            tell(committed(snapshot))
         seconds = watch.seconds
         found = metadata.figures(
             context.log,

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +16,7 @@ from embedding_assets.pgvector.locks import QUEUE_SECONDS
 from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
+from embedding_assets.telemetry.events import IndexBuilt, IndexProgress, Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -52,10 +53,6 @@ class Means(NamedTuple):
 SERVERS: Final = Means()
 
 USUAL: Final[Mapping[Slot, Hnsw]] = {slot: Hnsw() for slot in SLOTS}
-
-Progress = Callable[[Slot, str, int, int], None]
-"""Told of a build once a second, in a thread of its own, and at its end: slot, phase as Postgres names it, vectors in
-the graph, vectors in all."""
 
 
 def graph_bytes(vectors: int, dimensions: int, width: int = 4, m: int = M) -> int:
@@ -99,7 +96,7 @@ def build(
     slot: Slot,
     hnsw: Hnsw,
     statement: sql.Composed,
-    progress: Progress | None,
+    tell: Tell,
     means: Means = SERVERS,
 ) -> Built:
     """Run a statement that builds an HNSW index with memory for its graph and workers, within these means.
@@ -118,7 +115,7 @@ def build(
             slot, generation.source, estimate >> 20, most >> 20,
         )  # fmt: skip
     began = time.monotonic()
-    with _watched(conn, slot, vectors, progress):
+    with _watched(conn, slot, vectors, tell):
         try:
             granted = _granted(estimate, workers, most)
             _execute_build(conn, statement, granted, workers)
@@ -134,9 +131,10 @@ def build(
             workers = 0
             granted = _granted(estimate, workers, most)
             _execute_build(conn, statement, granted, workers)
-    if progress is not None:
-        progress(slot, "built", vectors, vectors)
-    return Built(vectors, time.monotonic() - began, estimate, granted, workers)
+    built = Built(vectors, time.monotonic() - began, estimate, granted, workers)
+    tell(IndexProgress(slot, "built", vectors, vectors))
+    tell(IndexBuilt(slot, vectors, built.seconds, granted, workers))
+    return built
 
 
 def _means(conn: Connection, means: Means) -> tuple[int, int]:
@@ -203,9 +201,9 @@ def _set(conn: Connection, values: Mapping[str, str]) -> None:
 
 
 @contextmanager
-def _watched(conn: Connection, slot: Slot, vectors: int, progress: Progress | None) -> Iterator[None]:
+def _watched(conn: Connection, slot: Slot, vectors: int, tell: Tell) -> Iterator[None]:
     """Tell of the build that `conn` does meanwhile, as another connection sees it."""
-    if progress is None:
+    if tell is unheard:
         yield
         return
     (backend,) = _row(conn.execute("SELECT pg_backend_pid()"))
@@ -226,7 +224,7 @@ def _watched(conn: Connection, slot: Slot, vectors: int, progress: Progress | No
                 ).fetchone()
                 if now is not None:
                     phase, done_by_now = now
-                    progress(slot, phase, done_by_now, vectors)
+                    tell(IndexProgress(slot, phase, done_by_now, vectors))
         except psycopg.Error as error:
             _log.warning("%s is built on, without progress to show: %s", slot, str(error).strip())
         finally:

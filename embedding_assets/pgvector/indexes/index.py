@@ -20,7 +20,6 @@ from embedding_assets.pgvector.indexes.hnsw import (
     Built,
     Hnsw,
     Means,
-    Progress,
     build,
     drop_leftovers,
     parameters_of,
@@ -34,6 +33,7 @@ from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
+from embedding_assets.telemetry.events import RecallMeasured, Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def build_indexes(
     target_root: str,
     hnsw: Mapping[Slot, Hnsw] = USUAL,
     target_recall: float = TARGET_RECALL,
-    progress: Progress | None = None,
+    tell: Tell = unheard,
     means: Means = SERVERS,
 ) -> dict[Slot, IndexReport]:
     """Build and measure what a loaded generation lacks: primary key, an HNSW index for each slot, statistics, recall.
@@ -70,19 +70,21 @@ def build_indexes(
     Returns a report for each slot. A build that was killed is made anew; a finished one stays, unless it was built with
     other parameters than `hnsw` has for its slot. On a published generation readers go on meanwhile. The smallest
     `ef_search` that reaches `target_recall` is stored (the largest measured, where none does); publishing puts it to
-    use. Nobody asks the server for its `progress` where nobody listens.
+    use. The server is asked for a build's progress where somebody listens.
 
     Raises PermanentError where no generation was loaded from `target_root`, or a chunk is in it twice.
     """
-    with pipeline_errors(f"building the indexes of source {source!r}"), source_lock(conn, source), patience(conn):
+    with (
+        pipeline_errors(f"building the indexes of source {source!r}"),
+        source_lock(conn, source, tell=tell),
+        patience(conn),
+    ):
         generation = require_generation(conn, source, target_root)
         drop_leftovers(conn, generation)
         _add_primary_key(conn, generation)
         _add_digests_index(conn, generation)
         ensure_inverted_indexes(conn, generation)
-        reports = {
-            slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, progress, means) for slot in SLOTS
-        }
+        reports = {slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, tell, means) for slot in SLOTS}
         if generation.state == "published":
             put_to_use(conn)
         else:
@@ -115,15 +117,15 @@ def ensure_index(
     slot: Slot,
     hnsw: Hnsw,
     target: float,
-    progress: Progress | None = None,
+    tell: Tell = unheard,
     means: Means = SERVERS,
 ) -> IndexReport:
     """Have a slot's index, valid and built with these parameters, and measured; for whoever holds the source's lock."""
     built = None
     if parameters_of(conn, generation, slot) != hnsw:
         create = _create_beside if generation.state == "published" else _create
-        built = create(conn, generation, slot, hnsw, progress, means)
-    return _report(conn, generation, slot, hnsw, target, built)
+        built = create(conn, generation, slot, hnsw, tell, means)
+    return _report(conn, generation, slot, hnsw, target, built, tell)
 
 
 def reindex(
@@ -132,7 +134,7 @@ def reindex(
     slot: Slot,
     hnsw: Hnsw,
     target: float,
-    progress: Progress | None = None,
+    tell: Tell = unheard,
     means: Means = SERVERS,
 ) -> IndexReport:
     """Build a slot's index of a published generation anew from the rows as they are, and measure it.
@@ -140,8 +142,8 @@ def reindex(
     For whoever holds the source's lock. Readers go on with the old one until the new one is there.
     """
     statement = sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(generation_index(generation.id, slot))
-    built = build(conn, generation, slot, hnsw, statement, progress, means)
-    return _report(conn, generation, slot, hnsw, target, built)
+    built = build(conn, generation, slot, hnsw, statement, tell, means)
+    return _report(conn, generation, slot, hnsw, target, built, tell)
 
 
 def _add_primary_key(conn: Connection, generation: Generation) -> None:
@@ -178,26 +180,22 @@ def _add_digests_index(conn: Connection, generation: Generation) -> None:
     )
 
 
-def _create(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None, means: Means
-) -> Built:
+def _create(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, tell: Tell, means: Means) -> Built:
     name = f"generation_{generation.id}_{slot}"
     conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
-    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), progress, means)
+    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), tell, means)
     failpoint(Failpoint.INDEX_BUILT)
     return built
 
 
-def _create_beside(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, progress: Progress | None, means: Means
-) -> Built:
+def _create_beside(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, tell: Tell, means: Means) -> Built:
     """Build an index under another name while readers use the one that there is, and give it that one's name then.
 
     REINDEX could not: it keeps the parameters, and needs an index.
     """
     name = f"generation_{generation.id}_{slot}"
     statement = _create_statement(conn, generation, slot, f"{name}_new", hnsw, concurrently=True)
-    built = build(conn, generation, slot, hnsw, statement, progress, means)
+    built = build(conn, generation, slot, hnsw, statement, tell, means)
 
     def rename() -> None:
         for old, new in ((name, f"{name}_old"), (f"{name}_new", name)):
@@ -227,7 +225,7 @@ def _create_statement(
 
 
 def _report(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, built: Built | None
+    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, built: Built | None, tell: Tell
 ) -> IndexReport:
     name = f"generation_{generation.id}_{slot}"
     size = index_bytes(conn, generation, slot)
@@ -239,6 +237,7 @@ def _report(
     known = stored_measurement(conn, generation, slot)
     if known is None:
         stored = measure(conn, generation, slot, target)
+        tell(RecallMeasured(slot, stored.recall, stored.ef_search, size))
         failpoint(Failpoint.RECALL_MEASURED)
     else:
         stored = settle_ef_search(conn, generation, slot, known, target)

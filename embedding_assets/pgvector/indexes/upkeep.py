@@ -15,7 +15,6 @@ from embedding_assets.pgvector.indexes.hnsw import (
     SERVERS,
     Hnsw,
     Means,
-    Progress,
     drop_leftovers,
     leftovers,
     parameters_of,
@@ -28,6 +27,7 @@ from embedding_assets.pgvector.schema.generations import Generation, published_g
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets.telemetry.events import Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def act(
     finding: Finding,
     hnsw: Mapping[Slot, Hnsw],
     target_recall: float,
-    progress: Progress | None = None,
+    tell: Tell = unheard,
     means: Means = SERVERS,
 ) -> str:
     """Do what mends a finding, and tell what was done.
@@ -163,9 +163,9 @@ def act(
                 put_to_use(conn)
                 did = f"searches use ef_search {bound_models(conn)[index].ef_search}"
             case "build", str(index):
-                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, progress, means))
+                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, tell, means))
             case "reindex", str(index):
-                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, progress, means))
+                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, tell, means))
             case cure, about:
                 raise ValueError(f"{cure} is no cure for {about or 'the whole table'}")
         if finding.cure in ("build", "reindex"):

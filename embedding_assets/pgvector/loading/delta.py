@@ -9,6 +9,7 @@ twice: 26 µs of server CPU a row against 17 (docs/decisions/0002), for the same
 """
 
 from collections.abc import Callable, Sequence, Set
+from contextlib import closing
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -21,7 +22,7 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
-from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, copy_into, read_digested
+from embedding_assets.pgvector.loading.generations import Digested, Loaded, copy_into, read_digested
 from embedding_assets.pgvector.locks import source_lock, transaction
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
@@ -33,6 +34,7 @@ from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
+from embedding_assets.telemetry.events import LoadProgress, Tell, unheard
 
 _STORED = np.dtype([("chunk_id", "V16"), ("digest", ">i8")])
 
@@ -175,7 +177,7 @@ def replace_shards(
     refs: Sequence[ShardRef],
     digested: Callable[[ShardRef], Digested],
     types: VectorTypes,
-    progress: Callable[[LoadProgress], None] = lambda _: None,
+    tell: Tell = unheard,
     *,
     wholesale: bool = False,
 ) -> Loaded:
@@ -185,28 +187,33 @@ def replace_shards(
     holder = loaded.generation._replace(target_root=f"delta {uuid4().hex}")
     _set_root(conn, loaded.generation, holder.target_root)
     failpoint(Failpoint.DELTA_BEGUN)
-    present = LoadProgress(
-        loaded.shards - sum(bool(ref.rows) for ref in refs), loaded.shards,
-        loaded.rows - sum(ref.rows for ref in refs), loaded.rows,
-    )  # fmt: skip
+    shards, rows = loaded.shards - sum(bool(ref.rows) for ref in refs), loaded.rows - sum(ref.rows for ref in refs)
 
     def merge(own: Connection, ref: ShardRef) -> _Merged:
         return _merge(own, holder, digested(ref), types, wholesale=wholesale)
 
-    def count(merged: _Merged) -> None:
-        nonlocal loaded, present
-        found = merged.difference
-        loaded = loaded._replace(
-            rows_written=loaded.rows_written + found.inserted + found.updated,
-            rows_updated=loaded.rows_updated + found.updated,
-            rows_deleted=loaded.rows_deleted + found.deleted,
-            shards_written=loaded.shards_written + bool(found.rows),
-            bytes_written=loaded.bytes_written + merged.bytes_written,
-        )
-        present = present._replace(shards=present.shards + bool(merged.ref.rows), rows=present.rows + merged.ref.rows)
-        progress(present)
+    with closing(on_connections(conn, refs, merge)) as done:
+        for merged in done:
+            found = merged.difference
+            loaded = loaded._replace(
+                rows_written=loaded.rows_written + found.inserted + found.updated,
+                rows_updated=loaded.rows_updated + found.updated,
+                rows_deleted=loaded.rows_deleted + found.deleted,
+                shards_written=loaded.shards_written + bool(found.rows),
+                bytes_written=loaded.bytes_written + merged.bytes_written,
+            )
+            shards, rows = shards + bool(merged.ref.rows), rows + merged.ref.rows
+            tell(
+                LoadProgress(
+                    shards=shards,
+                    all_shards=loaded.shards,
+                    rows=rows,
+                    all_rows=loaded.rows,
+                    rows_written=loaded.rows_written,
+                    bytes_written=loaded.bytes_written,
+                )
+            )
 
-    on_connections(conn, refs, merge, count)
     _set_root(conn, holder, target_root, rows_changed=loaded.rows_written + loaded.rows_deleted)
     failpoint(Failpoint.DELTA_FINISHED)
     return loaded._replace(generation=loaded.generation._replace(target_root=target_root))

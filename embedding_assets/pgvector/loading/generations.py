@@ -5,7 +5,8 @@ Whether a source gets one is decided in `load`; publishing is another module's w
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS
+from embedding_assets.telemetry.events import LoadProgress, Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -63,26 +65,17 @@ class Loaded(NamedTuple):
     bytes_written: int = 0
 
 
-class LoadProgress(NamedTuple):
-    """Of the shards and rows of a load, what is in the table."""
-
-    shards: int
-    all_shards: int
-    rows: int
-    all_rows: int
-
-
 def load_generation(
     conn: Connection,
     source: str,
     target_root: str,
     shards: Sequence[ShardRef],
     read_shard: ReadShard,
-    progress: Callable[[LoadProgress], None] = lambda _: None,
+    tell: Tell = unheard,
 ) -> Loaded:
     """`fill_generation`, holding the lock of the source: a second loader waits and finds the work done."""
-    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
-        return fill_generation(conn, source, target_root, shards, read_shard, progress)
+    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source, tell=tell):
+        return fill_generation(conn, source, target_root, shards, read_shard, tell)
 
 
 def fill_generation(
@@ -91,7 +84,7 @@ def fill_generation(
     target_root: str,
     shards: Sequence[ShardRef],
     read_shard: ReadShard,
-    progress: Callable[[LoadProgress], None],
+    tell: Tell,
 ) -> Loaded:
     """Load the shards of a source into a detached table, which `index.build_indexes` and `publish.publish` finish.
 
@@ -119,25 +112,28 @@ def fill_generation(
             _log.info("source %r: %d of %d shards to load", source, len(missing), len(shards))
         choice = costs.forced("new generation", "loaded whole", all_rows, types)
         loaded = Loaded(generation, choice, all_rows, len(shards))
-        present = LoadProgress(
-            len(shards) - len(missing), len(shards), all_rows - sum(ref.rows for ref in missing), all_rows
-        )
+        shards_there, rows_there = len(shards) - len(missing), all_rows - sum(ref.rows for ref in missing)
 
         def load_shard(own: Connection, ref: ShardRef) -> tuple[int, int]:
             return _load_shard(own, generation, read_digested(source, ref, read_shard, types), types)
 
-        def count(written: tuple[int, int]) -> None:
-            nonlocal loaded, present
-            rows, sent = written
-            present = present._replace(shards=present.shards + 1, rows=present.rows + rows)
-            loaded = loaded._replace(
-                rows_written=loaded.rows_written + rows,
-                shards_written=loaded.shards_written + 1,
-                bytes_written=loaded.bytes_written + sent,
-            )
-            progress(present)
-
-        on_connections(conn, missing, load_shard, count)
+        with closing(on_connections(conn, missing, load_shard)) as written:
+            for rows, sent in written:
+                loaded = loaded._replace(
+                    rows_written=loaded.rows_written + rows,
+                    shards_written=loaded.shards_written + 1,
+                    bytes_written=loaded.bytes_written + sent,
+                )
+                tell(
+                    LoadProgress(
+                        shards=shards_there + loaded.shards_written,
+                        all_shards=len(shards),
+                        rows=rows_there + loaded.rows_written,
+                        all_rows=all_rows,
+                        rows_written=loaded.rows_written,
+                        bytes_written=loaded.bytes_written,
+                    )
+                )
         return loaded
 
 

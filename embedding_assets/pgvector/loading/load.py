@@ -18,13 +18,14 @@ from embedding_assets.pgvector.loading.delta import (
     stored_rows,
     stored_shards,
 )
-from embedding_assets.pgvector.loading.generations import Digested, Loaded, LoadProgress, drop_others, fill_generation
+from embedding_assets.pgvector.loading.generations import Digested, Loaded, drop_others, fill_generation
 from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
 from embedding_assets.pgvector.schema.generations import Generation, find_generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.telemetry.events import Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def load(
     target_root: str,
     shards: Sequence[ShardRef],
     read_shard: ReadShard,
-    progress: Callable[[LoadProgress], None] = lambda _: None,
+    tell: Tell = unheard,
     is_newest: Callable[[], bool] = lambda: True,
 ) -> Loaded:
     """Bring a source to `target_root`: by a delta on its published generation, or by a new one where that costs less.
@@ -56,7 +57,7 @@ def load(
     Raises Superseded where it has; TransientError where the database fails or is busy, PermanentError where rows and
     models do not fit, or where the table does not hold what was sent: that shard then stays as it was.
     """
-    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source):
+    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source, tell=tell):
         if not is_newest():
             raise Superseded(
                 f"source {source!r}: what was to be loaded is not the newest any more. Nothing was changed. "
@@ -66,11 +67,11 @@ def load(
 
         def load_whole(choice: Choice) -> Loaded:
             _log.info("source %r: %s: %s", source, choice.way, choice.why)
-            return fill_generation(conn, source, target_root, shards, read_shard, progress)._replace(choice=choice)
+            return fill_generation(conn, source, target_root, shards, read_shard, tell)._replace(choice=choice)
 
         found, published = find_generation(conn, source, target_root), published_generation(conn, source)
         if found is not None and found.state == "published":
-            return fill_generation(conn, source, target_root, shards, read_shard, progress)
+            return fill_generation(conn, source, target_root, shards, read_shard, tell)
         why_whole = _why_whole(conn, found, published, shards)
         if why_whole is not None or published is None:
             return load_whole(costs.forced("new generation", why_whole or "", rows, types))
@@ -89,7 +90,7 @@ def load(
         drop_others(conn, source, published)
         loaded = Loaded(published, choice, rows, len(shards))
         try:
-            return replace_shards(conn, loaded, target_root, changed, digested, types, progress)
+            return replace_shards(conn, loaded, target_root, changed, digested, types, tell)
         except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
             # A chunk of one shard is still held by another: the documents were dealt out anew, which the numbers of
             # the shards did not show.

@@ -5,6 +5,7 @@ Detach and attach are one short transaction: 10–20 ms in which readers wait; t
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -22,6 +23,7 @@ from embedding_assets.pgvector.schema.generations import Generation, drop_genera
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
+from embedding_assets.telemetry.events import GenerationPublished, Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,9 @@ class Difference(NamedTuple):
         return self.what if self.shard is None else f"shard {self.shard}: {self.what}"
 
 
-def publish(conn: Connection, source: str, target_root: str, shards: Sequence[ShardRef]) -> Generation:
+def publish(
+    conn: Connection, source: str, target_root: str, shards: Sequence[ShardRef], tell: Tell = unheard
+) -> Generation:
     """Attach the generation loaded from `target_root` in place of the source's present one, which is dropped after.
 
     Before that: the ledger must name exactly `shards`, each shard's rows and fingerprint in the table must be those
@@ -49,7 +53,7 @@ def publish(conn: Connection, source: str, target_root: str, shards: Sequence[Sh
     Raises PermanentError with what differs, and drops the faulty generation, so that the next run loads it anew;
     TransientError where readers would not let go of the table.
     """
-    with pipeline_errors(f"publishing source {source!r}"), source_lock(conn, source):
+    with pipeline_errors(f"publishing source {source!r}"), source_lock(conn, source, tell=tell):
         generation = require_generation(conn, source, target_root)
         if generation.state != "published":
             if differences := [*content_differences(conn, generation, shards), *_invalid(conn, generation)]:
@@ -63,7 +67,9 @@ def publish(conn: Connection, source: str, target_root: str, shards: Sequence[Sh
                 )
             failpoint(Failpoint.PUBLISH_CHECKED)
             old = published_generation(conn, source)
+            began = time.monotonic()
             short_transaction(conn, f"publishing source {source!r}", lambda: _swap(conn, generation, old))
+            tell(GenerationPublished(generation.id, time.monotonic() - began))
             failpoint(Failpoint.PUBLISH_SWAPPED)
         _drop_retired(conn, source)
         return generation._replace(state="published")
