@@ -8,7 +8,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from embedding_assets.operations import status as module
+from embedding_assets.operations import deployment as module
 from embedding_assets.operations.status import SourceStatus, is_behind, is_current, status
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs

@@ -75,6 +75,7 @@ def cli() -> None:
 
 for command in (
     materialize.materialize,
+    housekeeping.prepare,
     looks.status,
     looks.search,
     evaluate.evaluate,

@@ -39,6 +39,37 @@ def gc(region: str | None, keep: int, grace_hours: int, as_json: bool) -> None:
 
 
 @click.command()
+@region_option
+@json_option
+def prepare(region: str | None, as_json: bool) -> None:
+    """Bring databases to this version, and to the settings.
+
+    Migrations, the search surface and the roles; then the models bound, the readers and the language. Every run does so
+    by itself when it first comes upon a region: this is for what is to be done before new processes are started, such
+    as an init container. What is so already is left alone. Exit code 1 if a region can't be so; the others are.
+
+    With --json a list of {region, prepared, error}; error is null where it is prepared.
+    """
+    from embedding_assets.cli.terminal import printable
+    from embedding_assets.errors import PipelineError
+
+    deployment = current_deployment()
+    errors: dict[str, str | None] = {}
+    for name in chosen(region, deployment.settings.regions, "region"):
+        try:
+            deployment.prepare(name)
+            errors[name] = None
+        except PipelineError as error:
+            errors[name] = str(error)
+        if not as_json:
+            told = printable(errors[name] or "prepared")
+            OUT.print(f"{name}: {told}", markup=False, style="red" if errors[name] else "")
+    if as_json:
+        print_json([{"region": name, "prepared": not error, "error": error} for name, error in errors.items()])
+    sys.exit(1 if any(errors.values()) else 0)
+
+
+@click.command()
 @click.argument("source")
 @region_option
 @click.option("--yes", is_flag=True, help="Without asking.")

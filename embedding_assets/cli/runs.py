@@ -34,8 +34,7 @@ def materialize(
         # Who may read what follows the settings now, also where nothing is stale.
         start = time.monotonic()
         try:
-            with deployment.database(region):
-                pass
+            deployment.prepare(region)
         except PipelineError as error:
             refused.append(Outcome(region, "", succeeded=False, seconds=time.monotonic() - start, errors=[str(error)]))
     outcomes: list[Outcome] = []

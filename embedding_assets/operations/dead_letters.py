@@ -13,9 +13,9 @@ from uuid import UUID
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector import dead_letters as table
-from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.dead_letters import DeadLetter, State
-from embedding_assets.pgvector.schema.migrations import migrate
+from embedding_assets.pgvector.schema.migrations import ensure_migrated, is_migrated
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.parts import read_part
@@ -78,7 +78,7 @@ def rejections_of(
 ) -> Iterator[StageRejections]:
     """Those of a stage's run; what comes of them goes on record at the end, however the run ends."""
     try:
-        with _database(deployment) as conn:
+        with _table(deployment) as conn:
             rejections = StageRejections(table.standing(conn, source, stage, model_version))
     except PipelineError as error:
         # One wait for a database that does not answer is enough: nothing is put on record at the end either.
@@ -93,7 +93,7 @@ def rejections_of(
     finally:
         if rejections.has_news:
             try:
-                with _database(deployment) as conn:
+                with _table(deployment) as conn:
                     rejections.record(conn, source, stage, model_version)
             except PipelineError as error:
                 warn(f"The dead letters of this run were not put on record ({error}). The next run does it.")
@@ -101,8 +101,8 @@ def rejections_of(
 
 def listed(deployment: Deployment, source: str | None, states: Sequence[State]) -> list[DeadLetter]:
     """The letters in these states, seen last first."""
-    with _database(deployment) as conn:
-        return table.listed(conn, source, states)
+    with deployment.connect(deployment.settings.primary_region) as conn:
+        return table.listed(conn, source, states) if is_migrated(conn) else []
 
 
 class Shown(NamedTuple):
@@ -114,14 +114,14 @@ class Shown(NamedTuple):
 
 def show(deployment: Deployment, letter_id: int) -> Shown:
     """One letter, with its text. Raises PermanentError where there is no such letter."""
-    with _database(deployment) as conn:
+    with deployment.connect(deployment.settings.primary_region) as conn:
         (letter,) = _by_id(conn, [letter_id])
     return Shown(letter, _text_of(deployment, letter))
 
 
 def mark(deployment: Deployment, ids: Sequence[int], state: State) -> list[DeadLetter]:
     """Give letters a state; what they are then. Raises PermanentError, and marks nothing, if one is not there."""
-    with _database(deployment) as conn:
+    with _table(deployment) as conn:
         _by_id(conn, ids)
         table.mark(conn, ids, state)
         return _by_id(conn, ids)
@@ -142,7 +142,7 @@ def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconcile
     `alert` is called once, with no connection open meanwhile: where it says that nobody could be told, the next
     reconciliation tells again.
     """
-    with _database(deployment) as conn:
+    with _table(deployment) as conn:
         pending = table.listed(conn, None, ["pending"])
         orphans = [letter for letter in pending if letter.source not in deployment.settings.sources]
         rest = [letter for letter in pending if letter.source in deployment.settings.sources]
@@ -153,7 +153,7 @@ def reconcile(deployment: Deployment, alert: Callable[[str], bool]) -> Reconcile
         forgotten = table.forget_resolved(conn, _HISTORY_DAYS)
     escalated: list[DeadLetter] = []
     if for_people and alert(describe(for_people)):
-        with _database(deployment) as conn:
+        with _table(deployment) as conn:
             still = set(_ids(table.listed(conn, None, ["pending"])))  # somebody may have seen to one meanwhile
             escalated = [letter for letter in for_people if letter.id in still]
             table.mark(conn, _ids(escalated), "escalated")
@@ -171,15 +171,15 @@ def describe(letters: Sequence[DeadLetter]) -> str:
 
 
 @contextmanager
-def _database(deployment: Deployment) -> Iterator[Connection]:
-    dsn = deployment.dsn(deployment.settings.primary_region)
-    migrate(dsn)
-    with connect(dsn) as conn:
+def _table(deployment: Deployment) -> Iterator[Connection]:
+    """The primary region's database with the table in it, whatever else of the settings it may refuse."""
+    with deployment.connect(deployment.settings.primary_region) as conn:
+        ensure_migrated(conn)
         yield conn
 
 
 def _by_id(conn: Connection, ids: Sequence[int]) -> list[DeadLetter]:
-    found = table.by_id(conn, ids)
+    found = table.by_id(conn, ids) if is_migrated(conn) else []
     if missing := sorted(set(ids) - {letter.id for letter in found}):
         raise PermanentError(
             f"there is no dead letter {', '.join(map(str, missing))}. Cure: embedding-assets dead-letters list --all"

@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -13,13 +13,14 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from embedding_assets.embedding.options import Binding
+from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import embedded
-from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.hnsw import Hnsw, Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, TOLD_SECONDS, SourceBusy
 from embedding_assets.pgvector.schema import migrations, roles
-from embedding_assets.pgvector.schema.models import Model, ensure_models
+from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import SLOTS, Slot
@@ -38,6 +39,8 @@ class Deployment:
 
     settings: Settings
     home: Path
+    _prepared: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
+    """The regions that this one has prepared. A run, or a command with all its runs, has one deployment."""
 
     def store(self, region: str) -> Store:
         """The region's object store."""
@@ -53,27 +56,59 @@ class Deployment:
         configured = self.settings.regions[region].dsn()
         return configured if configured is not None else embedded.dsn(self.home, region)
 
-    @contextmanager
-    def database(self, region: str) -> Iterator[Connection]:
-        """A connection to the region's database, brought to the newest migration and to what the settings say."""
-        dsn = self.dsn(region)
-        migrations.migrate(dsn)
-        with connect(dsn) as conn:
-            roles.act_as_ingest(conn)
-            models: dict[Slot, Model] = {
-                slot: Model(
-                    binding.model,
-                    binding.dimensions,
-                    binding.provider,
-                    binding.halfvec,
-                    (binding.name, *binding.answers_as),
-                )
-                for slot, binding in ((slot, self.binding(slot)) for slot in SLOTS)
-            }
-            ensure_models(conn, models, self.settings.live_model)
+    def prepare(self, region: str) -> None:
+        """Bring the region's database to this version of its tables, and to what the settings say of it.
+
+        That is its migrations, search surface and roles; then the models bound, the readers and the language. Writes
+        nothing where it is so already. Raises PermanentError where it cannot be so.
+        """
+        migrations.migrate(self.dsn(region))
+        with self.connect(region) as conn:
+            ensure_models(conn, self._models, self.settings.live_model)
             roles.ensure_readers(conn, self.settings.row_level_security)
             inverted.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
+        self._prepared.add(region)
+
+    @contextmanager
+    def connect(self, region: str) -> Iterator[Connection]:
+        """A connection to the region's database as it is, for those who look; as the ingest role, if that may be."""
+        with connect(self.dsn(region)) as conn:
+            roles.act_as_ingest(conn)
             yield conn
+
+    @contextmanager
+    def prepared(self, region: str) -> Iterator[Connection]:
+        """The same for those who load and index, prepared at this deployment's first use of the region.
+
+        Raises PermanentError where it is no longer as this version and these settings need it: runs of several versions
+        and settings overlap in a rolling deployment, and none may take back what another one has prepared since.
+        """
+        if region not in self._prepared:
+            self.prepare(region)
+        with self.connect(region) as conn:
+            with pipeline_errors(f"asking what region {region} is prepared for"):
+                as_prepared = migrations.is_migrated(conn) and is_bound(conn, self._models)
+            if not as_prepared:
+                raise PermanentError(
+                    f"region {region}: its database was changed while this run went on: it has not the models of "
+                    "these settings any more. Cure: have the same settings wherever this runs, then "
+                    "embedding-assets materialize"
+                )
+            yield conn
+
+    @property
+    def _models(self) -> dict[Slot, Model]:
+        bindings = {slot: self.binding(slot) for slot in SLOTS}
+        return {
+            slot: Model(
+                binding.model,
+                binding.dimensions,
+                binding.provider,
+                binding.halfvec,
+                (binding.name, *binding.answers_as),
+            )
+            for slot, binding in bindings.items()
+        }
 
     def reader(self, source: str) -> Reader:
         """What reads the source's documents."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from embedding_assets.embedding.query import embed_questions
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.reading.search import known_documents as known_in
 from embedding_assets.pgvector.reading.search import ranked_documents, ranked_documents_hybrid, sampled_chunks
 from embedding_assets.pgvector.schema.migrations import is_migrated
@@ -137,7 +137,7 @@ def evaluate(
     Each slot's vectors, live or not, and hybrid search where it is enabled. Without `questions` so many are made of the
     source. Raises PermanentError where the region serves nothing, and as embedding the questions does.
     """
-    with connect(deployment.dsn(region)) as conn, pipeline_errors(f"evaluating region {region}"):
+    with deployment.connect(region) as conn, pipeline_errors(f"evaluating region {region}"):
         models = bound_models(conn) if is_migrated(conn) else {}
         live = next((slot for slot in SLOTS if slot in models and models[slot].live), None)
         if live is None:

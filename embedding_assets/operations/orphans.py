@@ -18,12 +18,11 @@ from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import Finding, Kind, Where
 from embedding_assets.operations.status import SourceStatus, is_current
-from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import drop_source_lock
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.publishing.forget import forget as drop
-from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, migrate
-from embedding_assets.pgvector.schema.roles import act_as_ingest
+from embedding_assets.pgvector.schema.migrations import ensure_migrated, has_tables, is_migrated
 from embedding_assets.settings.models import Name
 from embedding_assets.snapshots.garbage import aside_of
 from embedding_assets.snapshots.names import JOURNALS, REPLICA, TABLE
@@ -60,7 +59,7 @@ def orphans(deployment: Deployment, regions: Sequence[str]) -> list[Orphan]:
     for region in regions:
         rows: dict[str, Held] = {}
         stored: set[str] = set()
-        with suppress(PipelineError), connect(deployment.dsn(region)) as conn:
+        with suppress(PipelineError), deployment.connect(region) as conn:
             if is_migrated(conn):
                 rows = {each.source: each for each in held(conn)}
         with suppress(PipelineError):
@@ -136,8 +135,8 @@ def forget(deployment: Deployment, source: str, regions: Sequence[str]) -> Itera
             f"{source} alone, and its vectors are taken over. Cure: embedding-assets materialize --source {successor}"
         )
     for region in regions:
-        with connect(deployment.dsn(region)) as conn:
-            if has_tables(conn) and (rows := _forget_rows(deployment, conn, region, source)) is not None:
+        with deployment.connect(region) as conn:
+            if has_tables(conn) and (rows := _forget_rows(conn, source)) is not None:
                 yield f"{region}: {rows:,} rows and all records of it removed from the database"
     for region in regions:
         if objects := _forget_objects(deployment.store(region), source):
@@ -170,9 +169,8 @@ def _serves_everywhere(deployment: Deployment, source: str) -> bool:
     return all(is_current(deployment, region, source) for region in deployment.settings.regions)
 
 
-def _forget_rows(deployment: Deployment, conn: Connection, region: str, source: str) -> int | None:
-    migrate(deployment.dsn(region))
-    act_as_ingest(conn)
+def _forget_rows(conn: Connection, source: str) -> int | None:
+    ensure_migrated(conn)
     there = next((one for one in held(conn) if one.source == source), None)
     if there is None:
         drop_source_lock(conn, source)  # which a crash may have left

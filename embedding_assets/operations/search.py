@@ -5,7 +5,7 @@ from typing import Any
 from embedding_assets.embedding.query import embed_query
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector.connection import connect, pipeline_errors
+from embedding_assets.pgvector.connection import pipeline_errors
 from embedding_assets.pgvector.reading.search import search as search_region
 from embedding_assets.pgvector.reading.search import search_hybrid as search_region_hybrid
 from embedding_assets.pgvector.schema.migrations import is_migrated
@@ -24,7 +24,7 @@ def search(
     hybrid: bool = False,
 ) -> list[dict[str, Any]]:
     """The nearest chunks by the region's live model, nearest first; by the text's words as well if `hybrid`."""
-    with connect(deployment.dsn(region)) as conn, pipeline_errors(f"searching in region {region}"):
+    with deployment.connect(region) as conn, pipeline_errors(f"searching in region {region}"):
         models = bound_models(conn) if is_migrated(conn) else {}
         live = next((slot for slot in SLOTS if slot in models and models[slot].live), None)
         if live is None:

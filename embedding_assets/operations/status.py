@@ -11,7 +11,7 @@ from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import links_behind
-from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
+from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import parameters_of
 from embedding_assets.pgvector.indexes.measurement import shortfall, stored_measurement
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
@@ -144,7 +144,7 @@ def _ask(deployment: Deployment, region: str, sources: Sequence[str]) -> _Region
     try:
         store = deployment.store(region)
         found = found._replace(store=store, replicas=dict(_replicas(store, sources)))
-        with connect(deployment.dsn(region)) as conn, pipeline_errors("asking for the region's state"):
+        with deployment.connect(region) as conn, pipeline_errors("asking for the region's state"):
             if not is_migrated(conn):
                 return found
             live = next((slot for slot, model in bound_models(conn).items() if model.live), None)

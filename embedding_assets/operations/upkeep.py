@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes.upkeep import act, examine, findings, published_sources
 from embedding_assets.pgvector.locks import SourceBusy
-from embedding_assets.pgvector.schema.migrations import has_tables, migrate
+from embedding_assets.pgvector.schema.migrations import ensure_migrated, has_tables
 
 
 class Upkept(NamedTuple):
@@ -46,12 +46,11 @@ def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[
 
 
 def _keep_up_region(deployment: Deployment, region: str, may_go_on: Callable[[], bool]) -> Iterator[Upkept]:
-    dsn = deployment.dsn(region)
-    with connect(dsn) as conn:
+    with deployment.connect(region) as conn:
         if not has_tables(conn):
             yield Upkept(region, "", "serves nothing yet", "nothing", failed=False)
             return
-        migrate(dsn)
+        ensure_migrated(conn)
         for source in published_sources(conn):
             if not may_go_on():
                 yield Upkept(region, "", f"{source} and what follows it: not looked at", "the time is up", failed=False)

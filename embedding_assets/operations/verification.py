@@ -9,7 +9,7 @@ from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be, links_behind
 from embedding_assets.operations.healing import put_back
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
-from embedding_assets.pgvector.connection import connect, pipeline_errors
+from embedding_assets.pgvector.connection import pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.loading import delta
 from embedding_assets.pgvector.publishing.compare import compare
@@ -137,7 +137,7 @@ def _verify_table(deployment: Deployment, region: str, replica: Snapshot, store:
     source = replica.source
     where, cure = Where(source, region, TABLE), materialize_cure(source, region)
     try:
-        with connect(deployment.dsn(region)) as conn, pipeline_errors("reading the table"):
+        with deployment.connect(region) as conn, pipeline_errors("reading the table"):
             serving = published_generation(conn, source) if is_migrated(conn) else None
             if serving is None:
                 yield Finding(Kind.NEVER_MADE, where, "no table was published yet", cure)
@@ -207,7 +207,7 @@ def _replicate(deployment: Deployment, region: str, source: str) -> Iterator[str
 
 def _repair_table(deployment: Deployment, region: str, source: str, shards: set[int], rebuild: bool) -> Iterator[str]:
     store = deployment.store(region)
-    with deployment.sole_writer(TABLE, region, source), deployment.database(region) as conn:
+    with deployment.sole_writer(TABLE, region, source), deployment.prepared(region) as conn:
         replica = log.head(store, REPLICA, source)
         serving = published_generation(conn, source)
         if replica is None or serving is None or serving.target_root != replica.root:

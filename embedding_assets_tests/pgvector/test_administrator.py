@@ -72,7 +72,7 @@ class Pipeline:
         self._log.clear()
         uri = f"postgresql:///?{urlencode(conninfo_to_dict(self.dsn), quote_via=quote)}"
         box = Sandbox(self._folder, {PRIMARY: uri}, models=MODELS, more=settings)
-        with self._log.at_level(logging.WARNING), box.deployment.database(PRIMARY) as conn:
+        with self._log.at_level(logging.WARNING), box.deployment.prepared(PRIMARY) as conn:
             wanted.publish(conn)
         with connect(self.dsn) as conn:
             assert_serves(conn, wanted)

@@ -485,7 +485,7 @@ def test_a_line_that_is_lost_opens_nothing_and_status_says_so_until_the_settings
     def has_it_on(**more: object) -> bool:
         box = replace(sandbox, more=more)
         for region in REGIONS:
-            with box.deployment.database(region) as conn:
+            with box.deployment.prepared(region) as conn:
                 on = roles.is_row_security_on(conn)
         rows = status(box.deployment, [SOURCE], REGIONS)
         said = [row.unsaid is not None and "`row_level_security: off`" in row.unsaid for row in rows]

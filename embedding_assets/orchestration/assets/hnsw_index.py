@@ -53,7 +53,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         with (
             domain_errors(context, deployment),
             deployment.sole_writer(INDEX, region, source, tell=tell),
-            deployment.database(region) as conn,
+            deployment.prepared(region) as conn,
         ):
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)

@@ -41,7 +41,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         with (
             domain_errors(context, deployment),
             deployment.sole_writer(TABLE, region, source, tell=tell),
-            deployment.database(region) as conn,
+            deployment.prepared(region) as conn,
         ):
             replica = log.newest(store, s3_replica)
             refs = shard_refs(replica)

@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.locks import SCHEMA_LOCK, SWAP_LOCK_TIMEOUT, held, limit, until_granted
 from embedding_assets.pgvector.schema import roles, surface
 
@@ -48,6 +48,17 @@ def migrate(dsn: str) -> None:
         surface.ensure_surface(conn, _search_path(conn))
         roles.ensure_roles(conn)
         _ensure_iterative_scans(conn)
+
+
+def ensure_migrated(conn: Connection) -> None:
+    """`migrate` the database of this connection, for those who write records and nothing that the settings say.
+
+    Where it is so already this asks three questions, on this connection alone.
+    """
+    with roles.with_way_out(conn, "asking the region's database for its migrations"):
+        migrated = not _missing(conn) and not surface.outdated(conn)
+    if not migrated:
+        migrate(dsn_of(conn))
 
 
 def has_tables(conn: Connection) -> bool:

@@ -63,7 +63,7 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
     for model in models.values():
         vector_type(model.dimensions)
     with roles.with_way_out(conn, "binding the models in the region's database"):
-        if _is_bound(conn, models, live):
+        if is_bound(conn, models) and bound_models(conn)[live].live:
             return
         short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
         failpoint(Failpoint.MODELS_BOUND)
@@ -77,19 +77,18 @@ def bound_models(conn: Connection) -> dict[Slot, BoundModel]:
     return {slot: BoundModel(slot, Model(*model), live, ef_search) for slot, live, ef_search, *model in rows}
 
 
+def is_bound(conn: Connection, models: Mapping[Slot, Model]) -> bool:
+    """Whether the slots are bound to these models, whichever is live; asks only."""
+    recorded = {slot: bound.model for slot, bound in bound_models(conn).items()}
+    return recorded == {slot: model.recorded for slot, model in models.items()}
+
+
 def bound_types(conn: Connection) -> VectorTypes:
     """The types of both slots' columns. Raises PermanentError before `ensure_models`."""
     models = bound_models(conn)
     if set(models) != set(SLOTS):
         raise PermanentError("no models are bound in this database yet. Cure: embedding-assets materialize")
     return tuple(models[slot].model.type for slot in SLOTS)
-
-
-def _is_bound(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> bool:
-    bound = bound_models(conn).values()
-    return {each.slot: each.model for each in bound} == {slot: models[slot].recorded for slot in models} and [
-        each.slot for each in bound if each.live
-    ] == [live]
 
 
 def _told(model: Model) -> str:

@@ -128,7 +128,7 @@ def act_as_ingest(conn: Connection) -> None:
             conn.execute(
                 """
                 SELECT set_config('role', rolname, false) FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
-                WHERE pg_class.oid = 'embedding_assets.chunks'::regclass AND rolname = %s
+                WHERE pg_class.oid = to_regclass('embedding_assets.chunks') AND rolname = %s
                 """,
                 [INGEST],
             )
