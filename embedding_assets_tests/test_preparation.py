@@ -38,7 +38,7 @@ class Asked:
         migrate, execute = migrations.migrate, psycopg.Connection.execute
 
         def counting_migrate(dsn: str) -> None:
-            self.migrated[psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]] += 1
+            self.migrated[str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])] += 1
             migrate(dsn)
 
         def counting_execute(conn: psycopg.Connection[Any], *given: Any, **more: Any) -> Any:
