@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import psycopg
@@ -23,35 +21,25 @@ from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets_tests.support.asked import Asked, name_of
 from embedding_assets_tests.support.harness import MODELS, PRIMARY, SOURCE, Sandbox
 
 EU = "eu-west-1"
 OTHER_V2 = {**MODELS, "v2": {"provider": "local", "name": "wordllama-256", "dimensions": 256}}
 
 
-class Asked:
-    """What the databases were asked meanwhile, by name of the database."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.migrated: Counter[str] = Counter()
-        self.statements: Counter[str] = Counter()
-        migrate, execute = migrations.migrate, psycopg.Connection.execute
-
-        def counting_migrate(dsn: str) -> None:
-            self.migrated[str(psycopg.conninfo.conninfo_to_dict(dsn)["dbname"])] += 1
-            migrate(dsn)
-
-        def counting_execute(conn: psycopg.Connection[Any], *given: Any, **more: Any) -> Any:
-            self.statements[conn.info.dbname] += 1
-            return execute(conn, *given, **more)
-
-        monkeypatch.setattr(migrations, "migrate", counting_migrate)
-        monkeypatch.setattr(psycopg.Connection, "execute", counting_execute)
-
-
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    return Asked(monkeypatch)
+def migrated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The databases that were asked for their migrations in order to be migrated, a name each time."""
+    names: list[str] = []
+    migrate = migrations.migrate
+
+    def noted(dsn: str) -> None:
+        names.append(name_of(dsn))
+        migrate(dsn)
+
+    monkeypatch.setattr(migrations, "migrate", noted)
+    return names
 
 
 @pytest.fixture
@@ -62,10 +50,6 @@ def empty(sandbox: Sandbox, postgres: Path) -> Iterator[Sandbox]:
         conn.execute("CREATE DATABASE unprepared")
         yield replace(sandbox, dsns={**sandbox.dsns, EU: embedded.dsn(postgres, "unprepared")})
         conn.execute("DROP DATABASE unprepared WITH (FORCE)")
-
-
-def database_of(box: Sandbox, region: str) -> str:
-    return str(psycopg.conninfo.conninfo_to_dict(box.dsns[region])["dbname"])
 
 
 def newest_transaction(dsn: str) -> object:
@@ -86,7 +70,7 @@ def newer(tmp_path: Path) -> Path:
 # How often
 
 
-def test_a_command_prepares_a_region_once_whatever_the_number_of_sources(sandbox: Sandbox, asked: Asked) -> None:
+def test_a_command_prepares_a_region_once_whatever_the_number_of_sources(sandbox: Sandbox, migrated: list[str]) -> None:
     box = replace(sandbox, sources={"notes": {"kind": "files", "path": str(sandbox.root)}})
     box.write(refunds="Refunds take five days.")
     deployment = box.deployment
@@ -104,25 +88,24 @@ def test_a_command_prepares_a_region_once_whatever_the_number_of_sources(sandbox
         )
 
     assert [outcome.succeeded for outcome in outcomes] == [True] * 4
-    assert asked.migrated == {database_of(box, PRIMARY): 1}
+    assert migrated == [name_of(box.dsns[PRIMARY])]
 
 
-def test_what_is_prepared_is_asked_about_and_not_written(sandbox: Sandbox, asked: Asked) -> None:
-    deployment, name = sandbox.deployment, database_of(sandbox, EU)
+def test_what_is_prepared_is_asked_about_and_not_written(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployment, name = sandbox.deployment, name_of(sandbox.dsns[EU])
     deployment.prepare(EU)
-    before = newest_transaction(sandbox.dsns[EU])
+    before, asked = newest_transaction(sandbox.dsns[EU]), Asked(monkeypatch)
 
-    asked.statements.clear()
     sandbox.deployment.prepare(EU)
     of_a_run = asked.statements[name]
-    asked.statements.clear()
+    asked.forget()
     with deployment.prepared(EU):
         pass
-    of_an_opening = asked.statements[name]
+    of_an_asset = asked.statements[name]
 
     assert newest_transaction(sandbox.dsns[EU]) == before
     assert of_a_run <= 24
-    assert of_an_opening <= 12
+    assert of_an_asset <= 12
 
 
 def test_a_run_that_begins_with_the_table_prepares_a_database_with_nothing_in_it(empty: Sandbox) -> None:

@@ -1,20 +1,21 @@
 """What `status` says of sources and regions, and what it takes to know it."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any
 
 import dagster as dg
 import pytest
+from click.testing import CliRunner
 
-from embedding_assets.operations import deployment as module
+from embedding_assets.cli import cli
 from embedding_assets.operations.status import SourceStatus, is_behind, is_current, status
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
-from embedding_assets.pgvector.connection import connect
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.stores import Store
+from embedding_assets_tests.support.asked import Asked, name_of
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 
@@ -31,19 +32,19 @@ def box(sandbox: Sandbox) -> Sandbox:
     return box
 
 
-def test_each_region_is_asked_once_for_all_sources(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+def test_each_region_is_asked_once_for_all_sources_and_orphans(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in box.environment().items():
+        monkeypatch.setenv(name, value)
+    asked = Asked(monkeypatch)
+    served, nothing = name_of(box.dsns[PRIMARY]), name_of(box.dsns["eu-west-1"])
 
-    def counted(dsn: str) -> Any:
-        asked.append(dsn)
-        return connect(dsn)
+    rows = json.loads(CliRunner().invoke(cli, ["status", "--json"]).stdout)
 
-    monkeypatch.setattr(module, "connect", counted)
-
-    rows = status(box.deployment, [SOURCE, "notes"], REGIONS)
-
-    assert sorted(asked) == sorted(box.dsns.values())
-    assert {(row.source, row.region): (row.rows, row.current) for row in rows} == {
+    assert asked.connections == {served: 1, nothing: 1}
+    # Two to set a connection up, three for the role, ten for the region; four for each source that it serves.
+    assert asked.statements[nothing] <= 15
+    assert asked.statements[served] <= asked.statements[nothing] + 4
+    assert {(row["source"], row["region"]): (row["rows"], row["current"]) for row in rows} == {
         (SOURCE, PRIMARY): (1, True),
         (SOURCE, "eu-west-1"): (0, False),
         ("notes", PRIMARY): (0, False),

@@ -42,12 +42,13 @@ def status(source: str | None, region: str | None, max_lag: int, as_json: bool) 
     """
     from embedding_assets.cli import terminal
     from embedding_assets.operations import orphans
-    from embedding_assets.operations.status import is_behind
-    from embedding_assets.operations.status import status as look
+    from embedding_assets.operations.regions import ask
+    from embedding_assets.operations.status import is_behind, of_regions
 
     deployment = current_deployment()
-    regions = chosen(region, deployment.settings.regions, "region")
-    rows = look(deployment, chosen(source, deployment.settings.sources, "source"), regions)
+    sources = chosen(source, deployment.settings.sources, "source")
+    regions = [ask(deployment, name, sources) for name in chosen(region, deployment.settings.regions, "region")]
+    rows = of_regions(deployment, sources, regions)
     if source is None:
         rows += orphans.status_rows(deployment, regions)
     if as_json:
@@ -119,6 +120,7 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     """
     from embedding_assets.cli import terminal
     from embedding_assets.operations import orphans, verification
+    from embedding_assets.operations.regions import ask
 
     deployment = current_deployment()
     sources = chosen(source, deployment.settings.sources, "source")
@@ -129,7 +131,7 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     else:
         found = verification.verify(deployment, sources, regions)
     if source is None:
-        found += orphans.findings(deployment, regions)
+        found += orphans.findings(deployment, [ask(deployment, name, []) for name in regions])
     if as_json:
         differences = [finding.as_json() for finding in found]
         print_json({"repaired": repaired, "differences": differences} if repair else {"differences": differences})

@@ -10,6 +10,7 @@ from embedding_assets.cli.screen import Screen
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations import orphans
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.regions import ask
 from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration import driver
 from embedding_assets.orchestration.driver import Outcome
@@ -59,7 +60,7 @@ def materialize(
     for trouble in run_display.troubles(outcomes):
         screen.print(trouble)
     if set(sources) == deployment.settings.sources.keys():
-        for finding in orphans.findings(deployment, regions):
+        for finding in orphans.findings(deployment, [ask(deployment, region, []) for region in regions]):
             screen.print(terminal.printable(finding), markup=False, style="yellow")
     return outcomes
 

@@ -17,12 +17,13 @@ from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import Finding, Kind, Where
+from embedding_assets.operations.regions import RegionState, ask
 from embedding_assets.operations.status import SourceStatus, is_current
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import drop_source_lock
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.publishing.forget import forget as drop
-from embedding_assets.pgvector.schema.migrations import ensure_migrated, has_tables, is_migrated
+from embedding_assets.pgvector.schema.migrations import ensure_migrated, has_tables
 from embedding_assets.settings.models import Name
 from embedding_assets.snapshots.garbage import aside_of
 from embedding_assets.snapshots.names import JOURNALS, REPLICA, TABLE
@@ -52,26 +53,24 @@ class Orphan(NamedTuple):
         return f"{self.region} has {', '.join(told) or 'records'} of source {self.source}"
 
 
-def orphans(deployment: Deployment, regions: Sequence[str]) -> list[Orphan]:
+def orphans(deployment: Deployment, region_names: Sequence[str]) -> list[Orphan]:
     """Every orphan of every region. A database or store that can't be asked is left out: others tell of that."""
-    known = deployment.settings.sources
-    found: list[Orphan] = []
-    for region in regions:
-        rows: dict[str, Held] = {}
-        stored: set[str] = set()
-        with suppress(PipelineError), deployment.connect(region) as conn:
-            if is_migrated(conn):
-                rows = {each.source: each for each in held(conn)}
-        with suppress(PipelineError):
-            stored = {source for source, _ in _stored(deployment.store(region), known)}
-        for source in sorted((rows.keys() | stored) - known.keys()):
-            _, served, letters = rows.get(source, Held(source, 0, 0))
-            found.append(Orphan(source, region, served, letters, source in stored))
-    return found
+    return [orphan for name in region_names for orphan in _of(ask(deployment, name, []))]
 
 
-def findings(deployment: Deployment, regions: Sequence[str]) -> list[Finding]:
-    """The orphans as findings, each with its cure."""
+def _of(region: RegionState) -> Iterator[Orphan]:
+    known = region.settings.sources
+    rows = {each.source: each for each in region.held}
+    stored: set[str] = set()
+    with suppress(PipelineError):
+        stored = {source for source, _ in _stored(region.store, known)} if region.store else set()
+    for source in sorted((rows.keys() | stored) - known.keys()):
+        _, served, letters = rows.get(source, Held(source, 0, 0))
+        yield Orphan(source, region.name, served, letters, source in stored)
+
+
+def findings(deployment: Deployment, regions: Sequence[RegionState]) -> list[Finding]:
+    """The orphans of regions that have been asked as findings, each with its cure."""
     return [
         Finding(
             Kind.ORPHAN,
@@ -79,12 +78,13 @@ def findings(deployment: Deployment, regions: Sequence[str]) -> list[Finding]:
             f"{one}, which the settings do not have",
             cure(deployment, one.source),
         )
-        for one in orphans(deployment, regions)
+        for region in regions
+        for one in _of(region)
     ]
 
 
-def status_rows(deployment: Deployment, regions: Sequence[str]) -> list[SourceStatus]:
-    """The orphans as `status` shows them, below the sources of the settings."""
+def status_rows(deployment: Deployment, regions: Sequence[RegionState]) -> list[SourceStatus]:
+    """The orphans of regions that have been asked, as `status` shows them, below the sources of the settings."""
     return [
         SourceStatus(
             source=one.source,
@@ -93,7 +93,8 @@ def status_rows(deployment: Deployment, regions: Sequence[str]) -> list[SourceSt
             orphan=True,
             problem=f"{one}, which the settings do not have. Cure: {cure(deployment, one.source)}",
         )
-        for one in orphans(deployment, regions)
+        for region in regions
+        for one in _of(region)
     ]
 
 

@@ -1,38 +1,21 @@
 """What a region serves of each source, against what the primary has: what `status` tells, and what has to be run."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from embedding_assets.errors import PermanentError, PipelineError
+from embedding_assets.errors import PipelineError
 from embedding_assets.operations import outcomes
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.findings import links_behind
-from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.hnsw import parameters_of
-from embedding_assets.pgvector.indexes.measurement import shortfall, stored_measurement
-from embedding_assets.pgvector.reading.status import ServedSource, region_status
-from embedding_assets.pgvector.schema.generations import published_generation
-from embedding_assets.pgvector.schema.migrations import is_migrated
-from embedding_assets.pgvector.schema.models import bound_models
-from embedding_assets.pgvector.schema.roles import is_row_security_on
-from embedding_assets.settings.models import Settings
+from embedding_assets.operations.regions import CURE, RegionState, Served, ask, lost_of
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import CHUNKS, RAW_DOCS, REPLICA, SOURCE_ASSETS, VECTORS
-from embedding_assets.snapshots.slots import Slot
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
-
-CURE: Final = "embedding-assets materialize"
-
-_UNSAID: Final = (
-    "row-level security is on in the database, and the settings do not say so: it stays on. Cure: write "
-    "`row_level_security:` with the sources that each role may read, or `row_level_security: off`"
-)
 
 
 class SourceStatus(BaseModel):
@@ -73,14 +56,18 @@ class SourceStatus(BaseModel):
 
 def status(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[SourceStatus]:
     """Every source in every region. A region that can't be reached has its error told; the others are told of."""
-    regions = {region: _ask(deployment, region, sources) for region in region_names}
+    return of_regions(deployment, sources, [ask(deployment, region, sources) for region in region_names])
+
+
+def of_regions(deployment: Deployment, sources: Sequence[str], regions: Sequence[RegionState]) -> list[SourceStatus]:
+    """The same of regions that have been asked."""
     primaries = {source: _told_of_losses(_primary(deployment, source)) for source in sources}
-    return [_of(primaries[source], region) for source in sources for region in regions.values()]
+    return [_of(primaries[source], region) for source in sources for region in regions]
 
 
 def is_current(deployment: Deployment, region: str, source: str) -> bool:
     """Whether a run of the region and source would find nothing to do."""
-    found = _ask(deployment, region, [source])
+    found = ask(deployment, region, [source])
     return found.error is None and _serves_newest(_primary(deployment, source), found)
 
 
@@ -91,42 +78,10 @@ def is_behind(row: SourceStatus, max_lag: int) -> bool:
 
 def serving(deployment: Deployment, region: str, sources: Sequence[str]) -> dict[str, bool]:
     """Whether the region serves the newest of each source, asked once for all. Raises where it can't be asked."""
-    found = _ask(deployment, region, sources)
+    found = ask(deployment, region, sources)
     if found.error is not None:
         raise found.error
     return {source: _serves_newest(_primary(deployment, source), found) for source in sources}
-
-
-class _Served(NamedTuple):
-    """A source in a region's database: what is served, whether its indexes are as the settings say, and how well the
-    live one finds."""
-
-    what: ServedSource
-    as_set: bool
-    degraded: str | None
-
-
-class _Replica(NamedTuple):
-    """A source in a region's store."""
-
-    head: Snapshot | None = None
-    lost: str | None = None
-    """What the store does not list, with its size, of the parts that the head names."""
-    error: str | None = None
-    """Why its log can't be read; the other sources' may well be."""
-
-
-class _Region(NamedTuple):
-    """What a region's store and database say, each asked once for all sources; an error where one can't be asked."""
-
-    name: str
-    settings: Settings
-    store: Store | None = None
-    replicas: Mapping[str, _Replica] = {}
-    live: Slot | None = None
-    unsaid: str | None = None
-    served: Mapping[str, _Served] = {}
-    error: PipelineError | None = None
 
 
 class _Primary(NamedTuple):
@@ -137,49 +92,6 @@ class _Primary(NamedTuple):
     heads: Mapping[str, Snapshot]
     looked_at: datetime | None
     problem: str | None
-
-
-def _ask(deployment: Deployment, region: str, sources: Sequence[str]) -> _Region:
-    found = _Region(region, deployment.settings)
-    try:
-        store = deployment.store(region)
-        found = found._replace(store=store, replicas=dict(_replicas(store, sources)))
-        with deployment.connect(region) as conn, pipeline_errors("asking for the region's state"):
-            if not is_migrated(conn):
-                return found
-            live = next((slot for slot, model in bound_models(conn).items() if model.live), None)
-            served = {
-                each.source: _look(deployment, conn, each, live)
-                for each in region_status(conn)
-                if each.source in sources
-            }
-            unsaid = None
-            if deployment.settings.row_level_security is None and is_row_security_on(conn):
-                unsaid = _UNSAID
-            return found._replace(live=live, served=served, unsaid=unsaid)
-    except PipelineError as error:
-        return found._replace(error=error)
-
-
-def _replicas(store: Store, sources: Sequence[str]) -> Iterator[tuple[str, _Replica]]:
-    for source in sources:
-        try:
-            head = log.head(store, REPLICA, source)
-            yield source, _Replica(head, lost=_lost(store, [head] if head else []))
-        except PermanentError as error:
-            yield source, _Replica(error=str(error))
-
-
-def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: Slot | None) -> _Served:
-    generation, hnsw = published_generation(conn, served.source), deployment.hnsw
-    if generation is None:  # dropped a moment ago
-        return _Served(served, as_set=False, degraded=None)
-    as_set = all(parameters_of(conn, generation, slot) == hnsw[slot] for slot in hnsw)
-    measured = stored_measurement(conn, generation, live) if live is not None else None
-    degraded = None
-    if live is not None and measured is not None:
-        degraded = shortfall(live, measured.recall, measured.ef_search, deployment.settings.target_recall)
-    return _Served(served, as_set, degraded)
 
 
 def _primary(deployment: Deployment, source: str) -> _Primary:
@@ -203,18 +115,9 @@ def _told_of_losses(primary: _Primary) -> _Primary:
     if primary.problem is not None:
         return primary
     try:
-        return primary._replace(problem=_lost(primary.store, primary.heads.values()))
+        return primary._replace(problem=lost_of(primary.store, primary.heads.values()))
     except PipelineError as error:
         return primary._replace(problem=str(error))
-
-
-def _lost(store: Store, heads: Iterable[Snapshot]) -> str | None:
-    """A sentence on what a store does not list of its heads. What has its size and other bytes is for `verify`."""
-    lost = [part.path(head.source) for head in heads for part in unlisted(store, head)]
-    if not lost:
-        return None
-    more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
-    return f"store {store.url}: {lost[0]}{more} lost, or of another size than recorded. Cure: {CURE}"
 
 
 def _problem(
@@ -235,7 +138,7 @@ def _committed(head: Snapshot | None) -> datetime | None:
     return datetime.fromisoformat(head.created_at) if head else None
 
 
-def _serves_newest(primary: _Primary, region: _Region) -> bool:
+def _serves_newest(primary: _Primary, region: RegionState) -> bool:
     """Whether the region has and serves what the primary's heads say, each link of it."""
     replica, served = region.replicas.get(primary.source), region.served.get(primary.source)
     newest = {asset: primary.heads[asset].root for asset in (CHUNKS, *VECTORS) if asset in primary.heads}
@@ -252,14 +155,14 @@ def _serves_newest(primary: _Primary, region: _Region) -> bool:
     )
 
 
-def _index(served: _Served | None) -> str:
+def _index(served: Served | None) -> str:
     if served is None:
         return "none"
     indexes = served.what.indexes
     return "valid" if indexes and all(each.valid for each in indexes) else "invalid"
 
 
-def _of(primary: _Primary, region: _Region) -> SourceStatus:
+def _of(primary: _Primary, region: RegionState) -> SourceStatus:
     served, replica = region.served.get(primary.source), region.replicas.get(primary.source)
     documents, chunks = primary.heads.get(RAW_DOCS), primary.heads.get(CHUNKS)
     current = region.error is None and primary.problem is None and _serves_newest(primary, region)
@@ -284,7 +187,7 @@ def _of(primary: _Primary, region: _Region) -> SourceStatus:
     )
 
 
-def _lag(primary: _Primary, region: _Region) -> int | None:
+def _lag(primary: _Primary, region: RegionState) -> int | None:
     begun: list[datetime] = []
     # A log that cannot be read is told of elsewhere.
     with suppress(PipelineError):
@@ -295,7 +198,7 @@ def _lag(primary: _Primary, region: _Region) -> int | None:
     return int((datetime.now(UTC) - min(begun)).total_seconds()) if begun else None
 
 
-def _unserved_since(primary: _Primary, region: _Region) -> datetime | None:
+def _unserved_since(primary: _Primary, region: RegionState) -> datetime | None:
     """When the primary first committed what the region does not serve. Where the commits are not the reason, the time
     of the newest: since when it is so is not known."""
     served_since = _replicated_at(primary.source, region)
@@ -313,7 +216,7 @@ def _unserved_since(primary: _Primary, region: _Region) -> datetime | None:
     return min(behind, default=max(newest, default=None))
 
 
-def _replicated_at(source: str, region: _Region) -> datetime | None:
+def _replicated_at(source: str, region: RegionState) -> datetime | None:
     """When the region's store got what its table serves; None where that is not known."""
     served = region.served.get(source)
     if region.store is None or served is None:

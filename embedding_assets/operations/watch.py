@@ -2,14 +2,16 @@
 
 from embedding_assets.operations import orphans
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.status import SourceStatus, status
+from embedding_assets.operations.regions import ask
+from embedding_assets.operations.status import SourceStatus, of_regions
 from embedding_assets.operations.verification import materialize_cure
 
 
 def behind(deployment: Deployment) -> list[str]:
     """A sentence for each partition that is not current and for each orphan, with its cure; empty where all is well."""
-    regions = sorted(deployment.settings.regions)
-    rows = status(deployment, sorted(deployment.settings.sources), regions)
+    sources = sorted(deployment.settings.sources)
+    regions = [ask(deployment, region, sources) for region in sorted(deployment.settings.regions)]
+    rows = of_regions(deployment, sources, regions)
     return [_told(row) for row in rows if not row.current] + [str(one) for one in orphans.findings(deployment, regions)]
 
 
