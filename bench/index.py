@@ -33,9 +33,9 @@ from bench.load import chunks_part, no_vectors_part, vectors_part
 from embedding_assets.embedding.providers.local import LocalProvider
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes.hnsw import EF_CONSTRUCTION, M
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.options import EF_CONSTRUCTION, M
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models

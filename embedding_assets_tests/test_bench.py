@@ -12,8 +12,8 @@ import bench.__main__ as runner
 from bench import search
 from bench.end_to_end import Figures, documents, edited, rows_of
 from bench.peers import environment, terms
+from embedding_assets.pgvector import options
 from embedding_assets.pgvector.connection import connect
-from embedding_assets.pgvector.indexes import hnsw
 
 cells = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text())
 
@@ -103,7 +103,7 @@ def test_the_peers_pins_name_every_version_and_no_registry() -> None:
 
 
 def test_peers_build_the_index_that_we_build() -> None:
-    assert (terms.M, terms.EF_CONSTRUCTION) == (hnsw.M, hnsw.EF_CONSTRUCTION)
+    assert (terms.M, terms.EF_CONSTRUCTION) == (options.M, options.EF_CONSTRUCTION)
 
 
 def test_the_documents_are_the_same_every_time_and_a_hundredth_of_them_is_edited() -> None:

@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector import embedded
-from embedding_assets.pgvector.indexes.hnsw import SERVERS, USUAL, Hnsw, Means
-from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
+from embedding_assets.pgvector.indexes.hnsw import SERVERS, Means
+from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
 from embedding_assets.settings.current import current_settings
 from embedding_assets.settings.default import default_settings
 from embedding_assets.settings.home import CONFIG, HOME, home
@@ -313,7 +313,7 @@ def test_an_index_is_built_as_usual_unless_a_model_says_otherwise_which_changes_
 
     assert Deployment(usual, tmp_path).hnsw == USUAL
     assert usual.target_recall == TARGET_RECALL
-    assert Deployment(other, tmp_path).hnsw == {**USUAL, "v1": Hnsw(32, 200)}
+    assert Deployment(other, tmp_path).hnsw == {**USUAL, "v1": Hnsw(m=32, ef_construction=200)}
     assert other.models["v1"].identity() == usual.models["v1"].identity()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 MAX_TOKENS = 256  # of cl100k_base, counted by bpe-openai
 OVERLAP = 32
 M = 16
-EF_CONSTRUCTION = 200  # as embedding_assets.pgvector.indexes.hnsw builds
+EF_CONSTRUCTION = 200  # as embedding_assets.pgvector.options has them
 
 
 def read_documents(path: str | Path) -> Iterator[tuple[str, str]]:

@@ -1,14 +1,13 @@
 """How the documents of a source are cut."""
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from embedding_assets.errors import Problem
+from embedding_assets.options import Options
 
 
-class Chunking(BaseModel):
+class Chunking(Options):
     """How documents are cut. Tokens are cl100k_base."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     max_tokens: int = Field(default=256, ge=16, le=8192, strict=True)
     overlap: int = Field(default=32, ge=0, strict=True, validate_default=True)

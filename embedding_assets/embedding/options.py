@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from embedding_assets.embedding.providers.bundled import MODELS
 from embedding_assets.errors import Problem
+from embedding_assets.options import Options
 from embedding_assets.snapshots.slots import Slot
 
 # What holds when the settings say nothing. openai: the caps of OpenAI's endpoint and the quota of its first paid
@@ -37,22 +38,15 @@ _PRICES: Final = {
 }
 
 
-class Hnsw(BaseModel):
-    """How the index of a model's vectors is built. The bounds are pgvector's."""
+class RunBudget(Options):
+    """What one run may use in all its tries and for both models; the next run goes on where it stopped.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The seconds count from when the first embeddings step of the run began.
+    """
 
-    m: int = Field(default=16, ge=2, le=100, strict=True)
-    ef_construction: int = Field(default=200, ge=4, le=1000, strict=True)
-
-    @model_validator(mode="after")
-    def _has_candidates_for_its_links(self) -> Self:
-        if self.ef_construction < 2 * self.m:
-            raise Problem(
-                f"ef_construction, {self.ef_construction}, is less than twice m, {self.m}",
-                f"write ef_construction: {2 * self.m} or more",
-            )
-        return self
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_tokens: int | None = Field(default=None, gt=0, strict=True)
+    max_seconds: float | None = Field(default=None, gt=0)
 
 
 def _names(given: object) -> object:
@@ -60,10 +54,8 @@ def _names(given: object) -> object:
     return [given] if isinstance(given, str) else given or ()
 
 
-class Binding(BaseModel):
+class Binding(Options):
     """A slot bound to a model. `null` for a quota means unpaced; what is not given has the provider's default."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     slot: Slot
     provider: Literal["local", "openai"]
@@ -86,9 +78,6 @@ class Binding(BaseModel):
     max_in_flight: int = Field(ge=1)
     timeout_seconds: float = Field(default=60.0, gt=0)  # of one request, from its first byte to its last
     price_per_million_tokens: float = Field(default=0.0, ge=0)
-    halfvec: bool = False
-    """Store and index 2-byte floats: half the memory. Above 2,000 dimensions it is so in any case."""
-    hnsw: Hnsw = Hnsw()
 
     @model_validator(mode="before")
     @classmethod

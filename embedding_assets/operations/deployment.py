@@ -12,16 +12,16 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import inverted
-from embedding_assets.pgvector.indexes.hnsw import Hnsw, Means
+from embedding_assets.pgvector.indexes.hnsw import Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, TOLD_SECONDS, SourceBusy
+from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
-from embedding_assets.settings.models import Settings
+from embedding_assets.settings.models import ModelVersion, Settings
 from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.snapshots.stores import Store, opened
@@ -114,14 +114,14 @@ class Deployment:
         """What reads the source's documents."""
         return open_reader(source, self.settings.sources[source])
 
-    def binding(self, slot: Slot) -> Binding:
+    def binding(self, slot: Slot) -> ModelVersion:
         """The model that a model version is bound to."""
         return self.settings.models[slot]
 
     @property
     def hnsw(self) -> dict[Slot, Hnsw]:
         """How each model version's index is built."""
-        return {slot: Hnsw(**self.binding(slot).hnsw.model_dump()) for slot in SLOTS}
+        return {slot: self.binding(slot).hnsw for slot in SLOTS}
 
     def build_means(self, region: str) -> Means:
         """What a build of an index may use in the region's database."""

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Hashable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -12,10 +12,8 @@ from pydantic import (
     SecretStr,
 )
 
+from embedding_assets.pgvector.options import LARGEST_HALFVEC
 from embedding_assets.snapshots.slots import SLOTS
-
-MAX_DIMENSIONS: Final = 4_000
-"""pgvector's HNSW index takes no more, as halfvec; more would fail only after everything was bought and loaded."""
 
 
 def is_dsn(text: str) -> bool:
@@ -40,10 +38,11 @@ def misfits(given: Mapping[str, Any]) -> Iterator[Misfit]:
             yield Misfit(("models",), f"{slot} is missing", f"add `{slot}: {{provider: …, name: …, dimensions: …}}`")
         model = shallow(models.get(slot))
         dimensions, key_env = model.get("dimensions"), model.get("api_key_env")
-        if isinstance(dimensions, int) and dimensions > MAX_DIMENSIONS:
+        # More would fail only after everything was bought and loaded.
+        if isinstance(dimensions, int) and dimensions > LARGEST_HALFVEC:
             yield Misfit(
                 ("models", slot, "dimensions"),
-                f"{dimensions} is more than {MAX_DIMENSIONS}, the most that pgvector's HNSW index takes, as halfvec",
+                f"{dimensions} is more than {LARGEST_HALFVEC}, the most that pgvector's HNSW index takes, as halfvec",
                 "shorten the vectors (text-embedding-3-* do it by themselves), or take another model",
             )
         if isinstance(key_env, str) and not re.fullmatch(r"[A-Za-z_]\w*", key_env):

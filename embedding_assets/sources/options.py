@@ -6,17 +6,16 @@ A kind of source is one place with one format.
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from embedding_assets.errors import Problem
+from embedding_assets.options import Options, Share
 from embedding_assets.sources.formats.text import SUFFIXES
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
+class _SourceOptions(Options):
     path: Path
-    max_deleted: float = Field(default=0.2, ge=0, le=1, strict=True)
+    max_deleted: Share = 0.2
     """Share of the documents that may be gone at once without somebody allowing it."""
 
 
@@ -26,7 +25,7 @@ def _pattern(pattern: str) -> str:
     return pattern
 
 
-class FilesOptions(_Options):
+class FilesOptions(_SourceOptions):
     """A folder of text, Markdown, reStructuredText and HTML files."""
 
     kind: Literal["files"]
@@ -35,7 +34,7 @@ class FilesOptions(_Options):
     )
 
 
-class JsonlOptions(_Options):
+class JsonlOptions(_SourceOptions):
     """A .jsonl or .jsonl.gz file, or a glob of them: one document a line."""
 
     kind: Literal["jsonl"]

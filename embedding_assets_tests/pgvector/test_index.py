@@ -13,11 +13,12 @@ from psycopg import sql
 
 from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of, pipeline_errors
-from embedding_assets.pgvector.indexes import hnsw, index, recall
-from embedding_assets.pgvector.indexes.hnsw import SERVERS, Hnsw, Means
+from embedding_assets.pgvector.indexes import hnsw, index
+from embedding_assets.pgvector.indexes.hnsw import SERVERS, Means
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.locks import source_lock
+from embedding_assets.pgvector.options import TARGET_RECALL, Hnsw
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.reading.status import region_status
@@ -68,7 +69,7 @@ def test_a_loaded_generation_gets_a_key_and_a_measured_index_for_each_model(regi
         assert [point.ef_search for point in report.curve] == [10, 20, 40, 80, 120, 200, 400]
         assert all(0 < point.p50_ms <= point.p95_ms for point in report.curve)
         assert report.recall is not None
-        assert report.recall >= recall.TARGET_RECALL
+        assert report.recall >= TARGET_RECALL
 
 
 def test_the_ef_search_stored_is_the_smallest_that_reaches_the_target(region: Connection) -> None:
@@ -79,11 +80,11 @@ def test_the_ef_search_stored_is_the_smallest_that_reaches_the_target(region: Co
 
     report = build_indexes(region, toy.name, toy.root)["v1"]
 
-    assert report.curve[0].recall < recall.TARGET_RECALL, "or the test shows nothing"
+    assert report.curve[0].recall < TARGET_RECALL, "or the test shows nothing"
     below = [point for point in report.curve if point.ef_search < report.ef_search]
-    assert all(point.recall < recall.TARGET_RECALL for point in below)
+    assert all(point.recall < TARGET_RECALL for point in below)
     assert report.recall is not None
-    assert report.recall >= recall.TARGET_RECALL
+    assert report.recall >= TARGET_RECALL
     publish(region, toy.name, toy.root, toy.refs)
     assert bound_models(region)["v1"].ef_search == report.ef_search
 
@@ -287,7 +288,7 @@ def test_other_parameters_leave_the_searches_with_the_ef_search_that_the_new_ind
     toy.publish_to(region)
     before = bound_models(region)["v1"].ef_search
 
-    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(4, 16), "v2": Hnsw()})["v1"]
+    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(m=4, ef_construction=16), "v2": Hnsw()})["v1"]
 
     assert poor.ef_search > before
     assert bound_models(region)["v1"].ef_search == poor.ef_search

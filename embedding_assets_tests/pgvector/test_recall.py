@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes import exact, measurement, recall
-from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured
 from embedding_assets.pgvector.indexes.recall import smallest_ef_search
 from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.options import TARGET_RECALL, Hnsw
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
@@ -69,7 +69,7 @@ def test_measuring_an_index_again_remembers_how_it_was_when_it_was_built(region:
     region.execute("DELETE FROM embedding_assets.generation_1 WHERE ordinal <> 0")
     region.execute("UPDATE embedding_assets.generations SET rows_changed = 900")
 
-    recall.measure(region, generation, "v1", recall.TARGET_RECALL)
+    recall.measure(region, generation, "v1", TARGET_RECALL)
 
     again = measurement.stored_measurement(region, generation, "v1")
     assert built is not None
@@ -84,7 +84,7 @@ def test_a_poor_index_is_measured_as_poor(region: Connection) -> None:
     load_generation(region, toy.name, toy.root, toy.refs, toy.read)
     healthy = build_indexes(region, toy.name, toy.root)["v1"]
 
-    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(2, 4), "v2": Hnsw()})["v1"]
+    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(m=2, ef_construction=4), "v2": Hnsw()})["v1"]
 
     assert poor.curve[0].recall < healthy.curve[0].recall - 0.2
 

@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.indexes import upkeep
-from embedding_assets.pgvector.indexes.hnsw import USUAL, Hnsw, parameters_of
+from embedding_assets.pgvector.indexes.hnsw import parameters_of
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured, Measurement
-from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
 from embedding_assets.pgvector.indexes.upkeep import Finding, IndexState, State, act, examine, findings
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.locks import SourceBusy, source_lock
-from embedding_assets.pgvector.options import QuietHours
+from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw, QuietHours
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema.generations import Generation

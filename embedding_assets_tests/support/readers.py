@@ -18,12 +18,11 @@ import psycopg
 
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import recall
-from embedding_assets.pgvector.indexes.hnsw import USUAL
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.indexes.recall import TARGET_RECALL
 from embedding_assets.pgvector.indexes.upkeep import Cure, Finding, act
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.options import TARGET_RECALL, USUAL
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.literals import vector_literal

@@ -18,8 +18,8 @@ from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector import dead_letters, locks
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import recall
-from embedding_assets.pgvector.indexes.hnsw import Hnsw
 from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.snapshots.rejections import RejectedText
@@ -47,7 +47,9 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "publish": lambda conn, _: publish(conn, NEW.name, NEW.root, NEW.refs),
     "delta": lambda conn, _: CHANGED.load(conn),
     "switch": lambda conn, _: bind(conn, live="v2"),
-    "rename": lambda conn, _: build_indexes(conn, OLD.name, OLD.root, {"v1": Hnsw(8, 32), "v2": Hnsw()}),
+    "rename": lambda conn, _: build_indexes(
+        conn, OLD.name, OLD.root, {"v1": Hnsw(m=8, ef_construction=32), "v2": Hnsw()}
+    ),
     "readers": lambda conn, _: roles.ensure_readers(conn, {"nobody": ["handbook"]}),
     "roles": lambda conn, _: roles.ensure_roles(conn),
     "migrate": lambda _, dsn: migrations.migrate(dsn),

@@ -13,29 +13,19 @@ from psycopg import sql
 from embedding_assets.errors import PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.locks import QUEUE_SECONDS
+from embedding_assets.pgvector.options import Hnsw, M
 from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
-from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
+from embedding_assets.snapshots.slots import Slot, column_of
 from embedding_assets.telemetry.events import IndexBuilt, IndexProgress, Tell, unheard
 
 _log = logging.getLogger(__name__)
-
-M: Final = 16
-EF_CONSTRUCTION: Final = 200
-"""Published recall@10 of 1 M × 1,536 with these: .966 at ef_search 40, .995 at 200 (pgvector #409)."""
 
 _LEAST_MEMORY: Final = 32 << 20  # a process: Postgres starts no parallel worker where that would leave one with less
 _USUAL_MEMORY: Final = 2 << 30  # some 900,000 vectors of 384 dimensions
 
 _EVERY_SECONDS: Final = 1.0  # a build's progress is asked for
 _PATIENCE_SECONDS: Final = 5.0  # with a connection for progress that does not answer any more, when the build is done
-
-
-class Hnsw(NamedTuple):
-    """How a graph is built: the links of each vector, and the candidates that are looked at for them."""
-
-    m: int = M
-    ef_construction: int = EF_CONSTRUCTION
 
 
 class Means(NamedTuple):
@@ -51,8 +41,6 @@ class Means(NamedTuple):
 
 
 SERVERS: Final = Means()
-
-USUAL: Final[Mapping[Slot, Hnsw]] = {slot: Hnsw() for slot in SLOTS}
 
 
 def graph_bytes(vectors: int, dimensions: int, width: int = 4, m: int = M) -> int:
@@ -77,7 +65,7 @@ def parameters_of(conn: Connection, generation: Generation, slot: Slot) -> Hnsw 
         """,  # 16 and 64: pgvector's own defaults, which an index made by hand may have
         [generation_index(generation.id, slot).as_string(conn)],
     ).fetchone()
-    return Hnsw(*row) if row else None
+    return Hnsw(m=row[0], ef_construction=row[1]) if row else None
 
 
 class Built(NamedTuple):

@@ -16,9 +16,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import (
     SERVERS,
-    USUAL,
     Built,
-    Hnsw,
     Means,
     build,
     drop_leftovers,
@@ -27,8 +25,9 @@ from embedding_assets.pgvector.indexes.hnsw import (
 )
 from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured, put_to_use, stored_measurement
-from embedding_assets.pgvector.indexes.recall import TARGET_RECALL, index_bytes, measure, settle_ef_search
+from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settle_ef_search
 from embedding_assets.pgvector.locks import short_transaction, source_lock
+from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
 from embedding_assets.pgvector.schema.generations import Generation, column_type, find_generation
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint

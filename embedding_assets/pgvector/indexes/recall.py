@@ -19,7 +19,6 @@ from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import Slot, column_of
 
-TARGET_RECALL: Final = 0.98
 EF_SEARCH: Final = (10, 20, 40, 80, 120, 200, 400)
 NEIGHBOURS: Final = 10
 _SAMPLES: Final = 100  # 1,000 neighbours asked for: a standard error of 0.005 at a recall of 0.98

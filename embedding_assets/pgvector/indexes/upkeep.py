@@ -13,7 +13,6 @@ from psycopg import sql
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import (
     SERVERS,
-    Hnsw,
     Means,
     drop_leftovers,
     leftovers,
@@ -23,6 +22,7 @@ from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, r
 from embedding_assets.pgvector.indexes.measurement import Measurement, put_to_use, shortfall, stored_measurement
 from embedding_assets.pgvector.indexes.recall import index_bytes, measure
 from embedding_assets.pgvector.locks import source_lock
+from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
