@@ -219,7 +219,8 @@ def _create_statement(
         generation_table(generation.id),
         sql.Identifier(column_of(slot)),
         sql.SQL("vector_cosine_ops" if kind == "vector" else "halfvec_cosine_ops"),
-        *hnsw,
+        hnsw.m,
+        hnsw.ef_construction,
     )
 
 
