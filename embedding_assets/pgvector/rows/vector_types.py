@@ -1,12 +1,9 @@
 """The column types that take a model's vectors. Light: whoever only asks a database imports no Arrow with it."""
 
-from typing import Final, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from embedding_assets.errors import PermanentError
-
-LARGEST_VECTOR: Final = 2000
-LARGEST_HALFVEC: Final = 4000
-"""Dimensions that pgvector can index (HNSW) as 4-byte and as 2-byte floats."""
+from embedding_assets.pgvector.options import LARGEST_HALFVEC, LARGEST_VECTOR
 
 
 class VectorType(NamedTuple):
