@@ -6,6 +6,7 @@ it costs reading the last snapshot's parts once, and whatever no part of those h
 """
 
 import sqlite3
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_assets.embedding.engine.takes import ANYTHING, Takes
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.snapshot import Part
@@ -27,11 +29,14 @@ create table if not exists places (
     text_hash blob, part integer, place integer not null, primary key (text_hash, part)
 ) without rowid;
 create index if not exists places_by_part on places (part);
+create table if not exists takes (items integer, tokens integer, noted real not null);
 create table if not exists stored (text_hash blob, object text, primary key (text_hash, object)) without rowid;
 """
 
 # SQLite takes at most 32,766 parameters a statement; a shard has some thousand texts.
 _AT_ONCE = 5000
+
+_TAKES_SECONDS = 7 * 86_400  # then the endpoint is asked for more again
 
 
 class Found(NamedTuple):
@@ -84,6 +89,20 @@ class Journal:
         """These objects of leftovers are gone."""
         with self._db:
             self._db.executemany("delete from stored where object = ?", ((path,) for path in paths))
+
+    def takes(self) -> Takes:
+        """What the endpoint was found to take in one request in the last days."""
+        row = self._db.execute(
+            "select items, tokens from takes where noted > ?", (time.time() - _TAKES_SECONDS,)
+        ).fetchone()
+        return ANYTHING if row is None else Takes(*row)
+
+    def note_takes(self, takes: Takes) -> None:
+        """Remember what the endpoint takes, if that is news."""
+        if takes != self.takes():
+            with self._db:
+                self._db.execute("delete from takes")
+                self._db.execute("insert into takes values (?, ?, ?)", (*takes, time.time()))
 
     def indexed(self, part: Part) -> bool:
         """Whether the rows of this very file are known."""

@@ -195,6 +195,8 @@ def prepare_embeddings(
                     stop=stop,
                     answered_as=answering.before(),
                     tell=assembly.tell_with_rows,
+                    takes=journal.takes(),
+                    on_takes=journal.note_takes,
                 )
             made, new = assembly.made, assembly.new
             left += leaving.paths

@@ -19,6 +19,7 @@ import obstore
 import pyarrow as pa
 import pytest
 
+from embedding_assets.embedding import journal
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Usage
 from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.model_names import ModelVersion
@@ -489,6 +490,21 @@ def test_memory_does_not_grow_with_the_shards_under_way(pipeline: Pipeline) -> N
         assert len(pipeline.standin.log()) == 1
     of_a_shard = 250 * 64 * 4
     assert min(peaks) < 16 * of_a_shard
+
+
+def test_what_an_endpoint_takes_in_one_request_is_found_out_once_and_again_after_days(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(shards: int) -> int:
+        pipeline.standin.reset()
+        pipeline.standin.faults({"fault": "caps", "max_items": 5, "words": "batch size limit is 5"})
+        pipeline.embed(pipeline.chunks(*([f"{shard} {n}" for n in range(20)] for shard in range(shards))), max_items=20)
+        return sum(entry["status"] == 400 for entry in pipeline.standin.log())
+
+    assert refused(2) >= 1
+    assert refused(4) == 0
+    monkeypatch.setattr(journal, "_TAKES_SECONDS", -1)
+    assert refused(6) >= 1
 
 
 # How the endpoint names the model

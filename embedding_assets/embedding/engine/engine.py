@@ -18,6 +18,7 @@ from embedding_assets.embedding.engine.gate import PATIENCE, Patience
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, tokens_of
 from embedding_assets.embedding.engine.limits import BURST_SECONDS
 from embedding_assets.embedding.engine.requests import Requests, Settled
+from embedding_assets.embedding.engine.takes import ANYTHING, Takes
 from embedding_assets.embedding.engine.waiting import Waiting
 from embedding_assets.embedding.ledger import Account, Ledger, Used, open_ledger
 from embedding_assets.embedding.options import Binding
@@ -74,6 +75,8 @@ def embed(
     stop: threading.Event | None = None,
     patience: Patience = PATIENCE,
     answered_as: str | None = None,
+    takes: Takes = ANYTHING,
+    on_takes: Callable[[Takes], None] = lambda takes: None,
 ) -> Usage:
     """Embeds `texts` by the binding's model, and delivers each exactly once, as a vector or as a dead letter.
 
@@ -83,6 +86,8 @@ def embed(
     flight is waited for, `DRAIN_SECONDS` at most.
 
     `answered_as`: how the endpoint named the model in its answers before; another name is an error.
+
+    `takes`: what the endpoint is known to take in one request; `on_takes` is told at the end what is known then.
 
     Where there is no text, there is no need of a key or a model either.
 
@@ -95,9 +100,13 @@ def embed(
     if first is None:
         return Usage()
     with open_ledger(budget.account if budget.limited else None) as ledger:
-        requests = Requests(open_provider(binding, answered_as), binding, patience)
+        requests = Requests(open_provider(binding, answered_as), binding, patience, takes)
         waiting = Waiting(requests, binding.timeout_seconds, patience)
-        return _Run(requests, binding, deliver, tell, budget, ledger, stop, waiting).run(chain([first], source))
+        run = _Run(requests, binding, deliver, tell, budget, ledger, stop, waiting)
+        try:
+            return run.run(chain([first], source))
+        finally:
+            on_takes(requests.takes)
 
 
 class _Run:
@@ -139,7 +148,7 @@ class _Run:
     def run(self, texts: Iterable[Text]) -> Usage:
         self._requests.start()
         try:
-            self._feed(batches(texts, self._caps))
+            self._feed(batches(texts, lambda: self._requests.takes.within(self._caps)))
         finally:
             self._requests.stop()
             self._tokens_ahead = 0  # nothing of it comes any more

@@ -56,6 +56,7 @@ class Row(NamedTuple):
 CREDENTIALS: Final = Row("credentials", Kind.VERDICT, "check the key in the variable named by api_key_env")
 NO_CREDIT: Final = Row("no-credit", Kind.FATAL, "top up the account, or raise its limit")
 REFUSED: Final = Row("refused", Kind.POISON, "mend the text at its source, or leave it out")
+TOO_LARGE: Final = Row("request-too-large", Kind.POISON, "lower max_tokens of the source's chunking")
 REFUSED_BY_GATEWAY: Final = Row("refused-by-gateway", Kind.POISON, "let the gateway's firewall pass this text")
 THROTTLED: Final = Row("throttled", Kind.THROTTLED, "set requests_per_minute and tokens_per_minute to the quota")
 UNAVAILABLE: Final = Row("unavailable", Kind.DOWN, "wait for the provider")
@@ -72,7 +73,7 @@ _BY_STATUS: Final = {
     404: Row("not-found", Kind.VERDICT, "check name, and base_url (it ends before /embeddings)"),
     408: Row("timeout", Kind.TRANSIENT, "raise timeout_seconds, or lower max_items"),
     409: Row("conflict", Kind.TRANSIENT, ""),
-    413: Row("request-too-large", Kind.POISON, "lower max_tokens of the source's chunking"),
+    413: TOO_LARGE,
     422: REFUSED,
     425: Row("too-early", Kind.TRANSIENT, ""),
     429: THROTTLED,

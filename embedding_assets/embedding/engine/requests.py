@@ -6,6 +6,7 @@ Each batch is one task that ends when each of its texts is delivered or buried. 
 
 import asyncio
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Coroutine
@@ -17,15 +18,19 @@ import uvloop
 from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine import errors
+from embedding_assets.embedding.engine.batching import batches
 from embedding_assets.embedding.engine.errors import WAIT, Kind, ProviderDown, RequestError
 from embedding_assets.embedding.engine.figures import Counts
 from embedding_assets.embedding.engine.gate import Gate, Patience, Ticket
 from embedding_assets.embedding.engine.items import Dead, Embedded, Text, believed, tokens_of
+from embedding_assets.embedding.engine.takes import ANYTHING, Learning, Takes, hinted
 from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers.provider import Provider
+from embedding_assets.embedding.providers.provider import Caps, Provider
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.telemetry.events import BreakerClosed, BreakerOpened, RequestSettled
+
+_log = logging.getLogger(__name__)
 
 _CANARY: Final = Text(b"", "ok", 1)
 """A text that any provider accepts, for as long as none of the run's own is known to be accepted."""
@@ -59,11 +64,12 @@ class Requests:
     `send`, `arrived`, `start` and `stop` are the caller's thread's; the rest runs on the event loop.
     """
 
-    def __init__(self, provider: Provider, binding: Binding, patience: Patience) -> None:
+    def __init__(self, provider: Provider, binding: Binding, patience: Patience, takes: Takes) -> None:
         self.provider = provider
         self.counts = Counts()
         self.left = 0  # batches that have passed the gate
         self.trouble: Trouble | None = None
+        self._learning = Learning(takes)
         self.gate: Gate
         self._binding = binding
         self._patience = patience
@@ -78,6 +84,11 @@ class Requests:
         self._thread = threading.Thread(target=self._serve, name="embedding-requests", daemon=True)
         self._loop: asyncio.AbstractEventLoop
         self._main: asyncio.Task[None]
+
+    @property
+    def takes(self) -> Takes:
+        """What the endpoint takes in one request, as far as is known now."""
+        return self._learning.takes
 
     def start(self) -> None:
         self._thread.start()
@@ -157,14 +168,21 @@ class Requests:
         self._tasks.create_task(guarded())
 
     async def _work(self, batch: list[Text]) -> None:
-        ticket = await self.gate.enter(tokens_of(batch))
+        ticket: Ticket | None = await self.gate.enter(tokens_of(batch))
         self.left += 1
         self._post_soon()  # the caller's thread may send the next
-        dead = await self._settle(batch, ticket=ticket)
-        if dead is not None:
-            await self._prove(ticket.at, dead.error_class)
-            self._bury(dead)
+        for piece in self._cut(batch):  # one, unless a limit was learned since it was filled
+            dead = await self._settle(piece, ticket=ticket)
+            if dead is not None:
+                await self._prove(ticket.at if ticket else time.monotonic(), dead.error_class)
+                self._bury(dead)
+            ticket = None
         self._put(Settled(batch))
+
+    def _cut(self, texts: list[Text]) -> list[list[Text]]:
+        """The requests that these texts take, by what is known of the endpoint: most often one."""
+        takes = self.takes
+        return [texts] if takes == ANYTHING else list(batches(texts, lambda: takes.within(self.provider.caps)))
 
     async def _settle(self, texts: list[Text], tries: int = 0, ticket: Ticket | None = None) -> Dead | None:
         """Delivers the vectors of `texts`, or buries those that stand alone in being refused.
@@ -216,19 +234,35 @@ class Requests:
                 self.counts.retries += 1
 
     async def _split(self, texts: list[Text], error: RequestError, sent: float, tries: int) -> Dead | None:
-        """Halves a batch whose texts are at fault; the text that stands alone is returned as dead."""
+        """Cuts a batch that is refused, or whose texts are at fault; the text that stands alone is returned as dead.
+
+        The batch itself was at fault where none of its texts is.
+        """
         if len(texts) == 1:
             return Dead(texts[0].text_hash, error.row.error_class, error.message, tries)
+        buried = self.counts.dead
         # What failed after all its attempts has had them: its halves are only told apart.
         tries = 0 if error.row.kind is Kind.POISON else self._patience.attempts - 1
-        middle = (len(texts) + 1) // 2
-        dead = [await self._settle(half, tries) for half in (texts[:middle], texts[middle:])]
-        if any(dead):
+        named = hinted(error.message, texts) if error.row.kind is Kind.POISON else ANYTHING
+        letters: list[Dead] = []
+        for part in _parts(texts, named):
+            for piece in self._cut(part):
+                letter = await self._settle(piece, tries)
+                letters += [letter] if letter is not None else []
+        if letters:
             await self._prove(sent, error.row.error_class)
-        for letter in dead:
-            if letter is not None:
-                self._bury(letter)
+        for letter in letters:
+            self._bury(letter)
+        if error.row in (errors.REFUSED, errors.TOO_LARGE) and self.counts.dead == buried:
+            self._learn(texts, named, error.row)
         return None
+
+    def _learn(self, texts: list[Text], named: Takes, row: errors.Row) -> None:
+        if self._learning.too_large(texts, named, by_size=row is errors.TOO_LARGE):
+            items, tokens = self.takes
+            settings = {"max_items": items, "max_tokens_per_request": tokens}
+            known = ", ".join(f"{name}: {value}" for name, value in settings.items() if value)
+            _log.warning("%s refuses larger requests; set %s to spare the attempts", self.where(), known)
 
     async def _prove(self, since: float, error_class: str) -> None:
         """Returns when the provider has accepted a text that left since then; raises where it has not, or is down.
@@ -273,7 +307,9 @@ class Requests:
         failure: RequestError | None = None
         for probe in range(patience.breaker_probes):
             wait = min(patience.longest_backoff_seconds, patience.breaker_seconds * 2.0**probe)
-            await gate.sleep(max(wait, gate.pause()))
+            await gate.sleep(wait)
+            while (told := gate.pause()) > 0:  # it may grow meanwhile: the others' answers ask for it too
+                await gate.sleep(told)
             try:
                 await self._request([self._canary], gate.probe())
             except RequestError as error:
@@ -357,6 +393,7 @@ class Requests:
             self.trouble = None
         tokens = believed(answer.tokens, texts)
         gate.succeeded(ticket, tokens)
+        self._learning.accepted(texts)
         counts.latencies.add(time.monotonic() - ticket.at)
         counts.tokens += tokens or ours
         counts.truncated += answer.truncated
@@ -413,3 +450,12 @@ class Requests:
 
 def _told(error: RequestError, texts: list[Text]) -> str:
     return f"a request with {len(texts)} texts failed: {error.row.error_class}: {error.message}"
+
+
+def _parts(texts: list[Text], named: Takes) -> list[list[Text]]:
+    """A refused batch by the limit that its refusal names, or in halves."""
+    if named == ANYTHING:
+        middle = (len(texts) + 1) // 2
+        return [texts[:middle], texts[middle:]]
+    everything = Caps(len(texts), 2**63, 2**63)
+    return list(batches(texts, lambda: named.within(everything)))
