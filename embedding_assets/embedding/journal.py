@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine.takes import ANYTHING, Takes
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
-from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.sqlite_files import sqlite_file
 
 # A text may be in many parts, and has to be found when garbage collection took some of them.
 _SCHEMA = """
@@ -170,9 +170,8 @@ class Journal:
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
-    """The journal in this file, which is made if it is not there."""
-    private_folder(path.parent)
-    with closing(sqlite3.connect(path, timeout=60)) as connection:
+    """The journal in this file, which is made if it is not there. Raises TransientError as `sqlite_file` does."""
+    with sqlite_file(path, "what it alone held is embedded anew") as connection:
         connection.execute("pragma journal_mode = wal")
         connection.execute("pragma synchronous = normal")
         connection.executescript(_SCHEMA)

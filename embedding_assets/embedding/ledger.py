@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from embedding_assets.snapshots.folders import private_folder
+from embedding_assets.snapshots.sqlite_files import sqlite_file
 
 _SCHEMA: Final = """
 begin immediate;
@@ -82,11 +82,13 @@ class Ledger:
 
 @contextmanager
 def open_ledger(account: Account | None) -> Iterator[Ledger]:
-    """A new attempt's ledger; without an account, one that nobody shares."""
-    if account is not None:
-        private_folder(account.path.parent)
-    path = ":memory:" if account is None else account.path
-    with closing(sqlite3.connect(path, timeout=60, isolation_level=None)) as connection:
+    """A new attempt's ledger; without an account, one that nobody shares. Raises as `sqlite_file` does."""
+    file = (
+        closing(sqlite3.connect(":memory:", isolation_level=None))
+        if account is None
+        else sqlite_file(account.path, "what the run has used is counted anew", isolation_level=None)
+    )
+    with file as connection:
         # Not a WAL: who switches to it is turned away by another who does, whatever the time-out.
         connection.execute("pragma journal_mode = truncate").fetchone()
         connection.execute("pragma synchronous = off")  # a kill loses nothing of it, and a power cut ends the run

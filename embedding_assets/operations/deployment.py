@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -173,7 +173,8 @@ class Deployment:
                 logged = True
                 _log.warning("%s: waiting for another run, %.0f s by now: %s", "|".join(partition), waited, by)
         try:
-            holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "utf-8")
+            with suppress(OSError):  # on a full disk nobody is told who; the run goes on
+                holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "utf-8")
             yield
         finally:
             lock.release()

@@ -45,7 +45,9 @@ def examine(deployment: Deployment) -> Iterator[Examined]:
             look()
         except PipelineError as error:
             trouble, _, cure = str(error).partition(" Cure: ")
-            yield Examined(what, False, trouble, cure or "make it reachable from this machine, then ask again")
+            yield Examined(
+                what, False, trouble.rstrip("."), cure or "make it reachable from this machine, then ask again"
+            )
         else:
             yield Examined(what, True)
 

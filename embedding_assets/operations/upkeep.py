@@ -42,7 +42,7 @@ def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[
             with deployment.sole_writer("upkeep", region):
                 yield from _keep_up_region(deployment, region, may_go_on)
         except PipelineError as error:
-            yield Upkept(region, "", f"could not be reached: {error}", "nothing", failed=True)
+            yield Upkept(region, "", f"could not be reached: {str(error).rstrip('.')}", "nothing", failed=True)
 
 
 def _keep_up_region(deployment: Deployment, region: str, may_go_on: Callable[[], bool]) -> Iterator[Upkept]:

@@ -7,13 +7,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import dagster as dg
+from sqlalchemy.exc import SQLAlchemyError
 
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import has_lost
 from embedding_assets.orchestration.assets.boundary import was_stopped
@@ -78,7 +80,23 @@ def open_instance(home: Path) -> dg.DagsterInstance:
     unseen, and on Ctrl-C the watchers print their tracebacks.
     """
     as_it_is = {"module": "dagster.core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
-    return dg.DagsterInstance.local_temp(str(dagster_home(home)), overrides={"compute_logs": as_it_is})
+    folder = str(dagster_home(home))
+    with _recorded():
+        return dg.DagsterInstance.local_temp(folder, overrides={"compute_logs": as_it_is})
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    """Raise TransientError where Dagster can't keep its records of runs: that is no fault of a source or a region."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        reason = getattr(error, "orig", None) or error
+        raise TransientError(
+            f"Dagster's records of runs cannot be kept: {reason}. Cure: see that the disk of "
+            f"{os.environ['DAGSTER_HOME']}, or the database that its dagster.yaml names, has room and may be written. "
+            "Where its files are damaged, move it away: the records of past runs are lost with it, and nothing else."
+        ) from error
 
 
 def materialize(
@@ -134,13 +152,14 @@ def _run(
     defs: dg.Definitions, job: str, partition: str, instance: dg.DagsterInstance, config: dict[str, Any]
 ) -> Outcome:
     start = time.monotonic()
-    result = defs.resolve_job_def(job).execute_in_process(
-        instance=instance,
-        partition_key=partition,
-        # The run's whole log is in the instance; the terminal is for the progress display.
-        run_config=config | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        raise_on_error=False,
-    )
+    with _recorded():
+        result = defs.resolve_job_def(job).execute_in_process(
+            instance=instance,
+            partition_key=partition,
+            # The run's whole log is in the instance; the terminal is for the progress display.
+            run_config=config | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            raise_on_error=False,
+        )
     metadata: dict[str, dict[str, Any]] = {}
     checks: list[Check] = []
     errors: list[str] = []

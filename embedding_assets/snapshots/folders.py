@@ -59,7 +59,9 @@ def private_folder(folder: Path, mode: int = 0o700) -> Path:
             raise PermanentError(f"{folder} belongs to user id {owner}. Cure: run as that user, or {CURE[6:]}")
         close_folder(folder, mode)
         if not os.access(folder, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+            number = errno.EROFS if read_only else errno.EACCES
+            raise OSError(number, os.strerror(number))
     except OSError as error:
         raise PermanentError(f"{folder}: it cannot be made or written: {error.strerror}. {CURE}") from error
     return folder

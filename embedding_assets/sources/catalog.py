@@ -8,14 +8,13 @@ What an item held stays until the item is read to its end, or is no longer liste
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from embedding_assets.errors import TransientError
-from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.keys import document_bucket
 from embedding_assets.snapshots.rejections import RejectedDocument
+from embedding_assets.snapshots.sqlite_files import sqlite_file
 from embedding_assets.sources.documents import Document
 
 _SCHEMA_VERSION: Final = 3
@@ -345,27 +344,16 @@ def open_catalog(path: Path) -> Iterator[Catalog]:
     """The catalog in this file, which is made if it is not there.
 
     Raises:
-        TransientError: the file is damaged. It is removed, and the next look makes it anew.
+        TransientError: as `sqlite_file`.
     """
-    private_folder(path.parent)
-    try:
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("pragma journal_mode = wal")
-            # A power cut may cost the last items, which are read again; waiting for the disk at each of 10,000 took
-            # 50 s.
-            connection.execute("pragma synchronous = normal")
-            if connection.execute("pragma user_version").fetchone() != (_SCHEMA_VERSION,):
-                # Of another version of the schema: the next look fills it.
-                for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
-                    connection.execute(f'drop table "{table}"')
-                connection.execute(f"pragma user_version = {_SCHEMA_VERSION}")
-            connection.executescript(_SCHEMA)
-            yield Catalog(connection)
-    except sqlite3.DatabaseError as error:
-        if type(error) is not sqlite3.DatabaseError:
-            raise  # a full disk, a lock: the file is sound
-        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-            path.with_name(name).unlink(missing_ok=True)
-        raise TransientError(
-            f"the catalog {path} is damaged ({error}) and was removed. Cure: run again; the source is read anew."
-        ) from error
+    with sqlite_file(path, "the source is read anew") as connection:
+        connection.execute("pragma journal_mode = wal")
+        # A power cut may cost the last items, which are read again; waiting for the disk at each of 10,000 took 50 s.
+        connection.execute("pragma synchronous = normal")
+        if connection.execute("pragma user_version").fetchone() != (_SCHEMA_VERSION,):
+            # Of another version of the schema: the next look fills it.
+            for (table,) in connection.execute("select name from sqlite_master where type = 'table'").fetchall():
+                connection.execute(f'drop table "{table}"')
+            connection.execute(f"pragma user_version = {_SCHEMA_VERSION}")
+        connection.executescript(_SCHEMA)
+        yield Catalog(connection)

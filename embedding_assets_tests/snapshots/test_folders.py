@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.embedding.journal import open_journal
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.orchestration.driver import dagster_home
+from embedding_assets.orchestration.driver import dagster_home, open_instance
 from embedding_assets.settings.default import default_settings
 from embedding_assets.settings.home import HOME, home
 from embedding_assets.snapshots.folders import private_folder
@@ -167,3 +167,17 @@ def test_no_home_to_be_found_is_a_sentence_with_a_cure(tmp_path: Path, monkeypat
     with pytest.raises(PermanentError, match=r"no home can be found: .* Cure: set EMBEDDING_ASSETS_HOME"):
         home()
     monkeypatch.chdir(tmp_path)
+
+
+def test_records_that_dagster_cannot_keep_are_told_with_a_cure_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", "")
+    open_instance(tmp_path).dispose()
+    (tmp_path / "dagster" / "history" / "runs.db").write_bytes(b"no database" * 1000)
+
+    with pytest.raises(TransientError, match=rf"cannot be kept: .*Cure: .*{tmp_path}/dagster.*move it away"):
+        open_instance(tmp_path)
+
+    (tmp_path / "dagster").rename(tmp_path / "away")
+    open_instance(tmp_path).dispose()

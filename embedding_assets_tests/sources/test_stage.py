@@ -185,7 +185,7 @@ def test_a_damaged_catalog_is_made_anew_by_the_next_run(source: Source, where: i
         file.seek(where)
         file.write(b"\xff" * 40_000)
 
-    with pytest.raises(TransientError, match=r"catalog .* is damaged .* Cure: run again"):
+    with pytest.raises(TransientError, match=r"catalog.* is damaged .* Cure: run again"):
         source.snapshot()
 
     assert source.snapshot()[1] == Looked(items=300, read=300, parts_written=0)
