@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from embedding_assets.embedding.engine.errors import ProviderDown
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.rejections import ERROR_CLASSES
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
@@ -93,6 +94,60 @@ def test_a_canary_that_fails_alike_proves_nothing_while_others_get_through(
     )
     run(standin, delivered)
     delivered.assert_right(TEXTS)
+
+
+# The same holds of every other way in which an answer can be wrong.
+
+every_wrong_answer = pytest.mark.parametrize(
+    ("fault", "error_class"),
+    [
+        ("missing", "bad-index"),
+        ("extra", "bad-index"),
+        ("renumbered", "bad-index"),
+        ("out of range", "bad-index"),
+        ("truncated", "not-json"),
+        ("nan", "bad-vector"),
+        ("inf", "bad-vector"),
+        ("zero", "bad-vector"),
+        ("null", "bad-vector"),
+        ("short", "wrong-dimension"),
+        ("dimension", "wrong-dimension"),
+        ("other model", "other-model"),
+    ],
+)
+
+
+@every_wrong_answer
+def test_one_wrong_answer_after_many_right_ones_stops_nothing_and_buries_nothing(
+    standin: Standin, delivered: Delivered, fault: str, error_class: str
+) -> None:
+    texts = MANY[:800]
+    standin.faults({"fault": fault, "times": 1, "skip": 60})
+    assert run(standin, delivered, texts).retries == 1
+    delivered.assert_right(texts)
+
+
+@every_wrong_answer
+def test_a_text_whose_answers_are_always_wrong_is_a_dead_letter_and_no_other_is(
+    standin: Standin, delivered: Delivered, fault: str, error_class: str
+) -> None:
+    texts = poisoned(64, {45})
+    standin.faults({"fault": fault, "match": "virus"})
+    run(standin, delivered, texts)
+    delivered.assert_right(texts, dead=1)
+    (letter,) = delivered.dead.values()
+    assert (letter.text_hash, letter.error_class) == (texts[45].text_hash, error_class)
+
+
+@every_wrong_answer
+def test_wrong_answers_for_good_stop_the_run_and_none_of_them_is_delivered(
+    standin: Standin, delivered: Delivered, fault: str, error_class: str
+) -> None:
+    standin.faults({"fault": fault, "skip": 20})
+    with pytest.raises((PermanentError, ProviderDown), match=error_class):
+        run(standin, delivered, MANY)
+    delivered.assert_right([text for text in MANY if text.text_hash in delivered.vectors])
+    assert delivered.count == 20 * 8
 
 
 _PASSING = st.lists(

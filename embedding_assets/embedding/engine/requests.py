@@ -321,8 +321,8 @@ class Requests:
             return
         assert failure is not None
         raise ProviderDown(
-            f"{self.where()} has failed for everyone, and {patience.breaker_probes} probes since: {failure.message}. "
-            f"{WAIT}",
+            f"{self.where()} has failed for everyone, and {patience.breaker_probes} probes since: "
+            f"{failure.row.error_class}: {failure.message}. {WAIT}",
             min(failure.told_wait or patience.hand_over_seconds, patience.absurd_told_seconds),
         )
 
