@@ -3,8 +3,8 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import dagster as dg
@@ -12,9 +12,16 @@ import dagster as dg
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import heal
+from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets.waits import tell_of_wait
+from embedding_assets.orchestration.checks import inline
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.draft import Draft
+from embedding_assets.snapshots.names import SOURCE_ASSETS
 from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.stores import Store
+from embedding_assets.telemetry.events import Tell, committed
 
 PATIENT: Final = dg.RetryPolicy(
     # 2, 6 and 14 seconds at most: longer trouble is the run's, the schedule's or the sensor's to try again.
@@ -70,6 +77,34 @@ _stopped: Final[set[str]] = set()
 def was_stopped(run_id: str) -> bool:
     """Whether a signal ended this run of this process."""
     return run_id in _stopped
+
+
+@contextmanager
+def at_work(context: dg.AssetExecutionContext, deployment: Deployment, tell: Tell) -> Iterator[None]:
+    """What every asset does its work in: no other process of this machine writes the partition, how a source's stage
+    ends is noted, and an error of the pipeline means something to Dagster."""
+    asset, partition = context.asset_key.to_user_string(), context.partition_key
+    ends = noted(deployment.home, partition, asset) if asset in SOURCE_ASSETS else nullcontext()
+    with domain_errors(context, deployment), ends, deployment.sole_writer(asset, *partition.split("|"), tell=tell):
+        yield
+
+
+def commit(
+    store: Store, draft: Draft, checks: Sequence[dg.AssetCheckResult], tell: Tell, *, derived_in: Store | None = None
+) -> Generator[dg.AssetCheckResult, None, Snapshot]:
+    """Append to its log a draft that no check refuses; else tell the verdicts, and raise CheckFailed."""
+    yield from inline.judged(draft, checks)
+    snapshot = log.append(store, draft, derived_in=derived_in)
+    tell(committed(snapshot))
+    return snapshot
+
+
+def handed_on(
+    snapshot: Snapshot, metadata: Mapping[str, Any], checks: Sequence[dg.AssetCheckResult]
+) -> dg.MaterializeResult:
+    """What a snapshot asset hands on, and what it tells of it."""
+    version = dg.DataVersion(snapshot.root)
+    return dg.MaterializeResult(value=snapshot, data_version=version, metadata=metadata, check_results=checks)
 
 
 @contextmanager

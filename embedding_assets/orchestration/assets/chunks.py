@@ -1,6 +1,7 @@
 """The second asset: documents cut into chunks."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -9,11 +10,9 @@ import dagster as dg
 from embedding_assets.chunking.stage import prepare_chunks
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import heal_head
-from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
+from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, commit, handed_on, snapshot_asset
 from embedding_assets.orchestration.checks import inline
-from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
@@ -21,7 +20,6 @@ from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
-from embedding_assets.telemetry.events import committed
 from embedding_assets.work.pool import in_process
 
 _SAMPLE: Final = 8
@@ -49,46 +47,41 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         """Token-exact chunks of the documents; shards whose documents are unchanged are not read."""
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         tell = telemetry.of(context)
-        with (
-            domain_errors(context, deployment),
-            noted(deployment.home, source, CHUNKS),
-            deployment.sole_writer(CHUNKS, source, tell=tell),
-        ):
+        with at_work(context, deployment, tell):
             heal_head(deployment, CHUNKS, source)
             documents = log.newest(store, raw_docs)
             previous = log.head(store, CHUNKS, source)
             chunking = deployment.settings.sources[source].chunking
             draft = prepare_chunks(store, documents, chunking, partial(in_process, tell=tell))
-            made = draft.made
             checks = [inline.offsets_reproduce_text(store, documents, draft)]
-            yield from judged(draft, checks)
-            snapshot = log.append(store, draft)
-            tell(committed(snapshot))
-            seconds = watch.seconds
-            changes = metadata.optional(
-                context.log,
-                "What was changed",
-                lambda: metadata.changes(
-                    lambda: count_changes(store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
-                ),
-            )
-            rows_made = sum(part.rows for part in made)
-            found = metadata.figures(
-                context.log,
-                snapshot,
-                changes | {"chunks_made": rows_made},
-                lambda: metadata.rate("chunks_per_second", rows_made, seconds),
-                seconds=seconds,
-            )
-            if made:
-                found |= metadata.optional(
-                    context.log, "A sample of the chunks", lambda: _sample(store, source, made[0])
-                )
-        yield dg.MaterializeResult(
-            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
-        )
+            snapshot = yield from commit(store, draft, checks, tell)
+            found = _metadata(context.log, store, previous, snapshot, draft.made, watch.seconds)
+        yield handed_on(snapshot, found, checks)
 
     return chunks
+
+
+def _metadata(
+    log: logging.Logger,
+    store: Store,
+    previous: Snapshot | None,
+    snapshot: Snapshot,
+    made: Sequence[Part],
+    seconds: float,
+) -> dict[str, Any]:
+    """What is told of a snapshot of chunks, with a sample of what the run made."""
+    count = partial(count_changes, store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
+    rows_made = sum(part.rows for part in made)
+    found = metadata.figures(
+        log,
+        snapshot,
+        metadata.optional(log, "What was changed", lambda: metadata.changes(count)) | {"chunks_made": rows_made},
+        lambda: metadata.rate("chunks_per_second", rows_made, seconds),
+        seconds=seconds,
+    )
+    if made:
+        found |= metadata.optional(log, "A sample of the chunks", lambda: _sample(store, snapshot.source, made[0]))
+    return found
 
 
 def _sample(store: Store, source: str, part: Part) -> dict[str, Any]:

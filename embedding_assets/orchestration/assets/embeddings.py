@@ -1,7 +1,9 @@
 """The embeddings assets: one factory, one asset a model version."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import dagster as dg
@@ -15,17 +17,22 @@ from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import heal, heal_head
-from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, drained_on_signal, snapshot_asset
+from embedding_assets.orchestration.assets.boundary import (
+    Stopwatch,
+    at_work,
+    commit,
+    drained_on_signal,
+    handed_on,
+    snapshot_asset,
+)
 from embedding_assets.orchestration.checks import inline
-from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.slots import Slot, asset_of
 from embedding_assets.snapshots.snapshot import Snapshot
-from embedding_assets.telemetry.events import EmbeddingProgress, Event, committed
+from embedding_assets.telemetry.events import EmbeddingProgress, Event
 
 # A picture of more is no clearer, and each source costs reading a part (24 MB at 1,536 dimensions); the principal
 # directions of so many vectors take a second or two.
@@ -76,9 +83,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
 
         tell = telemetry.of(context, note_pace)
         with (
-            domain_errors(context, deployment),
-            noted(deployment.home, source, asset),
-            deployment.sole_writer(asset, source, tell=tell),
+            at_work(context, deployment, tell),
             dead_letters.rejections_of(deployment, source, STAGE, slot, context.log.warning) as rejections,
             drained_on_signal(context) as stop,
         ):
@@ -104,43 +109,14 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             )
             lengths = inline.lengths_of(store, draft, binding.dimensions)
             checks = [inline.normalization(lengths), inline.vectors_complete(store, cut, draft)]
-            yield from judged(draft, checks)
-            snapshot = log.append(store, draft)
-            tell(committed(snapshot))
+            snapshot = yield from commit(store, draft, checks, tell)
             store.delete(list(bought.needless))
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)
             checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.sources[source].max_rejected))
-            seconds = watch.seconds
-            did = {
-                "model": binding.name,
-                "dimensions": binding.dimensions,
-                "new": bought.new,
-                "reused": bought.reused,
-                **({} if bought.answered_as is None else {"answered_as": bought.answered_as}),
-                **_used(bought),
-            }
-            found = metadata.figures(
-                context.log,
-                snapshot,
-                did,
-                lambda: metadata.rate("vectors_per_second", bought.new, bought.usage.seconds),
-                lambda: metadata.to_date(context, _spent(bought)),
-                seconds=seconds,
-            )
-
-            def draw(what: str, picture: Callable[[], Any]) -> None:
-                found.update(metadata.optional(context.log, f"The picture `{what}`", lambda: {what: picture()}))
-
-            if len(pace) > _LEAST_POINTS:
-                draw("throughput", lambda: metadata.throughput(pace))
-            if len(lengths):
-                draw("norms", lambda: metadata.norm_histogram(lengths))
-            if len(lengths) >= _LEAST_VECTORS:
-                draw("map", lambda: _map(deployment, asset, source, binding))
-        yield dg.MaterializeResult(
-            value=snapshot, data_version=dg.DataVersion(snapshot.root), metadata=found, check_results=checks
-        )
+            found = _metadata(context, snapshot, binding, bought, watch.seconds)
+            found |= _pictures(context.log, deployment, snapshot, binding, pace, lengths)
+        yield handed_on(snapshot, found, checks)
 
     return embeddings
 
@@ -148,6 +124,54 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
 def run_of_budget(run: dg.DagsterRun) -> str:
     """The run that the budget is for: one that Dagster starts again by itself has what is left of the first's."""
     return run.root_run_id or run.run_id if "dagster/retry_number" in run.tags else run.run_id
+
+
+def _metadata(
+    context: dg.AssetExecutionContext, snapshot: Snapshot, binding: Binding, bought: Bought, seconds: float
+) -> dict[str, Any]:
+    """What is told of a snapshot of vectors, and of what they took."""
+    did = {
+        "model": binding.name,
+        "dimensions": binding.dimensions,
+        "new": bought.new,
+        "reused": bought.reused,
+        **({} if bought.answered_as is None else {"answered_as": bought.answered_as}),
+        **_used(bought),
+    }
+    return metadata.figures(
+        context.log,
+        snapshot,
+        did,
+        lambda: metadata.rate("vectors_per_second", bought.new, bought.usage.seconds),
+        lambda: metadata.to_date(context, _spent(bought)),
+        seconds=seconds,
+    )
+
+
+def _pictures(
+    log: logging.Logger,
+    deployment: Deployment,
+    snapshot: Snapshot,
+    binding: Binding,
+    pace: Sequence[tuple[float, int]],
+    lengths: NDArray[np.float64],
+) -> dict[str, Any]:
+    """The pictures that there is enough to draw for. `lengths`, (n,), are of the vectors made."""
+    pictures: dict[str, Callable[[], Any]] = {}
+    if len(pace) > _LEAST_POINTS:
+        pictures["throughput"] = lambda: metadata.throughput(pace)
+    if len(lengths):
+        pictures["norms"] = lambda: metadata.norm_histogram(lengths)
+    if len(lengths) >= _LEAST_VECTORS:
+        pictures["map"] = lambda: _map(deployment, snapshot.asset, snapshot.source, binding)
+    drawn: dict[str, Any] = {}
+    for name, draw in pictures.items():
+        drawn |= metadata.optional(log, f"The picture `{name}`", partial(_drawn, name, draw))
+    return drawn
+
+
+def _drawn(name: str, draw: Callable[[], Any]) -> dict[str, Any]:
+    return {name: draw()}
 
 
 def _used(bought: Bought) -> dict[str, Any]:

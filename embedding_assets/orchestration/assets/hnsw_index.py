@@ -1,6 +1,7 @@
 """The index: built and measured on the loaded table, which is then published."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
@@ -8,13 +9,13 @@ import dagster as dg
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.replica_shards import shard_refs
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, stage_asset
+from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, stage_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.alerts import alert
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.pgvector.indexes.hnsw import Built
-from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
+from embedding_assets.pgvector.indexes.index import IndexReport, build_indexes, invalid_indexes
 from embedding_assets.pgvector.indexes.measurement import shortfall
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.snapshots import replication
@@ -50,53 +51,46 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         short transaction."""
         region, source = region_and_source(context.partition_key)
         watch, target, tell = Stopwatch(), deployment.settings.target_recall, telemetry.of(context)
-        with (
-            domain_errors(context, deployment),
-            deployment.sole_writer(INDEX, region, source, tell=tell),
-            deployment.prepared(region) as conn,
-        ):
+        with at_work(context, deployment, tell), deployment.prepared(region) as conn:
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
             means = deployment.build_means(region)
             reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
-            live = deployment.settings.live_model
-            recall = inline.recall_at_10(reports, live, target)
             serving = publish(conn, source, replica.root, refs, tell)
             invalid = invalid_indexes(conn, serving)
-            degraded = shortfall(live, reports[live].recall, reports[live].ef_search, target)
-        if degraded and reports[live].measured_now:
-            alert(context.log, f"{region}|{source} is served, and degraded: {degraded}")
+        live = deployment.settings.live_model
+        _alert_if_degraded(context, reports[live], live, target)
         found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
         for slot, report in reports.items():
-            found |= {
-                f"{slot}_recall_at_10": report.recall if report.recall is not None else "nothing to measure",
-                f"{slot}_ef_search": report.ef_search,
-                f"{slot}_vectors": report.vectors,
-                f"{slot}_m": report.hnsw.m,
-                f"{slot}_ef_construction": report.hnsw.ef_construction,
-                f"{slot}_index_bytes": report.size_bytes,
-                **_built(context.log, slot, report.built),
-            }
-        found |= {
-            "serving_generation": serving.id,
-            "root": replica.root,
-        }
-        curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
-        if any(curves.values()):
-            found |= metadata.optional(
-                context.log, "The recall curve", lambda: {"recall_curve": metadata.recall_curve(curves, target)}
-            )
-            points = [{"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve]
-            found |= metadata.optional(
-                context.log, "The recall table", lambda: {"recall_table": metadata.table(points)}
-            )
+            found |= _metadata(context.log, slot, report)
+        found |= {"serving_generation": serving.id, "root": replica.root}
         return dg.MaterializeResult(
             data_version=dg.DataVersion(replica.root),
-            metadata=found,
-            check_results=[inline.index_valid(invalid), recall],
+            metadata=found | _curves(context.log, reports, target),
+            check_results=[inline.index_valid(invalid), inline.recall_at_10(reports, live, target)],
         )
 
     return hnsw_index
+
+
+def _alert_if_degraded(context: dg.AssetExecutionContext, report: IndexReport, live: Slot, target: float) -> None:
+    """Say it once, by the run that measured it."""
+    degraded = shortfall(live, report.recall, report.ef_search, target)
+    if degraded and report.measured_now:
+        alert(context.log, f"{context.partition_key} is served, and degraded: {degraded}")
+
+
+def _metadata(log: logging.Logger, slot: Slot, report: IndexReport) -> dict[str, Any]:
+    """What is told of a slot's index."""
+    return {
+        f"{slot}_recall_at_10": report.recall if report.recall is not None else "nothing to measure",
+        f"{slot}_ef_search": report.ef_search,
+        f"{slot}_vectors": report.vectors,
+        f"{slot}_m": report.hnsw.m,
+        f"{slot}_ef_construction": report.hnsw.ef_construction,
+        f"{slot}_index_bytes": report.size_bytes,
+        **_built(log, slot, report.built),
+    }
 
 
 def _built(log: logging.Logger, slot: Slot, built: Built | None) -> dict[str, Any]:
@@ -111,4 +105,16 @@ def _built(log: logging.Logger, slot: Slot, built: Built | None) -> dict[str, An
         f"{slot}_memory_estimated_bytes": built.estimate,
         f"{slot}_memory_granted_bytes": built.granted,
         f"{slot}_workers": built.workers,
+    }
+
+
+def _curves(log: logging.Logger, reports: Mapping[Slot, IndexReport], target: float) -> dict[str, Any]:
+    """Recall by ef_search as it was measured, as a picture and as a table; nothing where nothing was."""
+    curves = {slot: [(p.ef_search, p.recall, p.p50_ms) for p in report.curve] for slot, report in reports.items()}
+    if not any(curves.values()):
+        return {}
+    points = [{"model": slot} | point._asdict() for slot, report in reports.items() for point in report.curve]
+    return {
+        **metadata.optional(log, "The recall curve", lambda: {"recall_curve": metadata.recall_curve(curves, target)}),
+        **metadata.optional(log, "The recall table", lambda: {"recall_table": metadata.table(points)}),
     }

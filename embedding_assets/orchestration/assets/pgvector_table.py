@@ -1,5 +1,6 @@
 """The table: a region's replica brought into it, by the rows that differ or aside from what readers see."""
 
+import logging
 from typing import Any
 
 import dagster as dg
@@ -7,7 +8,7 @@ import dagster as dg
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, stage_asset
+from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, stage_asset
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.progress import Telemetry
@@ -38,11 +39,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
         region, source = region_and_source(context.partition_key)
         watch, store, tell = Stopwatch(), deployment.store(region), telemetry.of(context)
-        with (
-            domain_errors(context, deployment),
-            deployment.sole_writer(TABLE, region, source, tell=tell),
-            deployment.prepared(region) as conn,
-        ):
+        with at_work(context, deployment, tell), deployment.prepared(region) as conn:
             replica = log.newest(store, s3_replica)
             refs = shard_refs(replica)
             loaded = load(
@@ -60,20 +57,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             differences = content_differences(conn, loaded.generation, refs) if whole else []
         return dg.MaterializeResult(
             data_version=dg.DataVersion(replica.root),
-            metadata={
-                "dagster/row_count": loaded.rows,
-                "rows_loaded": loaded.rows_written,
-                **_told(loaded),
-                **metadata.optional(
-                    context.log, "A figure", lambda: metadata.rate("rows_per_second", loaded.rows_written, seconds)
-                ),
-                "bytes_sent": loaded.bytes_written,
-                "seconds": round(seconds, 3),
-                "shards": loaded.shards,
-                "shards_written": loaded.shards_written,
-                "generation": loaded.generation.id,
-                "root": replica.root,
-            },
+            metadata=_metadata(context.log, loaded, replica.root, seconds),
             check_results=[
                 inline.table_parity(loaded.rows, loaded.rows if whole else loaded.rows_written, differences)
             ],
@@ -82,10 +66,13 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     return pgvector_table
 
 
-def _told(loaded: Loaded) -> dict[str, Any]:
+def _metadata(log: logging.Logger, loaded: Loaded, root: str, seconds: float) -> dict[str, Any]:
     """What became of the rows, and which way the load took and why, for operators."""
     choice = loaded.choice
+    rate = metadata.optional(log, "A figure", lambda: metadata.rate("rows_per_second", loaded.rows_written, seconds))
     return {
+        "dagster/row_count": loaded.rows,
+        "rows_loaded": loaded.rows_written,
         "rows_inserted": loaded.rows_written - loaded.rows_updated,
         "rows_updated": loaded.rows_updated,
         "rows_deleted": loaded.rows_deleted,
@@ -95,4 +82,11 @@ def _told(loaded: Loaded) -> dict[str, Any]:
         "share_at_crossover": round(choice.crossover_share, 4),
         "estimated_seconds_by_delta": round(choice.delta_seconds, 1),
         "estimated_seconds_by_new_generation": round(choice.generation_seconds, 1),
+        **rate,
+        "bytes_sent": loaded.bytes_written,
+        "seconds": round(seconds, 3),
+        "shards": loaded.shards,
+        "shards_written": loaded.shards_written,
+        "generation": loaded.generation.id,
+        "root": root,
     }

@@ -1,24 +1,25 @@
 """The first asset: a source's documents, read, validated and hashed."""
 
+import logging
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import dagster as dg
 
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.outcomes import noted
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
+from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, commit, handed_on, snapshot_asset
 from embedding_assets.orchestration.checks import inline
-from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
 from embedding_assets.snapshots.names import RAW_DOCS
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.snapshots.snapshot import Snapshot
-from embedding_assets.sources.stage import prepare_source, remember
-from embedding_assets.telemetry.events import committed
+from embedding_assets.snapshots.stores import Store
+from embedding_assets.sources.stage import Looked, prepare_source, remember
 
 
 class RawDocsConfig(dg.Config):
@@ -61,9 +62,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
         source, watch, store = context.partition_key, Stopwatch(), deployment.primary
         settings, tell = deployment.settings.sources[source], telemetry.of(context)
         with (
-            domain_errors(context, deployment),
-            noted(deployment.home, source, RAW_DOCS),
-            deployment.sole_writer(RAW_DOCS, source, tell=tell),
+            at_work(context, deployment, tell),
             dead_letters.rejections_of(deployment, source, RAW_DOCS, None, context.log.warning) as rejections,
         ):
             previous, catalog = log.head(store, RAW_DOCS, source), deployment.catalog(source)
@@ -78,43 +77,13 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 tell=tell,
             )
             checks = [inline.documents_complete(draft)]
-            yield from judged(draft, checks)
-            snapshot = log.append(store, draft)
-            tell(committed(snapshot))
+            snapshot = yield from commit(store, draft, checks, tell)
             remember(catalog, snapshot)
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)
             checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.max_rejected))
-            seconds = watch.seconds
-            changes = metadata.optional(
-                context.log,
-                "What was changed",
-                lambda: metadata.changes(
-                    lambda: count_changes(store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
-                ),
-            )
-        did = changes | {
-            "items_listed": looked.items,
-            "items_read": looked.read,
-            "parts_written": looked.parts_written,
-            "passed_over": looked.passed_over,
-        }
-        if looked.passed_over:
-            more = ", …" if looked.passed_over > len(looked.passed_over_first) else ""
-            did["passed_over_first"] = ", ".join(looked.passed_over_first) + more
-        found = metadata.figures(
-            context.log,
-            snapshot,
-            did,
-            lambda: metadata.rate("items_per_second", looked.items, seconds),
-            seconds=seconds,
-        )
-        yield dg.MaterializeResult(
-            value=snapshot,
-            data_version=dg.DataVersion(snapshot.root),
-            metadata=found,
-            check_results=checks,
-        )
+            found = _metadata(context.log, store, previous, snapshot, looked, watch.seconds)
+        yield handed_on(snapshot, found, checks)
 
     return raw_docs
 
@@ -123,3 +92,26 @@ def _replayed(previous: Snapshot | None, rejections: dead_letters.StageRejection
     """The items that are read again since somebody asked for it."""
     rejected = previous.rejected if previous else ()
     return {one.item for one in rejected if isinstance(one, RejectedDocument) and one.identity in rejections.replayed}
+
+
+def _metadata(
+    log: logging.Logger, store: Store, previous: Snapshot | None, snapshot: Snapshot, looked: Looked, seconds: float
+) -> dict[str, Any]:
+    """What is told of a snapshot of documents, and of the look at the source."""
+    count = partial(count_changes, store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
+    did = metadata.optional(log, "What was changed", lambda: metadata.changes(count)) | {
+        "items_listed": looked.items,
+        "items_read": looked.read,
+        "parts_written": looked.parts_written,
+        "passed_over": looked.passed_over,
+    }
+    if looked.passed_over:
+        more = ", …" if looked.passed_over > len(looked.passed_over_first) else ""
+        did["passed_over_first"] = ", ".join(looked.passed_over_first) + more
+    return metadata.figures(
+        log,
+        snapshot,
+        did,
+        lambda: metadata.rate("items_per_second", looked.items, seconds),
+        seconds=seconds,
+    )

@@ -7,16 +7,14 @@ import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.orchestration.assets import metadata
-from embedding_assets.orchestration.assets.boundary import Stopwatch, domain_errors, snapshot_asset
+from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, commit, handed_on, snapshot_asset
 from embedding_assets.orchestration.checks import inline
-from embedding_assets.orchestration.checks.inline import judged
 from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.replication import prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
-from embedding_assets.telemetry.events import committed
 from embedding_assets.work.pool import in_process
 
 
@@ -46,13 +44,11 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         region, source = region_and_source(context.partition_key)
         watch, primary, store = Stopwatch(), deployment.primary, deployment.store(region)
         tell = telemetry.of(context)
-        with domain_errors(context, deployment), deployment.sole_writer(REPLICA, region, source, tell=tell):
+        with at_work(context, deployment, tell):
             upstream = [log.newest(primary, snapshot) for snapshot in (chunks, embeddings_v1, embeddings_v2)]
             draft, parts, copied = prepare_replica(primary, store, source, upstream, partial(in_process, tell=tell))
             checks = [inline.replica_parity(draft, upstream), inline.models_cover_same_chunks(draft)]
-            yield from judged(draft, checks)
-            snapshot = log.append(store, draft, derived_in=primary)
-            tell(committed(snapshot))
+            snapshot = yield from commit(store, draft, checks, tell, derived_in=primary)
         seconds = watch.seconds
         found = metadata.figures(
             context.log,
@@ -61,11 +57,6 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             lambda: metadata.rate("megabytes_per_second", copied / 1e6, seconds),
             seconds=seconds,
         )
-        yield dg.MaterializeResult(
-            value=snapshot,
-            data_version=dg.DataVersion(snapshot.root),
-            metadata=found,
-            check_results=checks,
-        )
+        yield handed_on(snapshot, found, checks)
 
     return s3_replica
