@@ -186,3 +186,12 @@ def test_dagster_yaml_allows_one_writer_a_partition_and_retries_crashes_alone() 
         {"key": "dagster/partition", "value": {"applyLimitPerUniqueValue": True}, "limit": 1}
     ]
     assert settings["run_retries"]["retry_on_asset_or_op_failure"] is False
+
+
+def test_a_run_loads_no_tokenizer_model_or_client_before_it_has_something_to_send_them() -> None:
+    heavy = ("bpe_openai", "tokenizers", "onnxruntime", "openai", "aiohttp", "boto3", "matplotlib", "yoyo")
+    script = f"import sys, embedding_assets.cli.runs; print(*(name for name in {heavy} if name in sys.modules))"
+
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.split() == []

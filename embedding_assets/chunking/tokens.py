@@ -4,13 +4,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import bpe_openai
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_assets.chunking.characters import Positions
+
+if TYPE_CHECKING:
+    import bpe_openai
 
 # bpe-openai refuses more than 200,000 tokens at once, and a character has at most 4. Pieces also keep its list
 # of Python integers, 36 bytes a token, small beside the text.
@@ -26,8 +28,11 @@ _LAST_SEAM: Final = re.compile(rf"(?s:.*){_SEAM}")
 
 
 @cache
-def _encoding() -> bpe_openai.Encoding:
-    return bpe_openai.get_encoding("cl100k_base")  # 0.13 s: reads the vocabulary that the package carries
+def _encoding() -> "bpe_openai.Encoding":
+    # Imported here: it decodes three vocabularies, a second of CPU, and where nothing changed no text is cut.
+    import bpe_openai
+
+    return bpe_openai.get_encoding("cl100k_base")
 
 
 @cache

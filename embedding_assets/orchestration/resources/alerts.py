@@ -6,8 +6,6 @@ import os
 from threading import Thread
 from typing import Final
 
-import aiohttp
-
 ALERT_WEBHOOK: Final = "EMBEDDING_ASSETS_ALERT_WEBHOOK"
 
 _SECONDS: Final = 10.0
@@ -42,13 +40,16 @@ def _tell(url: str, text: str, reasons: list[str]) -> None:
     try:
         asyncio.run(_post(url, text[:_LONGEST]))
     except Exception as error:
-        status = f" {error.status}" if isinstance(error, aiohttp.ClientResponseError) else ""
+        status = f" {error.status}" if hasattr(error, "status") else ""
         reasons.append(f"{type(error).__name__}{status}")
     else:
         reasons.clear()
 
 
 async def _post(url: str, text: str) -> None:
+    # Imported here: it takes a fifth of a second, and most processes have nothing to tell.
+    import aiohttp
+
     async with (
         # Its body is neither read nor unpacked: it may have no end.
         aiohttp.ClientSession(
