@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+import dagster as dg
 import psycopg
 import pytest
 
 import embedding_assets
 from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.pgvector.connection import pipeline_errors
 
 PACKAGE: Final = Path(embedding_assets.__file__).parent
@@ -152,3 +154,24 @@ def test_what_postgres_refuses_for_good_is_told_with_a_cure(error: psycopg.Error
 def test_what_may_pass_of_postgres_is_told_with_what_to_do_where_it_does_not(error: psycopg.Error) -> None:
     with pytest.raises(TransientError, match=r"looking: .+\. Cure: \w+"), pipeline_errors("looking"):
         raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TransientError("the store is away. Cure: wait"), "step: the store is away. Cure: wait"),
+        (KeyError("a bug"), "step: KeyError: 'a bug'"),
+    ],
+)
+def test_a_failed_step_is_told_in_its_errors_own_words(error: Exception, told: str) -> None:
+    @dg.op(name="step")
+    def step() -> None:
+        raise error
+
+    @dg.job
+    def job() -> None:
+        step()
+
+    (failure,) = job.execute_in_process(raise_on_error=False).filter_events(lambda event: event.is_step_failure)
+
+    assert reason(failure) == told

@@ -150,6 +150,8 @@ def test_a_file_named_relative_to_the_working_directory_resolves_against_its_own
             "10: sources.handbook.chunking.max_tokens: it should be a valid",
         ),
         (changed("**/*.txt", "../*.txt"), "10: sources.handbook.include.1: not a pattern below"),
+        (changed("path: ./docs", 'path: "./do\\0cs"'), "10: sources.handbook.path: has a NUL character"),
+        (changed("s3://bucket/prefix/", "file://./a%00b"), "4: regions.eu-west-1.store: not a store"),
         (changed("**/*.txt", "/etc/*"), "10: sources.handbook.include.1: not a pattern below"),
         (
             changed("[title, team]}", "[title], max_deleted: 20}"),
@@ -215,17 +217,21 @@ def test_a_file_that_is_not_one_mapping_is_refused_by_line_and_not_quoted(tmp_pa
     assert "sekret" not in "".join(found)
 
 
-@pytest.mark.parametrize("what", ["missing", "a folder", "not UTF-8"])
+@pytest.mark.parametrize("what", ["missing", "a folder", "not UTF-8", "large", "nested"])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, what: str) -> None:
     path = tmp_path / "settings.yaml"
     if what == "a folder":
         path.mkdir()
     elif what == "not UTF-8":
         path.write_bytes(b"a: \xff")
+    elif what == "large":
+        path.write_bytes(b"#" * (1 << 21))
+    elif what == "nested":
+        path.write_text("a: " + "[" * 2_000)
     with pytest.raises(SettingsError) as refused:
         load_settings(path)
     assert str(path) in str(refused.value)
-    assert CONFIG in str(refused.value)
+    assert "Cure: " in str(refused.value)
 
 
 def test_anchors_and_merge_keys_may_be_used(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 from pydantic import (
     AfterValidator,
@@ -30,7 +31,9 @@ class SettingsError(PermanentError):
 
 
 def _store(url: str) -> str:
-    if url.startswith("file:///") or re.fullmatch(r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^/?#]+)*/?", url):
+    if (url.startswith("file:///") and "\0" not in unquote(url)) or re.fullmatch(
+        r"(s3|gs)://[a-z0-9][a-z0-9._-]{1,61}[a-z0-9](/[^/?#]+)*/?", url
+    ):
         return url.rstrip("/")
     raise Problem("not a store", "write file:///folder, file://./folder, s3://bucket/prefix or gs://bucket/prefix")
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 import yaml
@@ -15,6 +15,9 @@ from embedding_assets.settings.explained import explained, line_of
 from embedding_assets.settings.fit import misfits
 from embedding_assets.settings.home import CONFIG
 from embedding_assets.settings.models import Settings, SettingsError
+
+_LARGEST: Final = 1 << 20
+"""Bytes of a settings file; parsing one takes seconds."""
 
 
 def load_settings(path: Path) -> Settings:
@@ -42,13 +45,7 @@ def load_settings(path: Path) -> Settings:
 
 def _parsed(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
     """The file as nodes, which know their lines, and as values."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError(
-            f"{path}: the settings cannot be read: {reason}. Cure: name a readable YAML file in {CONFIG}."
-        ) from None
+    text = _text(path)
     try:
         document = yaml.compose(text, yaml.SafeLoader)
         doubled = [] if document is None else list(_doubled(document))
@@ -63,11 +60,30 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
         raise SettingsError(f"{place}: not YAML: {error.problem}. Cure: correct the line, or quote it.") from None
     except ValueError as error:
         raise SettingsError(f"{path}: not YAML: {error}. Cure: quote the value.") from None
+    except RecursionError:
+        raise SettingsError(f"{path}: its brackets are nested too deep. Cure: close them; settings need few.") from None
     if not isinstance(document, yaml.MappingNode):
         raise SettingsError(f"{path}:1: the settings are no mapping. Cure: begin with `primary_region: …`.")
     if doubled:
         raise SettingsError("\n".join(f"{path}:{line}: {key}: stands twice. Cure: keep one." for key, line in doubled))
     return document, given
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise SettingsError(
+                f"{path}: over {_LARGEST:,} bytes are no settings. Cure: name the right file in {CONFIG}."
+            )
+        return data.decode()
+    except OSError as error:
+        raise SettingsError(
+            f"{path}: the settings cannot be read: {error.strerror}. Cure: name a readable YAML file in {CONFIG}."
+        ) from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path}: the settings cannot be read: it is not UTF-8. Cure: save it as UTF-8.") from None
 
 
 def _doubled(document: yaml.Node) -> Iterator[tuple[str, int]]:

@@ -13,8 +13,14 @@ from embedding_assets.options import Options, Share
 from embedding_assets.sources.formats.text import SUFFIXES
 
 
+def _path(path: Path) -> Path:
+    if "\0" in str(path):
+        raise Problem("has a NUL character, as no path has", "write it without")
+    return path
+
+
 class _SourceOptions(Options):
-    path: Path
+    path: Annotated[Path, AfterValidator(_path)]
     max_deleted: Share = 0.2
     """Share of the documents that may be gone at once without somebody allowing it."""
 

@@ -1,6 +1,11 @@
 """What failed a step, for people."""
 
+import re
+from typing import Final
+
 import dagster as dg
+
+_OUR_CLASS: Final = re.compile(r"^embedding_assets(\.\w+)+: ")
 
 
 def reason(event: dg.DagsterEvent) -> str:
@@ -9,4 +14,8 @@ def reason(event: dg.DagsterEvent) -> str:
     if failure.user_failure_data and failure.user_failure_data.description:
         return f"{event.step_key}: {failure.user_failure_data.description}"
     error = failure.error.cause or failure.error if failure.error else None
-    return f"{event.step_key}: {' '.join(error.message.split()) if error else 'failed without an error'}"
+    if error is None:
+        return f"{event.step_key}: failed without an error"
+    # The pipeline's own errors are sentences; of others the class tells most.
+    words = _OUR_CLASS.sub("", " ".join(error.message.split()))
+    return f"{event.step_key}: {words}"
