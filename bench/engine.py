@@ -3,7 +3,8 @@
 `python -m bench.engine` prints a table, `--json` the same as JSON; `--seconds` is how long each is held to the quota,
 in turn.
 
-- client CPU a request: 128 texts of 800 characters, 1,536 dimensions, base64, 32 in flight, 80 ms server
+- client CPU a request: 128 texts of 800 characters, 1,536 dimensions, base64, 32 in flight, 80 ms server; of the
+  engine also with a sink that counts its events
 - requests a second: 2 short texts a request, 128 in flight, no latency (the server is the limit of the engine)
 - share of a quota of 3,000 requests and 1 M tokens a minute (token bucket, 2 s of burst), and answers of 429; every
   client with batches of 64 texts, 64 in flight, and what it does by itself about a 429
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,6 +28,7 @@ from openai import AsyncOpenAI, RateLimitError
 from bench.peers import environment
 from embedding_assets.embedding.engine.engine import Text, embed
 from embedding_assets.settings.home import home
+from embedding_assets.telemetry.events import Event
 from embedding_assets_tests.support.standin import KEY, Standin
 
 DIMENSIONS = 1_536
@@ -80,7 +83,8 @@ def timed(work: Callable[[], object], requests: int) -> tuple[float, float]:
 def work_of(
     standin: Standin, texts: list[Text], size: int, in_flight: int, requests: int
 ) -> dict[str, tuple[float, float]]:
-    """`timed` of both clients, for the same requests, once the server knows its vectors."""
+    """`timed` of the clients, for the same requests, once the server knows its vectors; of the engine also where a sink
+    counts its events."""
     binding = standin.binding(dimensions=DIMENSIONS, max_items=size, max_in_flight=in_flight)
 
     def supply() -> Iterator[Text]:
@@ -89,11 +93,23 @@ def work_of(
     def ours() -> None:
         embed(binding, supply(), lambda item: None)
 
+    def heard() -> None:
+        events: Counter[type[Event]] = Counter()
+
+        def count(event: Event) -> None:
+            events[type(event)] += 1
+
+        embed(binding, supply(), lambda item: None, tell=count)
+
     def plain() -> None:
         asyncio.run(plainly(standin, batches(supply(), size), in_flight))
 
     embed(binding, texts, lambda item: None)
-    return {"engine": timed(ours, requests), "openai": timed(plain, requests)}
+    return {
+        "engine": timed(ours, requests),
+        "engine, events counted": timed(heard, requests),
+        "openai": timed(plain, requests),
+    }
 
 
 def quota(standin: Standin, seconds: float) -> dict[str, tuple[float, int, int]]:
