@@ -41,8 +41,10 @@ def list_letters(source: str | None, with_resolved: bool, as_json: bool) -> None
     """
     from embedding_assets.operations import dead_letters as letters
 
-    found = letters.listed(current_deployment(), source, [*letters.OPEN, "resolved"] if with_resolved else letters.OPEN)
-    _print_letters(found, as_json)
+    listed = letters.listed(
+        current_deployment(), source, [*letters.OPEN, "resolved"] if with_resolved else letters.OPEN
+    )
+    _print_letters(listed, as_json)
 
 
 @dead_letters.command("show")
@@ -85,12 +87,12 @@ def _mark_letters(ids: tuple[int, ...], state: Literal["replayed", "resolved"], 
     _print_letters(letters.mark(current_deployment(), ids, state), as_json)
 
 
-def _print_letters(found: "Sequence[DeadLetter]", as_json: bool) -> None:
+def _print_letters(shown: "Sequence[DeadLetter]", as_json: bool) -> None:
     from embedding_assets.cli import terminal
 
     if as_json:
-        print_json([letter._asdict() for letter in found])
-    elif found:
-        OUT.print(terminal.letters_table(found, narrow=OUT.is_terminal))
+        print_json([letter._asdict() for letter in shown])
+    elif shown:
+        OUT.print(terminal.letters_table(shown, narrow=OUT.is_terminal))
     else:
         OUT.print("no dead letters")

@@ -82,26 +82,27 @@ def outcome_line(outcome: Outcome) -> str:
 
 
 def _story(outcome: Outcome) -> str:
-    """What the run came to, of the figures that it could tell."""
-    found = outcome.metadata
-    told: list[str] = []
-    told += [
-        _changes(what, found[asset][f"{what}s"], found[asset])
+    """What the run came to, as far as its figures are known."""
+    figures = outcome.metadata
+    parts = [
+        _changes(what, figures[asset][f"{what}s"], figures[asset])
         for asset, what in ((RAW_DOCS, "document"), (CHUNKS, "chunk"))
-        if f"{what}s" in found.get(asset, {})
+        if f"{what}s" in figures.get(asset, {})
     ]
-    passed_over = found.get(RAW_DOCS, {}).get("passed_over", 0)
+    passed_over = figures.get(RAW_DOCS, {}).get("passed_over", 0)
     if passed_over:
-        told.append(f"{passed_over:,} passed over ({plain(found[RAW_DOCS].get('passed_over_first', '…'))})")
-    bought = [found[asset]["new"] for asset in VECTORS if "new" in found.get(asset, {})]
+        parts.append(f"{passed_over:,} passed over ({plain(figures[RAW_DOCS].get('passed_over_first', '…'))})")
+    bought = [figures[asset]["new"] for asset in VECTORS if "new" in figures.get(asset, {})]
     if bought:
-        told.append(f"{counted(sum(bought), 'vector')} computed")
-    if found.get(REPLICA, {}).get("bytes_copied"):  # the primary's replica is its own store: nothing ever
-        told.append(f"{_size(found[REPLICA]['bytes_copied'])} copied")
-    if "rows_loaded" in found.get(TABLE, {}):
-        gone = found[TABLE].get("rows_deleted", 0)
-        told.append(f"{counted(found[TABLE]['rows_loaded'], 'row')} loaded" + (f", {gone:,} deleted" if gone else ""))
-    return ", ".join(told)
+        parts.append(f"{counted(sum(bought), 'vector')} computed")
+    if figures.get(REPLICA, {}).get("bytes_copied"):  # the primary's replica is its own store: nothing ever
+        parts.append(f"{_size(figures[REPLICA]['bytes_copied'])} copied")
+    if "rows_loaded" in figures.get(TABLE, {}):
+        gone = figures[TABLE].get("rows_deleted", 0)
+        parts.append(
+            f"{counted(figures[TABLE]['rows_loaded'], 'row')} loaded" + (f", {gone:,} deleted" if gone else "")
+        )
+    return ", ".join(parts)
 
 
 def _size(size: int) -> str:
@@ -117,7 +118,7 @@ def _changes(what: str, total: int, counts: Mapping[str, Any]) -> str:
 
 def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
     """What went wrong, a sentence each: errors in red, warnings in yellow."""
-    found = [Text(f"{outcome.partition}: {error}", "red") for outcome in outcomes for error in outcome.errors]
+    sentences = [Text(f"{outcome.partition}: {error}", "red") for outcome in outcomes for error in outcome.errors]
     for outcome in outcomes:
         for check in outcome.checks:
             if not check.passed:
@@ -126,5 +127,5 @@ def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
                 line = (
                     f"{outcome.partition}: check {check.asset}/{check.name} {'warns' if warns else 'failed'}: {figures}"
                 )
-                found.append(Text(line, "yellow" if warns else "red"))
-    return found
+                sentences.append(Text(line, "yellow" if warns else "red"))
+    return sentences

@@ -108,7 +108,7 @@ def letter_details(letter: DeadLetter, text: str | None) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    told = {
+    fields = {
         "id": letter.id,
         "state": letter.state,
         "source": letter.source,
@@ -124,7 +124,7 @@ def letter_details(letter: DeadLetter, text: str | None) -> Table:
         "last seen": f"{letter.last_seen:%Y-%m-%d %H:%M:%S %Z}",
         "text": text if text is not None else "not in the store",
     }
-    for name, value in told.items():
+    for name, value in fields.items():
         table.add_row(name, plain(value))
     return table
 
