@@ -26,7 +26,7 @@ def write_demo_input(home: Path) -> None:
 
 def _packages() -> list[str]:
     """A JSON line for each installed distribution with a description, by name, up to `PACKAGES_BYTES` of them."""
-    found: dict[str, str] = {}
+    line_of: dict[str, str] = {}
     for distribution in distributions():
         about = cast(Message, distribution.metadata)
         name = re.sub(r"[-_.]+", "-", about["Name"] or "").lower()
@@ -42,10 +42,12 @@ def _packages() -> list[str]:
             or None,
             "description": description,
         }
-        found.setdefault(name, json.dumps({k: v for k, v in entry.items() if v is not None}, ensure_ascii=True) + "\n")
+        line_of.setdefault(
+            name, json.dumps({k: v for k, v in entry.items() if v is not None}, ensure_ascii=True) + "\n"
+        )
     lines: list[str] = []
     size = 0
-    for _, line in sorted(found.items()):
+    for _, line in sorted(line_of.items()):
         # Long ones would crowd out the others: the demo wants many packages rather than few.
         if len(line) < 20_000 and size + len(line) <= PACKAGES_BYTES:
             lines.append(line)

@@ -54,15 +54,15 @@ def figures(
 ) -> dict[str, Any]:
     """`of_snapshot`, with what the run `did` and `more` of it; each is left out where it fails.
 
-    Call it after the commit, which nothing that is only told may hold up.
+    Call it after the commit, which nothing that is only to be looked at may hold up.
     """
     done = dict(did)
     for make in more:
         done |= optional(log, "A figure", make)
-    told = optional(log, "What there is now", lambda: of_snapshot(snapshot, done, seconds)) or done
+    shown = optional(log, "What there is now", lambda: of_snapshot(snapshot, done, seconds)) or done
     if rejected := [rejection.model_dump() for rejection in snapshot.rejected]:
-        told |= optional(log, "What was rejected", lambda: {"rejected_entries": table(rejected)})
-    return told
+        shown |= optional(log, "What was rejected", lambda: {"rejected_entries": table(rejected)})
+    return shown
 
 
 def changes(count: Callable[[], Changes]) -> dict[str, Any]:

@@ -14,9 +14,11 @@ RECONCILIATION_JOB: Final = "reconcile_dead_letters"
 
 @dg.op(name="reconcile")
 def _reconcile(context: dg.OpExecutionContext, deployment: dg.ResourceParam[Deployment]) -> None:
-    did = reconcile(deployment, partial(alert, context.log))
-    context.log.info(f"{did.replayed} to be tried again by the sources' next runs, {did.escalated} told to people")
-    context.add_output_metadata(did._asdict())
+    reconciled = reconcile(deployment, partial(alert, context.log))
+    context.log.info(
+        f"{reconciled.replayed} to be tried again by the sources' next runs, {reconciled.escalated} told to people"
+    )
+    context.add_output_metadata(reconciled._asdict())
 
 
 def reconciliation_job() -> dg.JobDefinition:

@@ -201,14 +201,14 @@ def _settings_of_source(settings: Settings, source: str) -> str:
 
 def _settings_of_region(settings: Settings, region: str) -> str:
     """A hash of what decides a region's tables, indexes and rights, beside its replica; secrets are only hashed."""
-    told = settings.model_dump(mode="json", include={"live_model", "target_recall", "hybrid", "row_level_security"})
+    decisive = settings.model_dump(mode="json", include={"live_model", "target_recall", "hybrid", "row_level_security"})
     hnsw = {slot: binding.hnsw.model_dump(mode="json") for slot, binding in settings.models.items()}
     place = settings.regions[region]
-    return _hash({**told, "hnsw": hnsw, "region": [place.store, place.database.get_secret_value()]})
+    return _hash({**decisive, "hnsw": hnsw, "region": [place.store, place.database.get_secret_value()]})
 
 
-def _hash(told: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()[:16]
+def _hash(decisive: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def run_failure_alert() -> dg.SensorDefinition:

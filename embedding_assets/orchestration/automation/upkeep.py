@@ -26,23 +26,23 @@ def _keep_up(context: dg.OpExecutionContext, config: UpkeepConfig, deployment: d
     if not (config.now or is_quiet(deployment)):
         context.log.info(f"Not in the quiet hours, {deployment.settings.quiet_hours} UTC: nothing was looked at.")
         return
-    done: list[Upkept] = []
+    entries: list[Upkept] = []
     for entry in keep_up(deployment, sorted(deployment.settings.regions), lambda: config.now or is_quiet(deployment)):
-        done.append(entry)
+        entries.append(entry)
         say = context.log.error if entry.failed else context.log.info
         say(f"{entry.region}|{entry.source or 'all sources'}: {entry.saw}. Did: {entry.did}.")
-    context.add_output_metadata({"upkeep": _table(done)})
-    if failed := [entry for entry in done if entry.failed]:
+    context.add_output_metadata({"upkeep": _table(entries)})
+    if failed := [entry for entry in entries if entry.failed]:
         raise dg.Failure(
             description="; ".join(f"{entry.region}|{entry.source or 'all sources'}: {entry.saw}" for entry in failed),
-            metadata={"upkeep": _table(done)},
+            metadata={"upkeep": _table(entries)},
             allow_retries=False,  # the next hour is the retry
         )
 
 
-def _table(done: Sequence[Upkept]) -> dg.TableMetadataValue:
+def _table(entries: Sequence[Upkept]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
-        records=[dg.TableRecord(entry._asdict()) for entry in done[:_TABLE_ROWS]],
+        records=[dg.TableRecord(entry._asdict()) for entry in entries[:_TABLE_ROWS]],
         schema=dg.TableSchema(columns=[dg.TableColumn(name) for name in Upkept._fields]),
     )
 

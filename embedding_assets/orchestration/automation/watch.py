@@ -16,11 +16,13 @@ WATCH_JOB: Final = "nothing_is_behind"
 def _look(context: dg.OpExecutionContext, deployment: dg.ResourceParam[Deployment]) -> None:
     for line in forget_renamed(deployment):
         context.log.info(line)
-    found = behind(deployment)
-    context.add_output_metadata({"behind": len(found)})
-    if found:
-        alert(context.log, "\n".join([f"{len(found)} things are behind, or of no source of the settings:", *found]))
-        raise dg.Failure(description="; ".join(found), allow_retries=False)
+    problems = behind(deployment)
+    context.add_output_metadata({"behind": len(problems)})
+    if problems:
+        alert(
+            context.log, "\n".join([f"{len(problems)} things are behind, or of no source of the settings:", *problems])
+        )
+        raise dg.Failure(description="; ".join(problems), allow_retries=False)
 
 
 def watch_job() -> dg.JobDefinition:
