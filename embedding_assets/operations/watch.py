@@ -12,10 +12,12 @@ def behind(deployment: Deployment) -> list[str]:
     sources = sorted(deployment.settings.sources)
     regions = [ask(deployment, region, sources) for region in sorted(deployment.settings.regions)]
     rows = of_regions(deployment, sources, regions)
-    return [_told(row) for row in rows if not row.current] + [str(one) for one in orphans.findings(deployment, regions)]
+    return [_describe(row) for row in rows if not row.current] + [
+        str(one) for one in orphans.findings(deployment, regions)
+    ]
 
 
-def _told(row: SourceStatus) -> str:
+def _describe(row: SourceStatus) -> str:
     why = row.error or row.problem
     if why is None:
         why = "nothing is served yet" if row.lag_seconds is None else f"for {row.lag_seconds:,} s"

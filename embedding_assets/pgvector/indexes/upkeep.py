@@ -72,7 +72,7 @@ class State(NamedTuple):
     ef_search: Mapping[str, int]
 
     def __str__(self) -> str:
-        return ", ".join([f"{self.live_rows:,} rows, {self.dead_rows:,} dead", *map(_told, self.indexes)])
+        return ", ".join([f"{self.live_rows:,} rows, {self.dead_rows:,} dead", *map(_describe, self.indexes)])
 
 
 class Finding(NamedTuple):
@@ -244,7 +244,7 @@ def _vacuum(conn: Connection, generation: Generation) -> str:
     )
 
 
-def _told(index: IndexState) -> str:
+def _describe(index: IndexState) -> str:
     if index.measurement is None:
         return f"{index.slot} without a valid index"
     recall = index.measurement.recall

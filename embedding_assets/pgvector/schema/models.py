@@ -91,7 +91,7 @@ def bound_types(conn: Connection) -> VectorTypes:
     return tuple(models[slot].model.type for slot in SLOTS)
 
 
-def _told(model: Model) -> str:
+def _describe(model: Model) -> str:
     return f"{model.name} ({model.type.name}({model.type.dimensions}))"
 
 
@@ -107,9 +107,9 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
         if before is None or before.model.name not in names or before.model.type != model.type:
             if before is not None and before.live and published:
                 raise PermanentError(
-                    f"slot {slot} is live with model {_told(before.model)} and cannot become {_told(model)}: searches "
-                    f"would find nothing until every source is loaded again. Cure: leave {slot} as it was. Bind the "
-                    f"new model to {other(slot)}, materialize every source, then set live_model: {other(slot)}"
+                    f"slot {slot} is live with model {_describe(before.model)} and cannot become {_describe(model)}: "
+                    f"searches would find nothing until every source is loaded again. Cure: leave {slot} as it was. "
+                    f"Bind the new model to {other(slot)}, materialize every source, then set live_model: {other(slot)}"
                 )
             if before is not None and before.live:  # nothing is published: nobody misses a row of the view
                 conn.execute("UPDATE embedding_assets.models SET live = false WHERE live")
