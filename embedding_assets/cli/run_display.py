@@ -32,11 +32,10 @@ class BarProgress:
     def show(self, progress: StepProgress) -> None:
         """See `ProgressDisplay`."""
         phase, done, total, detail = progress._replace(detail=printable(progress.detail))
-        if done == total and phase not in self._tasks:  # what it came to is printed in a moment
-            return
         count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
         if not self._bars.console.is_terminal:
-            self._print_line(f"{phase}: {count} {detail}")
+            if done != total:  # what it came to is printed in a moment
+                self._print_line(f"{phase}: {count} {detail}")
             return
         if phase not in self._tasks:
             # With its fields: it is drawn at once.
