@@ -4,12 +4,15 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 
 from embedding_assets.cli import cli
+from embedding_assets.errors import PermanentError
 from embedding_assets.operations import doctor
 from embedding_assets.operations.doctor import Examined, examine
+from embedding_assets.pgvector.schema import migrations
 from embedding_assets_tests.support.harness import MODELS, REGIONS, SOURCE, Sandbox
 
 EU = "eu-west-1"
@@ -76,3 +79,22 @@ def test_a_clock_that_is_another_is_named(sandbox: Sandbox, monkeypatch: pytest.
 
     assert found.keys() == {f"{what} {region}" for what in ("store", "database") for region in REGIONS}
     assert all("NTP" in (one.cure or "") for one in found.values())
+
+
+def test_what_a_run_would_refuse_of_a_database_is_named(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox.write(refunds="Refunds take five days.")
+    with psycopg.connect(sandbox.dsns[EU], autocommit=True) as admin:
+        admin.execute("CREATE SCHEMA elsewhere")
+        admin.execute("CREATE TEXT SEARCH CONFIGURATION elsewhere.klingon (COPY = simple)")
+    box = replace(sandbox, more={"hybrid": {"language": "klingon"}})
+
+    found = wrong(box)
+
+    assert found.keys() == {f"database {region}" for region in REGIONS}
+    assert all("'klingon'" in (one.trouble or "") and "`simple`" in (one.cure or "") for one in found.values())
+    with pytest.raises(PermanentError, match="'klingon'"):
+        box.deployment.prepare(EU)
+
+    monkeypatch.setattr(migrations, "OLDEST_POSTGRES", 990_000)
+    assert all("too old" in (one.trouble or "") for one in wrong(sandbox).values())
+    assert wrong(sandbox).keys() == found.keys()

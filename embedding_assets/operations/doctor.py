@@ -16,8 +16,9 @@ from typing import Final, NamedTuple
 
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, refuse_old_pgvector
+from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.indexes.inverted import require_language
+from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, require_pgvector
 from embedding_assets.pgvector.schema.roles import act_as_ingest, way_out, with_way_out
 from embedding_assets.snapshots.slots import SLOTS, Slot
 
@@ -121,15 +122,11 @@ def _store(deployment: Deployment, region: str) -> None:
 
 def _database(deployment: Deployment, region: str) -> None:
     with connect(deployment.dsn(region)) as conn, with_way_out(conn, "looking at the database"):
-        _pgvector(conn)
+        require_pgvector(conn)
         (now,) = conn.execute("SELECT clock_timestamp()").fetchone() or (datetime.now(UTC),)
         _clock("the database's server", now)
-        language = deployment.settings.hybrid.language if deployment.settings.hybrid else None
-        if language and conn.execute("SELECT FROM pg_ts_config WHERE cfgname = %s", [language]).fetchone() is None:
-            raise PermanentError(
-                f"the database has no text search configuration {language!r}. Cure: in hybrid.language of the settings "
-                "write one that `\\dF` in psql lists, such as `simple`"
-            )
+        if deployment.settings.hybrid:
+            require_language(conn, deployment.settings.hybrid.language)
         if has_tables(conn):
             if is_migrated(conn):
                 act_as_ingest(conn)
@@ -140,18 +137,6 @@ def _database(deployment: Deployment, region: str) -> None:
         ).fetchone() or (False,)
         if not may_create:
             raise PermanentError(f"{conn.info.user} may not create a schema in {conn.info.dbname!r}. {way_out(conn)}")
-
-
-def _pgvector(conn: Connection) -> None:
-    row = conn.execute(
-        "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
-    ).fetchone()
-    if row is None:
-        raise PermanentError(
-            "the server has no pgvector. Cure: install the extension, 0.8.4 or newer, on it, or write "
-            "`database: embedded` for this region"
-        )
-    refuse_old_pgvector(row[0])
 
 
 def _clock(whose: str, now: datetime) -> None:

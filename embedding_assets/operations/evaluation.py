@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from embedding_assets.embedding.query import embed_questions
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.regions import searched_slot
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.reading.search import known_documents as known_in
 from embedding_assets.pgvector.reading.search import ranked_documents, ranked_documents_hybrid, sampled_chunks
-from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import BoundModel, bound_models
 from embedding_assets.snapshots.slots import SLOTS, Slot
 
@@ -138,10 +138,7 @@ def evaluate(
     source. Raises PermanentError where the region serves nothing, and as embedding the questions does.
     """
     with deployment.connect(region) as conn, pipeline_errors(f"evaluating region {region}"):
-        models = bound_models(conn) if is_migrated(conn) else {}
-        live = next((slot for slot in SLOTS if slot in models and models[slot].live), None)
-        if live is None:
-            raise PermanentError(f"region {region} serves nothing yet. Cure: embedding-assets materialize")
+        live, models = searched_slot(conn, region), bound_models(conn)
         asked = list(questions) if questions is not None else made_questions(conn, source, made)
         named = sorted({document for question in asked for document in question.relevant})
         unknown = set(named) - known_in(conn, source, named)

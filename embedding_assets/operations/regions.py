@@ -12,7 +12,7 @@ from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import is_migrated
-from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets.pgvector.schema.models import live_slot
 from embedding_assets.pgvector.schema.roles import is_row_security_on
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
@@ -80,6 +80,14 @@ def ask(deployment: Deployment, region: str, sources: Sequence[str]) -> RegionSt
         return asked._replace(error=asked.error or error)
 
 
+def searched_slot(conn: Connection, region: str) -> Slot:
+    """The slot that searches of the region read. Raises PermanentError where it serves nothing yet."""
+    slot = live_slot(conn) if is_migrated(conn) else None
+    if slot is None:
+        raise PermanentError(f"region {region} serves nothing yet. Cure: {CURE}")
+    return slot
+
+
 def lost_of(store: Store, heads: Iterable[Snapshot]) -> str | None:
     """A sentence on what a store does not list of its heads. What has its size and other bytes is for `verify`."""
     lost = [part.path(head.source) for head in heads for part in unlisted(store, head)]
@@ -99,7 +107,7 @@ def _replicas(store: Store, sources: Sequence[str]) -> Iterator[tuple[str, Repli
 
 
 def _of_database(deployment: Deployment, conn: Connection, asked: RegionState, sources: Sequence[str]) -> RegionState:
-    live = next((slot for slot, model in bound_models(conn).items() if model.live), None)
+    live = live_slot(conn)
     served = {
         each.source: _look(deployment, conn, each, live) for each in region_status(conn) if each.source in sources
     }

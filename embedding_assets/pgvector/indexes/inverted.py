@@ -27,7 +27,7 @@ def ensure_language(conn: Connection, language: str | None) -> None:
     Raises PermanentError where the database has no such configuration.
     """
     with pipeline_errors("enabling hybrid search in the region's database"):
-        name = None if language is None else _configuration(conn, language)
+        name = None if language is None else require_language(conn, language)
         if _language(conn) == name:
             return
         with transaction(conn):
@@ -69,7 +69,8 @@ def ensure_inverted_indexes(conn: Connection, generation: Generation) -> None:
         conn.execute(sql.SQL("ANALYZE {}").format(generation_table(generation.id)))
 
 
-def _configuration(conn: Connection, language: str) -> str:
+def require_language(conn: Connection, language: str) -> str:
+    """The qualified name of a text search configuration; asks only. Raises PermanentError where there is none."""
     rows = conn.execute(
         """
         SELECT format('%I.%I', nspname, cfgname), cfgname FROM pg_ts_config

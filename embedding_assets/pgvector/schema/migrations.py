@@ -36,7 +36,7 @@ def migrate(dsn: str) -> None:
     newer than this program.
     """
     with connect(dsn) as conn, roles.with_way_out(conn, "migrating the region's database"):
-        _require_pgvector(conn)
+        require_pgvector(conn)
         if _missing(conn):
             _prepare(conn)
             # Held by one connection while yoyo works on others.
@@ -86,7 +86,8 @@ def is_migrated(conn: Connection) -> bool:
         return True
 
 
-def _require_pgvector(conn: Connection) -> None:
+def require_pgvector(conn: Connection) -> None:
+    """Raise PermanentError where Postgres is too old for this project, or pgvector is, or is not there; asks only."""
     refuse_old_postgres(conn.info.server_version)
     row = conn.execute(
         "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"

@@ -83,6 +83,11 @@ def is_bound(conn: Connection, models: Mapping[Slot, Model]) -> bool:
     return recorded == {slot: model.recorded for slot, model in models.items()}
 
 
+def live_slot(conn: Connection) -> Slot | None:
+    """The slot whose model searches read; None before the first load."""
+    return next((slot for slot, model in bound_models(conn).items() if model.live), None)
+
+
 def bound_types(conn: Connection) -> VectorTypes:
     """The types of both slots' columns. Raises PermanentError before `ensure_models`."""
     models = bound_models(conn)
