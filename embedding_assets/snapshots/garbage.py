@@ -6,8 +6,10 @@ later collection, a grace period after, still finds nobody who names it. One tha
 collection, by the next, or by whoever misses it (`operations.healing`).
 """
 
+import re
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -17,6 +19,8 @@ from embedding_assets.snapshots.stores import Entry, Store
 
 _ASIDE: Final = "aside"
 _TIME: Final = "%Y%m%dT%H%M%SZ"
+_ASIDE_NAME: Final = re.compile(rf"{_ASIDE}/(?P<time>\d{{8}}T\d{{6}}Z)/(?P<was>parts/[^/]+/[^/]+/.+)")
+_LOG_NAME: Final = re.compile(r"snapshots/([^/]+)/([^/]+)/([^/]+)")
 
 
 class Collected(NamedTuple):
@@ -41,15 +45,31 @@ def set_aside(store: Store, path: str, now: datetime) -> None:
     store.move(path, f"{_ASIDE}/{now.astimezone(UTC).strftime(_TIME)}/{path}")
 
 
+class _Aside(NamedTuple):
+    """An object that was set aside: what lies in the store now, when that was done, and where it lay."""
+
+    found: Entry
+    at: datetime
+    was: str
+
+
+def _all_aside(store: Store) -> Iterator[_Aside]:
+    """Other files in the folder are nobody's."""
+    for found in store.entries(_ASIDE):
+        named = _ASIDE_NAME.fullmatch(found.path)
+        with suppress(ValueError):  # 99 is no month
+            if named is not None:
+                yield _Aside(found, datetime.strptime(named["time"], _TIME).replace(tzinfo=UTC), named["was"])
+
+
 def aside(store: Store, path: str) -> list[str]:
     """Where objects of this path lie that were set aside, the newest first."""
-    found = (entry.path for entry in store.entries(_ASIDE))
-    return sorted((name for name in found if name.split("/", 2)[2] == path), reverse=True)
+    return sorted((one.found.path for one in _all_aside(store) if one.was == path), reverse=True)
 
 
 def aside_of(store: Store, source: str) -> list[str]:
     """Where all objects of a source lie that were set aside."""
-    return sorted(entry.path for entry in store.entries(_ASIDE) if entry.path.split("/")[4] == source)
+    return sorted(one.found.path for one in _all_aside(store) if one.was.split("/")[2] == source)
 
 
 def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None = None) -> Collected:
@@ -57,10 +77,11 @@ def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None =
 
     The grace period covers runs that are under way, so it has to be longer than they take: their parts are written
     before any snapshot names them, and they read the snapshots that they began with for as long after those were
-    superseded. Log entries go before the parts that only they named, so that a crash leaves nothing that names what
-    is gone.
+    superseded. What time it is the store says, as it says when its objects were written: a machine whose clock is
+    ahead would take all for old. Log entries go before the parts that only they named, so that a crash leaves nothing
+    that names what is gone.
     """
-    now = now or datetime.now(UTC)
+    now = now or store.clock()
     oldest_kept = now - grace
     named, stale_entries = _retained(store, keep, oldest_kept)
     store.delete(stale_entries)
@@ -79,9 +100,9 @@ def _retained(store: Store, keep: int, oldest_kept: datetime) -> tuple[set[str],
     """(the paths of the parts that retained snapshots name, the paths of the entries to go)."""
     logs: dict[tuple[str, str], dict[int, Entry]] = defaultdict(dict)
     for found in store.entries("snapshots"):
-        _, asset, source, name = found.path.split("/")
-        if (number := log.number_of(name)) is not None:
-            logs[asset, source][number] = found
+        named_as = _LOG_NAME.fullmatch(found.path)  # other files are nobody's
+        if named_as is not None and (number := log.number_of(named_as[3])) is not None:
+            logs[named_as[1], named_as[2]][number] = found
     named: set[str] = set()
     stale: list[str] = []
     for (asset, source), entries in logs.items():
@@ -112,13 +133,12 @@ def _settle(store: Store, named: Collection[str], oldest_kept: datetime) -> tupl
     """Put back what was set aside and is named; delete what was set aside a grace period ago and is not."""
     put_back = 0
     deleted: list[Entry] = []
-    for found in store.entries(_ASIDE):
-        _, time, path = found.path.split("/", 2)
-        if path in named:
-            data = store.get(found.path)
-            put_back += data is not None and store.put_if_absent(path, data)
-            store.delete([found.path])
-        elif datetime.strptime(time, _TIME).replace(tzinfo=UTC) < oldest_kept:
-            deleted.append(found)
+    for one in _all_aside(store):
+        if one.was in named:
+            data = store.get(one.found.path)
+            put_back += data is not None and store.put_if_absent(one.was, data)
+            store.delete([one.found.path])
+        elif one.at < oldest_kept:
+            deleted.append(one.found)
     store.delete([found.path for found in deleted])
     return put_back, deleted

@@ -7,6 +7,7 @@ any AWS tool. A compatible server is named by AWS_ENDPOINT_URL (or AWS_ENDPOINT_
 import errno
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,6 +125,24 @@ class Store:
                 return obstore.head(self.objects, path)["last_modified"]
             except (NotFoundError, FileNotFoundError):
                 return None
+
+    def clock(self) -> datetime:
+        """What time it is to the store, as its objects' times go: that of one that is written and deleted here.
+
+        Raises:
+            PermanentError: what was written is not there.
+        """
+        path = f"clock/{uuid.uuid4()}"
+        self.put_if_absent(path, b"written, looked at and deleted for the store's time")
+        try:
+            written = self.modified(path)
+        finally:
+            self.delete([path])
+        if written is None:
+            raise PermanentError(
+                f"store {self.url}: what was written is not there. Cure: look for a rule of the store that deletes it."
+            )
+        return written
 
     def keep_young(self, path: str, data: bytes) -> None:
         """Write an object's own bytes over it if it is old or gone: garbage collection takes it for a new one.

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial, partialmethod
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.snapshots import log
-from embedding_assets.snapshots.garbage import Collected, collect
+from embedding_assets.snapshots import garbage, log
+from embedding_assets.snapshots.garbage import Collected, aside, aside_of, collect
 from embedding_assets.snapshots.log import entry_path
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.replication import harmed
@@ -240,3 +241,33 @@ def test_whatever_a_run_finds_and_commits_while_garbage_is_collected_is_there_af
         assert harmed(store, head_of(store, "raw_docs")) == [], place
         assert head_of(store, "raw_docs").number == 3
     assert place > 5
+
+
+def test_files_that_are_nobodys_stop_no_collection_and_stay(store: Store) -> None:
+    kept = write(store, {"a": "1"})
+    commit(store, [kept])
+    foreign = [
+        "aside/note.txt",
+        "aside/20260101T000000Z/note.txt",
+        "aside/99999999T999999Z/parts/chunks/handbook/a.parquet",
+        "snapshots/note.txt",
+        "snapshots/chunks/handbook/more/0000000001.json",
+    ]
+    for path in foreign:
+        store.put_if_absent(path, b"a person's own")
+
+    collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY)
+
+    assert {path for path in contents(store) if path in foreign} == set(foreign)
+    assert store.get(kept.path(SOURCE)) is not None
+    assert aside(store, kept.path(SOURCE)) == aside_of(store, SOURCE) == []
+
+
+def test_a_machine_whose_clock_is_ahead_takes_nothing_for_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, {"a": "1"})  # of a run that is about to name it
+    monkeypatch.setattr(garbage, "datetime", SimpleNamespace(now=lambda _: NOW + 1000 * DAY))
+    before = contents(store)
+
+    assert collect(store, keep=1, grace=DAY) == Collected(0, 0, 0, 0, 0)
+
+    assert contents(store) == before

@@ -7,6 +7,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Barrier
 
@@ -84,6 +85,11 @@ def test_deleting_what_is_gone_is_no_error(store: Store) -> None:
     store.delete(["a", "a", "c"])
 
     assert contents(store) == {"b": b"2"}
+
+
+def test_a_store_tells_its_own_time_and_keeps_nothing_of_the_question(store: Store) -> None:
+    assert abs(store.clock() - datetime.now(UTC)) < timedelta(minutes=1)
+    assert contents(store) == {}
 
 
 def test_two_stores_in_one_place_do_not_see_each_other(opened: OpenStore) -> None:
