@@ -11,6 +11,7 @@ from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing import publish as publishing
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.literals import vector_literal
@@ -79,6 +80,7 @@ def lose_index(conn: Connection) -> None:
     conn.execute("DROP INDEX embedding_assets.generation_2_v2")
 
 
+@pytest.mark.parametrize("pages", [1, 8_192])
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
@@ -88,9 +90,10 @@ def lose_index(conn: Connection) -> None:
         (lose_index, "index generation_2_v2 is missing or invalid"),
     ],
 )
-def test_a_table_that_is_not_what_was_sent_is_never_published(
-    region: Connection, damage: Callable[[Connection], None], told: str
+def test_a_table_that_is_not_what_was_sent_is_never_published_however_many_read_it(
+    region: Connection, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Connection], None], told: str, pages: int
 ) -> None:
+    monkeypatch.setattr(publishing, "_PAGES", pages)
     old, new = Toy(), Toy().edited()
     old.publish_to(region)
     prepare(region, new)

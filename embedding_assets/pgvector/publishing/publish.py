@@ -7,6 +7,7 @@ Detach and attach are one short transaction: 10–20 ms in which readers wait; t
 import logging
 import time
 from collections.abc import Sequence
+from functools import reduce
 from typing import Final, NamedTuple
 
 from psycopg import sql
@@ -16,8 +17,9 @@ from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.index import invalid_indexes, require_generation
 from embedding_assets.pgvector.indexes.measurement import put_to_use
 from embedding_assets.pgvector.locks import short_transaction, source_lock
+from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
-from embedding_assets.pgvector.rows.fingerprint import Fingerprint
+from embedding_assets.pgvector.rows.fingerprint import Content, Fingerprint, Pages
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema.generations import Generation, drop_generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
@@ -26,6 +28,8 @@ from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.telemetry.events import GenerationPublished, Tell, unheard
 
 _log = logging.getLogger(__name__)
+
+_PAGES: Final = 8_192  # of a table that are read at once: 64 MB
 
 _NAMED: Final = 5  # differences told in an error
 
@@ -84,7 +88,7 @@ def content_differences(conn: Connection, generation: Generation, shards: Sequen
             [generation.id],
         )
     }
-    table = fingerprint.of_table(conn, generation_table(generation.id), bound_types(conn))
+    table = _content(conn, generation)
     wanted = {ref.shard: ref for ref in shards}
     found = []
     for shard in sorted(ledger.keys() | wanted.keys() | table.keys()):
@@ -106,6 +110,24 @@ def content_differences(conn: Connection, generation: Generation, shards: Sequen
         elif any(unsound):
             found.append(Difference(generation.source, shard, unsound_rows(*unsound)))
     return found
+
+
+def _content(conn: Connection, generation: Generation) -> dict[int, Content]:
+    """What each shard holds in a generation that nobody writes to meanwhile, read over several connections.
+
+    Hashing is what takes long, and Postgres does it in one process.
+    """
+    table, types = generation_table(generation.id), bound_types(conn)
+    row = conn.execute(
+        "SELECT pg_relation_size(to_regclass(%s)) / current_setting('block_size')::integer", [table.as_string(conn)]
+    ).fetchone()
+    assert row is not None
+    firsts = range(0, max(row[0], 1), _PAGES)
+    # The last one without an end: whatever was written since the size was asked for is in it.
+    pieces = [Pages(first, first + _PAGES) for first in firsts[:-1]] + [Pages(firsts[-1])]
+
+    read = on_connections(conn, pieces, lambda own, pages: fingerprint.of_table(own, table, types, pages))
+    return reduce(fingerprint.together, read)
 
 
 def unsound_rows(misdigested: int, misnormed: int) -> str:

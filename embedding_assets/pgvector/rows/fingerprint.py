@@ -9,7 +9,7 @@ Rows have their digest stored beside them. It tells cheaply what differs, and pr
 that is hashed again in SQL wherever rows were written, and by `embedding-assets verify`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -67,20 +67,52 @@ def digest_of(total: int) -> str:
     return f"{total % _MODULUS:016x}"
 
 
-def of_table(conn: Connection, table: sql.Composable, types: VectorTypes) -> dict[int, Content]:
-    """What each shard in a generation's table holds, whose vectors are of these types. Reads every byte."""
+class Pages(NamedTuple):
+    """Pages of a table, `end` not among them; to its end where that is None."""
+
+    first: int = 0
+    end: int | None = None
+
+
+ALL_PAGES: Final = Pages()
+
+
+def of_table(
+    conn: Connection, table: sql.Composable, types: VectorTypes, pages: Pages = ALL_PAGES
+) -> dict[int, Content]:
+    """What each shard holds in these pages of a generation's table, whose vectors are of these types.
+
+    Reads every byte of them.
+    """
     statement = sql.SQL(
         """
         SELECT shard, count(*), sum(actual),
                count(*) FILTER (WHERE digest IS DISTINCT FROM actual), count(*) FILTER (WHERE NOT ({normed}))
         FROM {table}, LATERAL (SELECT {actual} AS actual OFFSET 0) AS hashed -- OFFSET 0: hashed once, not thrice
+        WHERE {within}
         GROUP BY shard
         """
-    ).format(table=table, actual=_actual(types), normed=_normed(types))
+    ).format(table=table, actual=_actual(types), normed=_normed(types), within=_within(pages))
     return {
         shard: Content(Fingerprint(rows, digest_of(int(total))), misdigested, misnormed)
         for shard, rows, total, misdigested, misnormed in conn.execute(statement)
     }
+
+
+def together(some: Mapping[int, Content], more: Mapping[int, Content]) -> dict[int, Content]:
+    """What each shard holds in two parts of a table that have no page in common."""
+    return {
+        shard: _sum(some.get(shard, NO_CONTENT), more.get(shard, NO_CONTENT)) for shard in some.keys() | more.keys()
+    }
+
+
+def _sum(one: Content, other: Content) -> Content:
+    total = int(one.fingerprint.digest, 16) + int(other.fingerprint.digest, 16)
+    return Content(
+        Fingerprint(one.fingerprint.rows + other.fingerprint.rows, digest_of(total)),
+        one.misdigested + other.misdigested,
+        one.misnormed + other.misnormed,
+    )
 
 
 def by_digests(conn: Connection, table: sql.Composable, shard: int) -> Fingerprint:
@@ -114,6 +146,14 @@ def _actual(types: VectorTypes) -> sql.Composed:
     )
     hashes = [chunk, *(_vector_hash(slot, each) for slot, each in zip(SLOTS, types, strict=True))]
     return sql.SQL("({})").format(sql.SQL(" # ").join(_word(each, place) for place, each in enumerate(hashes)))
+
+
+def _within(pages: Pages) -> sql.Composed:
+    """Whether a row lies in these pages."""
+    bounds = [sql.SQL("ctid >= {}::tid").format(f"({pages.first},0)")]
+    if pages.end is not None:
+        bounds.append(sql.SQL("ctid < {}::tid").format(f"({pages.end},0)"))
+    return sql.SQL(" AND ").join(bounds)
 
 
 def _normed(types: VectorTypes) -> sql.Composed:
