@@ -13,6 +13,7 @@ import pytest
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, embed
 from embedding_assets.embedding.ledger import Account, Used, open_ledger
 from embedding_assets.errors import TransientError
+from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.support.standin import Standin
 
@@ -46,6 +47,82 @@ def test_attempts_of_a_run_share_its_sum_and_other_runs_do_not(account: Account)
         one.settle(40, 0.25)
         assert other.reserve(50, 0.5, at_most(100)) is None
         assert used(account)[:2] == (90, 0.75)
+
+
+# Attempts that have another home
+
+
+@pytest.fixture
+def pods(tmp_path: Path) -> list[Account]:
+    """Three homes of one run, and the store that they have in common."""
+    store = open_store((tmp_path / "store").as_uri())
+    return [Account(tmp_path / f"pod{n}" / "runs.sqlite", "this run", store) for n in range(3)]
+
+
+def objects(account: Account) -> list[str]:
+    assert account.store is not None
+    return [found.path for found in account.store.entries("budgets")]
+
+
+def test_an_attempt_with_another_home_has_what_those_before_it_left(pods: list[Account]) -> None:
+    with open_ledger(pods[0]) as first:
+        assert first.reserve(60, 0.5, at_most(100)) is None
+        first.settle(40, 0.25)
+    with open_ledger(pods[1]) as second:
+        assert second.reserve(61, 0.5, at_most(100)) == "40 used"
+        assert second.reserve(60, 0.5, at_most(100)) is None
+    assert used(pods[2])[:2] == (100, 0.75)
+    assert used(pods[0])[:2] == (100, 0.75)  # its own row is counted once
+    assert used(pods[0]._replace(run="another")).tokens == 0
+
+
+def test_attempts_side_by_side_with_homes_of_their_own_never_exceed_it_together(pods: list[Account]) -> None:
+    with open_ledger(pods[0]) as one, open_ledger(pods[1]) as other:
+        mine = [0, 0]
+        for _ in range(200):
+            for n, ledger in enumerate((one, other)):
+                if ledger.reserve(mine[n] + 1, 0.0, at_most(100)) is None:
+                    mine[n] += 1
+        assert 90 <= sum(mine) <= 100
+        assert len(objects(pods[0])) == 2  # one an attempt, whatever they reserve
+
+
+def test_an_attempt_that_was_killed_counts_for_a_tenth_too_much_at_most(pods: list[Account]) -> None:
+    abandoned = open_ledger(pods[0])
+    ledger = abandoned.__enter__()
+    for tokens in range(100, 1001, 10):
+        assert ledger.reserve(tokens, 0.0, at_most(10_000)) is None
+    assert 1_000 <= used(pods[1]).tokens <= 1_100
+    abandoned.__exit__(None, None, None)
+    assert used(pods[1]).tokens == 1_000
+
+
+def test_the_seconds_count_from_the_first_attempt_wherever_it_was(
+    pods: list[Account], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used(pods[0])
+    began = time.time()
+    monkeypatch.setattr("embedding_assets.embedding.ledger.time.time", lambda: began + 60)
+    assert 59 <= used(pods[1]).seconds < 90
+
+
+def test_a_store_that_is_away_stops_nothing(pods: list[Account], monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(store: Store, path: str, data: bytes) -> bool:
+        raise TransientError("away")
+
+    monkeypatch.setattr(Store, "put_if_absent", away)
+    with open_ledger(pods[0]) as ledger:
+        assert ledger.reserve(60, 0.5, at_most(100)) is None
+    assert used(pods[0]).tokens == 60
+
+
+def test_claims_of_runs_long_past_go_by_themselves(pods: list[Account], monkeypatch: pytest.MonkeyPatch) -> None:
+    used(pods[0]._replace(run="long ago"))
+    assert len(objects(pods[0])) == 1
+    monkeypatch.setattr("embedding_assets.embedding.ledger._KEPT_SECONDS", -1)
+    used(pods[1])
+    assert len(objects(pods[0])) == 1
+    assert "long ago" not in str(objects(pods[0]))
 
 
 def test_what_an_attempt_that_was_killed_had_reserved_stays_reserved(account: Account) -> None:

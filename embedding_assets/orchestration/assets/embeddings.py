@@ -100,7 +100,7 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
                 replay=rejections.replayed,
                 budget=Budget(
                     **settings.run_budget.model_dump(),
-                    account=Account(deployment.ledger, run_of_budget(context.run)),
+                    account=Account(deployment.ledger, run_of_budget(context.run), store),
                 ),
                 stop=stop,
                 tell=tell,
