@@ -29,7 +29,9 @@ from embedding_assets.cli.shared import (
 def evaluate(
     queries: Path | None, made: int, source: str | None, region: str | None, picture: Path | None, as_json: bool
 ) -> None:
-    """How well searches of a source find: by each slot's vectors, and hybrid where it is enabled.
+    """How well searches of a source find, in each way to search.
+
+    By each slot's vectors, and hybrid where it is enabled.
 
     FILE is JSONL, a question a line: {"query": "how do refunds work", "relevant": {"billing/refunds.md": 1}}, with the
     documents that answer it, and how much each is worth. Without FILE questions are made of the source itself, some

@@ -4,7 +4,8 @@ import itertools
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import psycopg
@@ -23,6 +24,7 @@ from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.shards import ShardRef
+from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.telemetry.events import Event, IndexBuilt, IndexProgress, RecallMeasured, Tell
@@ -295,6 +297,38 @@ def test_other_parameters_leave_the_searches_with_the_ef_search_that_the_new_ind
 
 
 # Builds that are killed
+
+
+def test_what_an_administrator_builds_at_this_moment_is_no_leftover_also_to_whom_their_sessions_are_hidden(
+    region: Connection,
+) -> None:
+    toy = Toy(rows=20)
+    generation = toy.publish_to(region)
+    roles.ensure_roles(region)
+    table, name = "embedding_assets.generation_1", "generation_1_by_hand"
+    with (
+        ThreadPoolExecutor(1) as thread,
+        psycopg.connect(dsn_of(region), autocommit=True) as builder,
+        psycopg.connect(dsn_of(region)) as writer,
+    ):
+        writer.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE".encode())  # which the build waits for
+        building = thread.submit(builder.execute, f"CREATE INDEX CONCURRENTLY {name} ON {table} (document_id)".encode())
+        until(lambda: on_table(region).get(f"embedding_assets.{name}") is False)
+
+        assert hnsw.leftovers(region, generation) == []
+        roles.act_as_ingest(region)
+        assert region.execute("SELECT current_user").fetchone() == (roles.INGEST,)
+        assert hnsw.leftovers(region, generation) == []
+
+        builder.cancel()
+        assert isinstance(building.exception(), psycopg.errors.QueryCanceled)
+        assert hnsw.leftovers(region, generation) == [name]
+
+
+def until(so: Callable[[], bool]) -> None:
+    """Ask until it is so; the test's own time limit ends a wait in vain."""
+    while not so():
+        threading.Event().wait(0.01)
 
 
 @pytest.mark.parametrize("statement", ["CREATE", "REINDEX"])

@@ -239,7 +239,15 @@ def leftovers(conn: Connection, generation: Generation) -> list[str]:
         WHERE indrelid = to_regclass(%s) AND starts_with(relname, %s)
         AND (NOT indisvalid OR relname ~ '_v[12]_(new|old)$')
         AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)
-        AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE index_relid = indexrelid)
+        AND NOT EXISTS (
+            SELECT FROM pg_stat_progress_create_index AS building
+            WHERE index_relid = indexrelid
+            -- To our role Postgres hides what others build, not that they build, nor which table they have locked.
+            OR index_relid IS NULL AND EXISTS (
+                SELECT FROM pg_locks
+                WHERE pg_locks.pid = building.pid AND database = building.datid AND relation = indrelid
+            )
+        )
         ORDER BY relname
         """,
         [generation_table(generation.id).as_string(conn), f"generation_{generation.id}_"],
