@@ -14,7 +14,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.operations import dead_letters, verification
 from embedding_assets.operations.search import search as ask
 from embedding_assets.operations.status import SourceStatus, status
-from embedding_assets.operations.upkeep import Upkept, keep_up
+from embedding_assets.operations.upkeep import UpkeepEntry, keep_up
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.publishing.compare import compare
@@ -129,7 +129,7 @@ def test_every_command_says_what_is_the_matter_and_the_cure(
 
     upkept = list(keep_up(box.deployment, [EU], lambda: True))
 
-    assert upkept == ([] if files else [Upkept(EU, "", "serves nothing yet", "nothing", failed=False)])
+    assert upkept == ([] if files else [UpkeepEntry(EU, "", "serves nothing yet", "nothing", failed=False)])
     assert told(box).error is None
 
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from embedding_assets.cli import cli
 from embedding_assets.operations import upkeep
-from embedding_assets.operations.upkeep import Upkept, keep_up
+from embedding_assets.operations.upkeep import UpkeepEntry, keep_up
 from embedding_assets.orchestration.automation.upkeep import UPKEEP_JOB
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.pgvector.connection import connect
@@ -150,7 +150,7 @@ def test_a_source_that_is_being_loaded_has_its_turn_the_next_hour(
     with connect(box.dsns[EU]) as loader, source_lock(loader, SOURCE):
         did = list(keep_up(box.deployment, [EU], lambda: True))
 
-    assert did == [Upkept(EU, SOURCE, "it is being loaded", "nothing, its turn comes again", failed=False)]
+    assert did == [UpkeepEntry(EU, SOURCE, "it is being loaded", "nothing, its turn comes again", failed=False)]
 
 
 def test_a_region_that_serves_nothing_yet_is_no_failure(sandbox: Sandbox) -> None:
@@ -161,7 +161,7 @@ def test_a_region_that_serves_nothing_yet_is_no_failure(sandbox: Sandbox) -> Non
         did = list(keep_up(empty.deployment, [EU], lambda: True))
         admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
-    assert did == [Upkept(EU, "", "serves nothing yet", "nothing", failed=False)]
+    assert did == [UpkeepEntry(EU, "", "serves nothing yet", "nothing", failed=False)]
 
 
 def test_the_schedule_asks_for_a_run_on_each_of_the_quiet_hours(sandbox: Sandbox, instance: dg.DagsterInstance) -> None:

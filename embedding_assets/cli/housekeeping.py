@@ -117,11 +117,11 @@ def upkeep(region: str | None, now: bool, as_json: bool) -> None:
 
     With --json a list of {region, source, saw, did, failed}; source is empty where it concerns the whole region.
     """
-    from embedding_assets.operations.upkeep import Upkept, is_quiet, keep_up
+    from embedding_assets.operations.upkeep import UpkeepEntry, is_quiet, keep_up
 
     deployment = current_deployment()
     regions = chosen(region, deployment.settings.regions, "region")
-    done: list[Upkept] = []
+    done: list[UpkeepEntry] = []
     if now or is_quiet(deployment):
         for entry in keep_up(deployment, regions, lambda: now or is_quiet(deployment)):
             done.append(entry)

@@ -47,10 +47,10 @@ class Orphan(NamedTuple):
     in_store: bool
 
     def __str__(self) -> str:
-        told = [f"rows that readers find ({self.rows:,})"] if self.rows else []
-        told += [f"dead letters ({self.dead_letters:,})"] if self.dead_letters else []
-        told += ["snapshots or parts in its store"] if self.in_store else []
-        return f"{self.region} has {', '.join(told) or 'records'} of source {self.source}"
+        holdings = [f"rows that readers find ({self.rows:,})"] if self.rows else []
+        holdings += [f"dead letters ({self.dead_letters:,})"] if self.dead_letters else []
+        holdings += ["snapshots or parts in its store"] if self.in_store else []
+        return f"{self.region} has {', '.join(holdings) or 'records'} of source {self.source}"
 
 
 def orphans(deployment: Deployment, region_names: Sequence[str]) -> list[Orphan]:

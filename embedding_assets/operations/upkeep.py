@@ -12,10 +12,11 @@ from embedding_assets.pgvector.locks import SourceBusy
 from embedding_assets.pgvector.schema.migrations import ensure_migrated, has_tables
 
 
-class Upkept(NamedTuple):
-    """What was found of a source in a region, and done about it; the fields of `upkeep --json`, which are stable.
+class UpkeepEntry(NamedTuple):
+    """One line of the report: what was seen of a source in a region, and what was done about it.
 
-    `source` is empty where it concerns the whole region. Where nothing was found `did` is "nothing".
+    Its fields are those of `upkeep --json`, which are stable. `source` is empty where it concerns the whole region.
+    Where nothing was found `did` is "nothing".
     """
 
     region: str
@@ -30,7 +31,7 @@ def is_quiet(deployment: Deployment) -> bool:
     return deployment.settings.quiet_hours.contains(datetime.now(UTC))
 
 
-def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[[], bool]) -> Iterator[Upkept]:
+def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[[], bool]) -> Iterator[UpkeepEntry]:
     """Examine every source that the regions serve, and mend what needs it, one thing after another.
 
     What is under way is brought to its end; nothing else is begun once `may_go_on` says no. A region that can't be
@@ -42,42 +43,44 @@ def keep_up(deployment: Deployment, regions: Sequence[str], may_go_on: Callable[
             with deployment.sole_writer("upkeep", region):
                 yield from _keep_up_region(deployment, region, may_go_on)
         except PipelineError as error:
-            yield Upkept(region, "", f"could not be reached: {str(error).rstrip('.')}", "nothing", failed=True)
+            yield UpkeepEntry(region, "", f"could not be reached: {str(error).rstrip('.')}", "nothing", failed=True)
 
 
-def _keep_up_region(deployment: Deployment, region: str, may_go_on: Callable[[], bool]) -> Iterator[Upkept]:
+def _keep_up_region(deployment: Deployment, region: str, may_go_on: Callable[[], bool]) -> Iterator[UpkeepEntry]:
     with deployment.connect(region) as conn:
         if not has_tables(conn):
-            yield Upkept(region, "", "serves nothing yet", "nothing", failed=False)
+            yield UpkeepEntry(region, "", "serves nothing yet", "nothing", failed=False)
             return
         ensure_migrated(conn)
         for source in published_sources(conn):
             if not may_go_on():
-                yield Upkept(region, "", f"{source} and what follows it: not looked at", "the time is up", failed=False)
+                yield UpkeepEntry(
+                    region, "", f"{source} and what follows it: not looked at", "the time is up", failed=False
+                )
                 return
             try:
                 yield from _keep_up_source(deployment, conn, region, source, may_go_on)
             except SourceBusy:
-                yield Upkept(region, source, "it is being loaded", "nothing, its turn comes again", failed=False)
+                yield UpkeepEntry(region, source, "it is being loaded", "nothing, its turn comes again", failed=False)
             except PipelineError as error:
                 if conn.closed:
                     raise
-                yield Upkept(region, source, str(error), "nothing", failed=True)
+                yield UpkeepEntry(region, source, str(error), "nothing", failed=True)
 
 
 def _keep_up_source(
     deployment: Deployment, conn: Connection, region: str, source: str, may_go_on: Callable[[], bool]
-) -> Iterator[Upkept]:
+) -> Iterator[UpkeepEntry]:
     hnsw, target = deployment.hnsw, deployment.settings.target_recall
     state = examine(conn, source, target)
     if state is None:
         return
-    found = findings(state, hnsw, target)
-    if not found:
-        yield Upkept(region, source, str(state), "nothing", failed=False)
-    for finding in found:
+    to_mend = findings(state, hnsw, target)
+    if not to_mend:
+        yield UpkeepEntry(region, source, str(state), "nothing", failed=False)
+    for finding in to_mend:
         if may_go_on():
-            did = act(conn, state.generation, finding, hnsw, target, means=deployment.build_means(region))
+            done = act(conn, state.generation, finding, hnsw, target, means=deployment.build_means(region))
         else:
-            did = "nothing, the time is up: its turn comes again"
-        yield Upkept(region, source, finding.what, did, failed=False)
+            done = "nothing, the time is up: its turn comes again"
+        yield UpkeepEntry(region, source, finding.what, done, failed=False)

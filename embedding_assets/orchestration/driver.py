@@ -59,15 +59,15 @@ class Outcome:
 
 def dagster_home(home: Path) -> Path:
     """DAGSTER_HOME, or the one under this home, with the project's dagster.yaml in it."""
-    given = os.environ.get("DAGSTER_HOME")
-    folder = Path(given) if given else private_folder(home / "dagster")
+    configured = os.environ.get("DAGSTER_HOME")
+    folder = Path(configured) if configured else private_folder(home / "dagster")
     try:
         make_folder(folder)
         settings = folder / "dagster.yaml"
         if not settings.exists():
             shutil.copyfile(_INSTANCE_SETTINGS, settings)
     except OSError as error:
-        cure = "Cure: set DAGSTER_HOME to a folder that this user may make and write." if given else CURE
+        cure = "Cure: set DAGSTER_HOME to a folder that this user may make and write." if configured else CURE
         raise PermanentError(f"{folder}: Dagster's records cannot be kept there: {error.strerror}. {cure}") from error
     os.environ["DAGSTER_HOME"] = str(folder)
     return folder

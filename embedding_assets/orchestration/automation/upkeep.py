@@ -6,7 +6,7 @@ from typing import Final
 import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.upkeep import Upkept, is_quiet, keep_up
+from embedding_assets.operations.upkeep import UpkeepEntry, is_quiet, keep_up
 from embedding_assets.settings.models import Settings
 
 UPKEEP_JOB: Final = "upkeep"
@@ -26,7 +26,7 @@ def _keep_up(context: dg.OpExecutionContext, config: UpkeepConfig, deployment: d
     if not (config.now or is_quiet(deployment)):
         context.log.info(f"Not in the quiet hours, {deployment.settings.quiet_hours} UTC: nothing was looked at.")
         return
-    entries: list[Upkept] = []
+    entries: list[UpkeepEntry] = []
     for entry in keep_up(deployment, sorted(deployment.settings.regions), lambda: config.now or is_quiet(deployment)):
         entries.append(entry)
         say = context.log.error if entry.failed else context.log.info
@@ -40,10 +40,10 @@ def _keep_up(context: dg.OpExecutionContext, config: UpkeepConfig, deployment: d
         )
 
 
-def _table(entries: Sequence[Upkept]) -> dg.TableMetadataValue:
+def _table(entries: Sequence[UpkeepEntry]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table(
         records=[dg.TableRecord(entry._asdict()) for entry in entries[:_TABLE_ROWS]],
-        schema=dg.TableSchema(columns=[dg.TableColumn(name) for name in Upkept._fields]),
+        schema=dg.TableSchema(columns=[dg.TableColumn(name) for name in UpkeepEntry._fields]),
     )
 
 
