@@ -161,8 +161,8 @@ def doctor(as_json: bool) -> None:
     for one in examine(current_deployment()):
         examined.append(one)
         if not as_json:
-            told = "well" if one.well else f"{one.trouble}. Cure: {one.cure}"
-            OUT.print(f"{one.what}: {printable(told)}", markup=False, style="" if one.well else "red")
+            verdict = "well" if one.well else f"{one.trouble}. Cure: {one.cure}"
+            OUT.print(f"{one.what}: {printable(verdict)}", markup=False, style="" if one.well else "red")
     if as_json:
         print_json([one._asdict() for one in examined])
     sys.exit(0 if all(one.well for one in examined) else 1)

@@ -72,12 +72,12 @@ def is_well(outcome: Outcome) -> bool:
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     """A run as `materialize --json` prints it; pictures and tables are for the UI."""
-    told = {
-        asset: {name: value for name, value in found.items() if _is_told(value)}
-        for asset, found in outcome.metadata.items()
+    figures = {
+        asset: {name: value for name, value in metadata.items() if _is_printed(value)}
+        for asset, metadata in outcome.metadata.items()
     }
-    return asdict(replace(outcome, metadata=told))
+    return asdict(replace(outcome, metadata=figures))
 
 
-def _is_told(value: object) -> bool:
+def _is_printed(value: object) -> bool:
     return isinstance(value, str | int | float) and "base64," not in str(value)
