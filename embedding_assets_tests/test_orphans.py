@@ -89,6 +89,7 @@ def test_a_source_taken_out_of_the_settings_is_an_orphan_until_it_is_forgotten(s
     found = json.loads(shell.run("verify --json", code=1).stdout)["differences"]
     assert [(one["kind"], one["source"], one["region"]) for one in found] == [("orphan", OLD, r) for r in REGIONS]
     assert f"embedding-assets forget {OLD}" in found[0]["cure"]
+    shell.settled.deployment.primary.put_if_absent("parts/chunks/A person's own/notes.txt", b"no source's")
 
     part = next(path for path in shell.files_of(OLD) if path.startswith(f"{PRIMARY}/parts/"))
     set_aside(shell.settled.deployment.primary, part.removeprefix(f"{PRIMARY}/"), datetime.now(UTC))

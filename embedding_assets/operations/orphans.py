@@ -105,7 +105,7 @@ def cure(deployment: Deployment, source: str) -> str:
         return f"embedding-assets materialize, which forgets it once {successor} serves everywhere in its place"
     return (
         f"embedding-assets forget {source}, or put it back into the settings; if it was renamed, give the new one "
-        f"`renamed_from: {source}`"
+        f"`renamed_from: {source}`; if it is another project's, give each project a store and a database of its own"
     )
 
 
@@ -118,12 +118,8 @@ def forget(deployment: Deployment, source: str, regions: Sequence[str]) -> Itera
     Raises:
         PermanentError: no name of a source, the settings have it, or what it was renamed to does not serve everywhere.
     """
-    try:
-        _NAME.validate_python(source)
-    except ValidationError:
-        raise PermanentError(
-            f"{source!r} is no name of a source. Cure: embedding-assets status lists orphans"
-        ) from None
+    if not _is_name(source):
+        raise PermanentError(f"{source!r} is no name of a source. Cure: embedding-assets status lists orphans")
     if source in deployment.settings.sources:
         raise PermanentError(
             f"the settings have source {source}: the next run would make it anew. Cure: take it out of the settings, "
@@ -180,13 +176,24 @@ def _forget_rows(conn: Connection, source: str) -> int | None:
     return there.rows
 
 
+def _is_name(text: str) -> bool:
+    try:
+        _NAME.validate_python(text)
+    except ValidationError:
+        return False
+    return True
+
+
 def _stored(store: Store, known: Container[str]) -> Iterator[tuple[str, str]]:
-    """(source, folder) of what a store has of sources that are not known. Empty folders, as a disk has, are nothing."""
+    """(source, folder) of what a store has of sources that are not known.
+
+    Empty folders, as a disk has, are nothing; what no source can be called is somebody else's.
+    """
     for kind in _KINDS:
         for asset in store.folders(kind):
             for folder in store.folders(asset):
                 source = folder.rpartition("/")[2]
-                if source not in known and next(store.entries(folder), None) is not None:
+                if source not in known and _is_name(source) and next(store.entries(folder), None) is not None:
                     yield source, folder
 
 
