@@ -3,17 +3,23 @@
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import dagster as dg
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedding_assets.embedding import stage
+from embedding_assets.embedding.engine.engine import embed
+from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.embedding.journal import Journal
 from embedding_assets.errors import TransientError
+from embedding_assets.orchestration.assets import boundary
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import SOURCE_JOB
 from embedding_assets.snapshots import log
@@ -153,3 +159,19 @@ def test_runs_with_a_budget_below_a_shard_and_a_new_home_each_buy_each_text_once
     assert runs > 1
     assert set(sent(standin).values()) == {1}
     assert not list(box.deployment.primary.entries("journals"))
+
+
+def test_a_signal_is_heard_while_a_run_waits_for_its_provider(
+    box: Sandbox, standin: Standin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    monkeypatch.setattr(boundary, "tell_of_wait", interrupt)
+    monkeypatch.setattr(stage, "embed", partial(embed, patience=Patience(longest_told_seconds=0.05)))
+    standin.faults({"fault": "throttle", "times": 1, "retry_after": "3600"})
+
+    outcome = box.materialize()[-1]  # which would take an hour
+
+    assert not outcome.succeeded
+    assert any("Told to stop (SIGTERM or SIGINT)" in error for error in outcome.errors)

@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import has_lost
-from embedding_assets.orchestration.assets.boundary import was_stopped
+from embedding_assets.orchestration.assets.boundary import WAITS_INSIDE, was_stopped
 from embedding_assets.orchestration.automation.failures import reason
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
 from embedding_assets.orchestration.build import build_defs
@@ -159,6 +159,7 @@ def _run(
             # The run's whole log is in the instance; the terminal is for the progress display.
             run_config=config | {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
+            tags={WAITS_INSIDE: "true"},
         )
     metadata: dict[str, dict[str, Any]] = {}
     checks: list[Check] = []

@@ -70,6 +70,10 @@ def snapshot_asset(
     return stage_asset(name, partitions, kinds, checks, io_manager_key="snapshots", dagster_type=SNAPSHOT, **more)
 
 
+WAITS_INSIDE: Final = "embedding-assets/waits_inside"
+"""The tag of a run that waits within the step for what a provider asks. Dagster's own wait between two attempts would
+leave the pool to others, and hear no signal until it is over: at a terminal that is Ctrl-C without an answer."""
+
 _stopped: Final[set[str]] = set()
 """Runs that were told to stop. Dagster would retry the step that a signal interrupts, and then go on to the next."""
 
@@ -134,7 +138,18 @@ def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         context.log.warning(f"{error} Trying again in {wait:.0f} s, as told.")
         if context.retry_number < PATIENT.max_retries:
             tell_of_wait(f"{context.asset_key.to_user_string()} of {context.partition_key}", str(error), wait)
+        if context.run.tags.get(WAITS_INSIDE) and context.retry_number < PATIENT.max_retries:
+            wait = _waited(context, wait)
         raise dg.RetryRequested(max_retries=PATIENT.max_retries, seconds_to_wait=wait) from error
+
+
+def _waited(context: dg.AssetExecutionContext, seconds: float) -> float:
+    """Wait here, where a signal is heard; what is left to wait."""
+    try:
+        time.sleep(seconds)
+    except dg.DagsterExecutionInterruptedError as signalled:
+        raise _stop(context) from signalled
+    return 0.0
 
 
 def _stop(context: dg.AssetExecutionContext) -> dg.Failure:
