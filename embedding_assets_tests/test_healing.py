@@ -15,9 +15,9 @@ from embedding_assets.operations.verification import verify, verify_and_repair
 from embedding_assets.orchestration.driver import Outcome
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
-from embedding_assets.snapshots.parts import PartDamaged
-from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.snapshot import Layer
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 EU = "eu-west-1"
@@ -48,12 +48,12 @@ def empty(file: Path) -> None:
     file.write_bytes(b"")
 
 
-def files(box: Sandbox, asset: str, regions: Sequence[str]) -> list[Path]:
-    """The file of the head's only part, in each of these regions that has it."""
+def files(box: Sandbox, asset: str, regions: Sequence[str], place: int = 0) -> list[Path]:
+    """The file of this layer of the head's only part, in each of these regions that has it."""
     head = log.head(box.deployment.primary, asset, SOURCE)
     assert head is not None
-    part: Part = head.parts[0]
-    paths = [box.root / "stores" / region / part.path(SOURCE) for region in regions]
+    layer: Layer = head.layers[place]
+    paths = [box.root / "stores" / region / layer.path(SOURCE) for region in regions]
     return [path for path in paths if path.exists()]
 
 
@@ -96,6 +96,41 @@ def test_after_an_edit_one_command_brings_everything_back(
     assert sorted(row[3] for row in box.rows(EU)) == ["Refunds take six days.", "Returns are free."]
     if not everywhere:
         assert new_vectors(outcomes) == 1  # what another region has is not bought again
+
+
+@pytest.mark.parametrize(
+    ("asset", "harm", "place", "everywhere"),
+    [
+        ("embeddings_v1", rotten, 0, True),
+        *(
+            pytest.param(asset, harm, place, everywhere, marks=pytest.mark.slow)
+            for asset in SOURCE_ASSETS
+            for harm, place, everywhere in ((gone, 0, True), (rotten, 1, True), (gone, 1, False))
+        ),
+    ],
+)
+def test_a_delta_without_its_base_and_a_base_without_its_delta_are_made_whole(
+    box: Sandbox, asset: str, harm: Callable[[Path], None], place: int, everywhere: bool
+) -> None:
+    box.write(**{f"page{n}": f"Page {n} is about item {n}." for n in range(8)})
+    box.materialize()
+    box.write(page0="Page 0 is about nothing.")
+    box.materialize()
+    for file in files(box, asset, REGIONS if everywhere else [PRIMARY], place):
+        harm(file)
+    if harm is rotten:  # which nobody sees who does not read it
+        verify_and_repair(box.deployment, [SOURCE], REGIONS)
+    box.write(page1="Page 1 is about nothing, too.")
+
+    outcomes = box.materialize()
+
+    assert_whole(box, outcomes)
+    contents = sorted(row[3] for row in box.rows(EU))
+    assert [text for text in contents if "nothing" in text] == [
+        "Page 0 is about nothing.",
+        "Page 1 is about nothing, too.",
+    ]
+    assert len(contents) == 10
 
 
 @pytest.mark.parametrize("harm", [gone, pytest.param(rotten, marks=pytest.mark.slow)])
@@ -173,7 +208,7 @@ def test_a_region_that_cannot_be_asked_keeps_no_part_from_being_made_again(
     head = log.head(deployment.primary, "embeddings_v1", SOURCE)
     assert head is not None
 
-    healed = heal(deployment, PartDamaged(deployment.primary, SOURCE, head.parts[0], "is damaged"))
+    healed = heal(deployment, LayerDamaged(deployment.primary, SOURCE, head.layers[0], "is damaged"))
 
     assert not healed
     assert not file.exists()  # so its stage makes it again

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 import embedding_assets
+from embedding_assets.snapshots import log
 from embedding_assets.snapshots.failpoints import Failpoint
-from embedding_assets_tests.support.harness import REGIONS, Sandbox, bought_again, killed
+from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
+from embedding_assets_tests.support.harness import REGIONS, SOURCE, Sandbox, bought_again, killed
 
 # These come only where an older generation goes.
 OF_A_SECOND_RUN = (Failpoint.GENERATION_DROPPED, Failpoint.PUBLISH_DROPPED)
@@ -50,6 +52,14 @@ def page(number: int) -> str:
 def result(sandbox: Sandbox) -> tuple[dict[str, str], dict[str, list[tuple[Any, ...]]]]:
     """All that anyone can see of a deployment: every root, and every row of both regions."""
     return sandbox.roots(), {region: sandbox.rows(region) for region in REGIONS}
+
+
+def deltas(sandbox: Sandbox) -> dict[str, int]:
+    """How many deltas each part has at most, by asset of the source and by region."""
+    deployment = sandbox.deployment
+    heads = {asset: log.head(deployment.primary, asset, SOURCE) for asset in SOURCE_ASSETS}
+    heads |= {region: log.head(deployment.store(region), REPLICA, SOURCE) for region in REGIONS}
+    return {name: max(len(part.layers) - 1 for part in head.parts) for name, head in heads.items() if head}
 
 
 def undisturbed(sandbox_of: SandboxOf, shard_bytes: int | None = None) -> tuple[Any, float]:
@@ -117,24 +127,30 @@ def test_a_second_run_killed_while_it_clears_up_is_mended_by_the_third(sandbox_o
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", OF_A_DELTA)
+@pytest.mark.parametrize("point", [*OF_STORES, *OF_A_DELTA])
 def test_a_small_change_killed_at_any_commit_point_is_mended_by_the_next_run(
     sandbox_of: SandboxOf, point: Failpoint
 ) -> None:
-    """A page more, a page edited and a page less, after the first publication."""
+    """A page more, a page edited and a page less, after the first publication: a delta in stores and tables."""
     expected, _ = undisturbed(sandbox_of)
-    sandbox = sandbox_of(point)
-    sandbox.write(extra="# Extra\n\nOne page more, for now.", chapter0__page0="# Page 0\n\nEmpty, for now.")
-    (sandbox.docs / "chapter1" / "page1.md").unlink()
-    assert not killed(run(sandbox))
-    sandbox.write(chapter0__page0=page(0), chapter1__page1=page(1))
-    (sandbox.docs / "extra.md").unlink()
+    for hit in itertools.count(1):
+        sandbox = sandbox_of(f"{point}-{hit}")
+        sandbox.write(extra="# Extra\n\nOne page more, for now.", chapter0__page0="# Page 0\n\nEmpty, for now.")
+        (sandbox.docs / "chapter1" / "page1.md").unlink()
+        assert not killed(run(sandbox))
+        sandbox.write(chapter0__page0=page(0), chapter1__page1=page(1))
+        (sandbox.docs / "extra.md").unlink()
 
-    assert killed(run(sandbox, point))
-    assert not killed(run(sandbox))
+        if not killed(run(sandbox, f"{point}:{hit}")):
+            assert hit > 1, f"{point} was never reached"
+            break
+        assert not killed(run(sandbox))
 
-    assert result(sandbox) == expected
-    assert bought_again(sandbox) == []
+        assert result(sandbox) == expected, f"killed at {point}:{hit}"
+        assert bought_again(sandbox) == [], f"killed at {point}:{hit}"
+        assert deltas(sandbox) == dict.fromkeys((*SOURCE_ASSETS, *REGIONS), 1), f"killed at {point}:{hit}"
+        if point not in OF_STORES:
+            break
 
 
 @pytest.mark.slow

@@ -10,9 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -26,15 +27,22 @@ from embedding_assets.embedding import stage as embedding_stage
 from embedding_assets.embedding.engine.engine import Dead, Embedded, Text, embed
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import prepare_embeddings
+from embedding_assets.operations.replica_shards import read_change, read_shard, shard_refs
+from embedding_assets.pgvector.rows.shards import ShardRows, check_aligned
 from embedding_assets.settings.models import FilesSource, JsonlSource
-from embedding_assets.snapshots import keys, log, parts
-from embedding_assets.snapshots.derivation import Make, Task
+from embedding_assets.snapshots import keys, layers, log
+from embedding_assets.snapshots.derivation import Task
 from embedding_assets.snapshots.failpoints import Failpoint
+from embedding_assets.snapshots.garbage import collect
 from embedding_assets.snapshots.keys import document_bucket, shard_of
+from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.log import CommitConflict
-from embedding_assets.snapshots.parts import read_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.parts import aligned, read_layers, read_part
+from embedding_assets.snapshots.rejections import said
+from embedding_assets.snapshots.replication import harmed, prepare_replica
+from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.sources import parts
 from embedding_assets.sources.documents import normalised
 from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import prepare_source, remember
@@ -44,6 +52,7 @@ SOURCE: Final = "handbook"
 MODEL: Final = Binding.model_validate(
     {"slot": "v1", "provider": "local", "name": "wordllama-64", "dimensions": 64, "max_items": 3}
 )
+OTHER_MODEL: Final = MODEL.model_copy(update={"slot": "v2"})
 ASSETS: Final = ("raw_docs", "chunks", "embeddings_v1")
 
 # Memory, where there is some: nothing here outlives a test, and waiting for a disk took four fifths of the time.
@@ -63,11 +72,20 @@ WHICH: Final = st.integers(0, 5)
 EDITS: Final = st.dictionaries(WHICH, st.none() | TEXTS, min_size=1, max_size=4)
 """New texts by the number of a name; None: the document is deleted."""
 
-SHARD_BYTES: Final = st.sampled_from([200, 600, 80, keys.SHARD_BYTES])
+SHARD_BYTES: Final = st.sampled_from([keys.SHARD_BYTES, 600, 200, 80, keys.SHARD_BYTES])
 """The six documents together have about a thousand bytes."""
+
+LAYERING: Final = st.tuples(st.sampled_from([8, 2, 1]), st.sampled_from([5, 1, parts.LARGEST_SHARE]))
+"""How many deltas a part may have, and what share of the base's rows; a shard has six documents or fewer."""
+
+REFUSED: Final = st.sets(st.sampled_from([1, 4]), max_size=1)
+"""The paragraphs that the model takes in no text."""
 
 POINTS: Final = st.integers(1, 15)
 """The commit point at which something happens: a run that makes everything anew passes some twenty."""
+
+
+Done = TypeVar("Done")
 
 
 class Crash(BaseException):
@@ -150,15 +168,18 @@ class Pipeline(RuleBasedStateMachine):
         (self.root / "docs").mkdir()
         self.source = self.kind(self.root / "docs")
         self.clock = 1_600_000_000
-        self.store = open_store((self.root / "store").as_uri())
+        self.store, self.region = (open_store((self.root / name).as_uri()) for name in ("store", "region"))
+        self.served: dict[int, tuple[str, dict[bytes, object]]] = {}
+        """What the region was loaded from last: the key and the rows of each shard."""
         self.ours, self.other = (Computer(self.root / name) for name in ("ours", "other"))
         self.running = self.ours
         self.sent: list[bytes] = []
         self.fetched: list[str] = []
+        self.refused: set[int] = set()
         self.points_left = 0
         self.at_point: Callable[[], None]
         self.patches = pytest.MonkeyPatch()
-        for module in (parts, log, journal):
+        for module in (layers, log, journal):
             self.patches.setattr(module, "failpoint", self.pass_point)
         self.patches.setattr(embedding_stage, "embed", self.embed)
         get = Store.get
@@ -178,10 +199,14 @@ class Pipeline(RuleBasedStateMachine):
 
     # What happens to the source
 
-    @initialize(texts=st.lists(TEXTS, min_size=6, max_size=6), shard_bytes=SHARD_BYTES)
-    def begin(self, texts: list[str], shard_bytes: int) -> None:
+    @initialize(
+        texts=st.lists(TEXTS, min_size=6, max_size=6), shard_bytes=SHARD_BYTES, layering=LAYERING, refused=REFUSED
+    )
+    def begin(self, texts: list[str], shard_bytes: int, layering: tuple[int, float], refused: set[int]) -> None:
         self.edit(dict(enumerate(texts)))
         self.change_the_size_class(shard_bytes)
+        self.change_the_layering(layering)
+        self.refused = refused
 
     @rule(edits=EDITS)
     def edit(self, edits: Mapping[int, str | None]) -> None:
@@ -214,6 +239,11 @@ class Pipeline(RuleBasedStateMachine):
         self.check_that_nothing_changed_costs_nothing(self.ours, made)
         assert self.looked.read == 0
 
+    @rule(which=WHICH, text=TEXTS)
+    def run_after_a_small_edit(self, which: int, text: str) -> None:
+        self.edit({which: text})
+        self.run_undisturbed()
+
     @rule(edits=EDITS, point=POINTS)
     def run_and_crash(self, edits: dict[int, str | None], point: int) -> None:
         self.edit(edits)
@@ -241,6 +271,32 @@ class Pipeline(RuleBasedStateMachine):
         assert all(path.startswith(("snapshots/", "parts/raw_docs/")) for path in self.fetched)
         self.check_that_nothing_changed_costs_nothing(self.other, made)
 
+    @rule(edits=st.lists(st.tuples(WHICH, TEXTS), max_size=3))
+    def load_the_region_after_each_small_edit(self, edits: list[tuple[int, str]]) -> None:
+        self.load_the_region()
+        for which, text in edits:
+            self.edit({which: text})
+            self.load_the_region()
+
+    def load_the_region(self) -> None:
+        """What has changed since it was loaded last makes of its rows the present ones, where that can be told."""
+        _, chunks, vectors = self.run(self.ours)
+        draft, _ = prepare_embeddings(self.store, chunks, OTHER_MODEL, self.ours.home / "journals", live=False)
+        upstream = [chunks, vectors, log.append(self.store, draft)]
+        draft, *_ = prepare_replica(self.store, self.region, SOURCE, upstream, one_by_one)
+        replica = log.append(self.region, draft, derived_in=self.store)
+        assert harmed(self.region, replica) == []
+        read, change = read_shard(self.region, replica), read_change(self.region, replica)
+        before, self.served = self.served, {}
+        for ref in shard_refs(replica):
+            rows = read(ref)
+            check_aligned(rows, ref)
+            self.served[ref.shard] = ref.key, by_chunk(rows)
+            key, present = before.get(ref.shard, ("", {}))
+            if (changed := change(ref, key)) is not None:
+                left = {chunk: row for chunk, row in present.items() if chunk not in changed.gone.to_pylist()}
+                assert left | by_chunk(changed.rows) == self.served[ref.shard][1]
+
     @rule()
     def lose_the_catalog(self) -> None:
         for path in self.ours.home.glob("catalog*"):
@@ -254,6 +310,36 @@ class Pipeline(RuleBasedStateMachine):
     @rule(shard_bytes=SHARD_BYTES)
     def change_the_size_class(self, shard_bytes: int) -> None:
         self.patches.setattr(keys, "SHARD_BYTES", shard_bytes)
+
+    @rule(layering=LAYERING)
+    def change_the_layering(self, layering: tuple[int, float]) -> None:
+        self.patches.setattr(parts, "MOST_DELTAS", layering[0])
+        self.patches.setattr(parts, "LARGEST_SHARE", layering[1])
+
+    @rule()
+    def have_every_text_taken(self) -> None:
+        """The model takes what it refused, and whoever runs the source asks for it again."""
+        self.refused = set()
+
+    @rule()
+    def collect_garbage(self) -> None:
+        collect(self.store, keep=1, grace=timedelta(0), now=datetime.now(UTC) + timedelta(days=1))
+        self.forget_what_is_durable()
+
+    @rule(asset=st.sampled_from(ASSETS), which=st.integers(0, 20), cut_short=st.booleans())
+    def lose_a_layer(self, asset: str, which: int, cut_short: bool) -> None:
+        head = log.head(self.store, asset, SOURCE)
+        if head is None or not head.layers:
+            return
+        path = head.layers[which % len(head.layers)].path(SOURCE)
+        self.store.delete([path])
+        if cut_short:
+            self.store.put_if_absent(path, b"PAR1")
+        self.forget_what_is_durable()
+
+    def forget_what_is_durable(self) -> None:
+        for computer in (self.ours, self.other):
+            computer.durable.clear()
 
     # How the source is written
 
@@ -286,7 +372,9 @@ class Pipeline(RuleBasedStateMachine):
             remember(catalog, raw_docs)
             draft = prepare_chunks(store, raw_docs, Chunking(max_tokens=24, overlap=6), one_by_one)
             chunks = log.append(store, draft)
-            draft, _ = prepare_embeddings(store, chunks, MODEL, computer.home / "journals", live=True)
+            last = log.head(store, "embeddings_v1", SOURCE)
+            replay = {one.identity for one in last.rejected} if last and not self.refused else set()
+            draft, _ = prepare_embeddings(store, chunks, MODEL, computer.home / "journals", live=True, replay=replay)
             vectors = log.append(store, draft)
             made = [raw_docs, chunks, vectors]
             assert made == [log.entry(store, asset, SOURCE, s.number) for asset, s in zip(ASSETS, made, strict=True)]
@@ -298,10 +386,14 @@ class Pipeline(RuleBasedStateMachine):
         self, binding: Binding, texts: Iterable[Text], deliver: Callable[[Embedded | Dead], None], **options: Any
     ) -> Any:
         """The real engine, watched: no text is sent that has a durable vector, and none twice."""
+        if binding.slot == "v2":
+            return embed(binding, texts, deliver, **options)
         computer = self.running
         head = log.head(self.store, "embeddings_v1", SOURCE)
         if computer in (self.ours, self.other) and head is not None:
-            computer.durable |= {text_hash for text_hash, _ in self.vectors(self.store, head)}
+            with suppress(LayerDamaged):
+                held = self.vectors(self.store, head)
+                computer.durable |= {text_hash for text_hash, vector in held if vector is not None}
         sent: set[bytes] = set()
 
         def sending() -> Iterator[Text]:
@@ -309,7 +401,10 @@ class Pipeline(RuleBasedStateMachine):
                 assert text.text_hash not in computer.durable | sent
                 sent.add(text.text_hash)
                 self.sent.append(text.text_hash)
-                yield text
+                if self.refuses(text.text):
+                    deliver(Dead(text.text_hash, "refused", "no", 1))
+                else:
+                    yield text
 
         def delivering(arrived: Embedded | Dead) -> None:
             assert isinstance(arrived, Embedded)
@@ -320,6 +415,9 @@ class Pipeline(RuleBasedStateMachine):
                 computer.durable.update(arrived.text_hashes)
 
         return embed(binding, sending(), delivering, **options)
+
+    def refuses(self, text: str) -> bool:
+        return any(PARAGRAPHS[which][:20] in text for which in self.refused)
 
     def crash(self) -> None:
         raise Crash
@@ -383,13 +481,17 @@ class Pipeline(RuleBasedStateMachine):
         """Every chunk has a row in the same place, with the vector of its own text."""
         assert [part.inputs for part in vectors.parts] == [(part.key,) for part in chunks.parts]
         assert vectors.upstream == {"chunks": chunks.root}
+        dead: set[str] = set()
         for of_chunks, of_vectors in zip(chunks.parts, vectors.parts, strict=True):
             names = ["chunk_id", "text_hash"]
-            rows, table = (read_part(self.store, SOURCE, part) for part in (of_chunks, of_vectors))
-            assert table.select(names).equals(rows.select(names))
-            assert table.column("embedding").to_pylist() == [
-                vector_of(text) for text in rows.column("text").to_pylist()
-            ]
+            rows, held = (read_layers(self.store, SOURCE, part.layers) for part in (of_chunks, of_vectors))
+            table = aligned(held, rows.names)
+            assert len(held.names) == len(rows.names) == of_chunks.rows == of_vectors.rows
+            assert table.select(names).equals(rows.table.select(names))
+            dead.update(of_vectors.dead)
+            expected = [None if self.refuses(text) else vector_of(text) for text in rows.table["text"].to_pylist()]
+            assert table.column("embedding").to_pylist() == expected
+        assert {one.identity for one in vectors.rejected} == dead
 
     def check_that_history_leaves_no_trace(self, made: Sequence[Snapshot]) -> None:
         """A first run into an empty store makes the same snapshots with the same vectors."""
@@ -410,10 +512,11 @@ class Pipeline(RuleBasedStateMachine):
         assert self.sent == []
         assert {path.partition("/")[0] for path in self.fetched} == {"snapshots"}
 
-    def vectors(self, store: Store, snapshot: Snapshot) -> list[tuple[bytes, bytes]]:
-        """(text hash, vector) of every chunk, in order."""
+    def vectors(self, store: Store, snapshot: Snapshot) -> list[tuple[bytes, bytes | None]]:
+        """(text hash, vector) of every chunk, in the order of their hashes."""
         tables = [read_part(store, SOURCE, part).to_pydict() for part in snapshot.parts]
-        return [row for table in tables for row in zip(table["text_hash"], table["embedding"], strict=True)]
+        rows = [row for table in tables for row in zip(table["text_hash"], table["embedding"], strict=True)]
+        return sorted(rows, key=lambda row: row[0])
 
     def objects(self) -> list[tuple[str, int, float]]:
         return sorted((found.path, found.bytes, found.modified.timestamp()) for found in self.store.entries(""))
@@ -428,11 +531,19 @@ def vector_of(text: str) -> bytes:
 
 
 def content(snapshot: Snapshot) -> dict[str, Any]:
-    """All of a snapshot but its place in the log."""
-    return snapshot.model_dump(exclude={"number", "created_at"})
+    """All of a snapshot but its place in the log, the layers that it is stored in, and what is told of where a text
+    was met first."""
+    left = snapshot.model_dump(exclude={"number": True, "created_at": True, "parts": {"__all__": {"below", "layers"}}})
+    return left | {"rejected": said(snapshot.rejected)}
 
 
-def one_by_one(work: Make[Task], store: Store, tasks: Sequence[Task]) -> list[Part]:
+def by_chunk(rows: ShardRows) -> dict[bytes, object]:
+    """All that a table holds of each chunk, by its id."""
+    tables = [rows.chunks.to_pylist(), *(vectors.to_pylist() for vectors in rows.vectors)]
+    return {chunk["chunk_id"]: (chunk, *vectors) for chunk, *vectors in zip(*tables, strict=True)}
+
+
+def one_by_one(work: Callable[[Store, Task], Done], store: Store, tasks: Sequence[Task]) -> list[Done]:
     """In a fixed order, so that what fails fails again."""
     return [work(store, task) for task in tasks]
 

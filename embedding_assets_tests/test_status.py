@@ -120,7 +120,7 @@ def test_a_source_whose_store_has_lost_a_part_is_not_current_and_no_part_is_read
 ) -> None:
     head = log.head(box.deployment.primary, asset, SOURCE)
     assert head is not None
-    path = head.parts[0].path(SOURCE)
+    path = head.layers[0].path(SOURCE)
     file = box.root / "stores" / PRIMARY / path
     file.unlink() if harm == "lost" else file.write_bytes(file.read_bytes()[:-1])
     read: list[str] = []

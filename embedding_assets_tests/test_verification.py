@@ -51,7 +51,7 @@ def store(box: Sandbox, region: str) -> Path:
 def part(box: Sandbox, region: str = EU) -> Path:
     replica = log.head(box.deployment.store(region), REPLICA, SOURCE)
     assert replica is not None
-    return store(box, region) / replica.parts[0].path(SOURCE)
+    return store(box, region) / replica.layers[0].path(SOURCE)
 
 
 def lose_a_part(box: Sandbox) -> None:

@@ -1,8 +1,8 @@
-"""Where the vector of every text of one source and model is: in parts of the store, or here until its part is written.
+"""Where the vector of every text of one source and model is: in layers of the store, or here until one is written.
 
 A vector is here before it is counted as done, so that a crash pays again for nothing but requests in flight; and a
 text that moved to another document or shard is found and not bought again. SQLite, one file a source and model: losing
-it costs reading the last snapshot's parts once, and whatever no part of those holds.
+it costs reading the last snapshot's layers once, and whatever none of those holds.
 """
 
 import sqlite3
@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from embedding_assets.embedding.engine.takes import ANYTHING, Takes
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
-from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.snapshot import Layer
 from embedding_assets.snapshots.sqlite_files import sqlite_file
 
-# A text may be in many parts, and has to be found when garbage collection took some of them.
+# The tables call layers parts. A text may be in many, and has to be found when garbage collection took some of them.
 _SCHEMA = """
 create table if not exists bought (text_hash blob primary key, vector blob not null);
 create table if not exists parts (number integer primary key, key text unique not null, part text not null);
@@ -40,10 +40,10 @@ _TAKES_SECONDS = 7 * 86_400  # then the endpoint is asked for more again
 
 
 class Found(NamedTuple):
-    """Where vectors are: their float32 bytes by text hash, and (text hash, row) pairs by the part that has them."""
+    """Where vectors are: their float32 bytes by text hash, and (text hash, row) pairs by the layer that has them."""
 
     here: dict[bytes, bytes]
-    elsewhere: list[tuple[Part, list[tuple[bytes, int]]]]
+    elsewhere: list[tuple[Layer, list[tuple[bytes, int]]]]
 
 
 class Journal:
@@ -53,7 +53,7 @@ class Journal:
         self._db = connection
 
     def add(self, text_hashes: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
-        """Keep vectors, (n, d) float32, until a part holds them; durable against a kill when this returns."""
+        """Keep vectors, (n, d) float32, until a layer holds them; durable against a kill when this returns."""
         with self._db:
             self._db.executemany(
                 "insert into bought values (?, ?) on conflict do nothing",
@@ -62,11 +62,11 @@ class Journal:
         failpoint(Failpoint.AFTER_JOURNAL)
 
     def bought(self) -> Iterator[tuple[bytes, bytes]]:
-        """(text hash, float32 bytes) of every vector that no part holds yet."""
+        """(text hash, float32 bytes) of every vector that no layer holds yet."""
         yield from self._db.execute("select text_hash, vector from bought")
 
     def unstored(self, most: int) -> list[tuple[bytes, bytes]]:
-        """(text hash, float32 bytes) of so many vectors that neither a part holds nor an object of leftovers."""
+        """(text hash, float32 bytes) of so many vectors that neither a layer holds nor an object of leftovers."""
         return self._db.execute(
             "select text_hash, vector from bought where text_hash not in (select text_hash from stored) "
             "order by text_hash limit ?",
@@ -104,18 +104,18 @@ class Journal:
                 self._db.execute("delete from takes")
                 self._db.execute("insert into takes values (?, ?, ?)", (*takes, time.time()))
 
-    def indexed(self, part: Part) -> bool:
+    def indexed(self, layer: Layer) -> bool:
         """Whether the rows of this very file are known."""
-        row = self._db.execute("select part from parts where key = ?", (part.key,)).fetchone()
-        return row is not None and Part.model_validate_json(row[0]) == part
+        row = self._db.execute("select part from parts where key = ?", (layer.key,)).fetchone()
+        return row is not None and Layer.model_validate_json(row[0]) == layer
 
-    def index(self, part: Part, text_hashes: Iterable[bytes | None]) -> None:
-        """Note that row i of a durable part holds the vector of the i-th hash (None: no vector); drop our copies."""
+    def index(self, layer: Layer, text_hashes: Iterable[bytes | None]) -> None:
+        """Note that row i of a durable layer holds the vector of the i-th hash (None: no vector); drop our copies."""
         with self._db:
             number = self._db.execute(
                 "insert into parts (key, part) values (?, ?) "
                 "on conflict (key) do update set part = excluded.part returning number",
-                (part.key, part.model_dump_json()),
+                (layer.key, layer.model_dump_json()),
             ).fetchone()[0]
             self._db.executemany(
                 "insert into places values (?, ?, ?) on conflict do nothing",
@@ -126,14 +126,14 @@ class Journal:
             )
 
     def keep_only(self, keys: set[str]) -> None:
-        """Forget every part but these: the others are gone from the store."""
+        """Forget every layer but these: the others are gone from the store."""
         known = [key for (key,) in self._db.execute("select key from parts")]
         for key in known:
             if key not in keys:
                 self.forget(key)
 
     def forget(self, key: str) -> None:
-        """A part is gone: what only it held is unknown again."""
+        """A layer is gone: what only it held is unknown again."""
         with self._db:
             self._db.execute("delete from places where part = (select number from parts where key = ?)", (key,))
             self._db.execute("delete from parts where key = ?", (key,))
@@ -144,19 +144,19 @@ class Journal:
         return {text_hash for table in tables for (text_hash,) in self._select("text_hash", table, text_hashes)}
 
     def find(self, text_hashes: Sequence[bytes]) -> Found:
-        """Where the vectors of these texts are, in as few parts as a greedy choice finds."""
+        """Where the vectors of these texts are, in as few layers as a greedy choice finds."""
         here = dict(self._select("text_hash, vector", "bought", text_hashes))
         places: dict[int, dict[bytes, int]] = defaultdict(dict)
         for text_hash, part, place in self._select("text_hash, part, place", "places", text_hashes):
             if text_hash not in here:
                 places[part][text_hash] = place
-        elsewhere: list[tuple[Part, list[tuple[bytes, int]]]] = []
+        elsewhere: list[tuple[Layer, list[tuple[bytes, int]]]] = []
         placed: set[bytes] = set()
         for number in sorted(places, key=lambda number: (-len(places[number]), number)):
             rows = [(text_hash, place) for text_hash, place in places[number].items() if text_hash not in placed]
             if rows:
                 described = self._db.execute("select part from parts where number = ?", (number,)).fetchone()[0]
-                elsewhere.append((Part.model_validate_json(described), rows))
+                elsewhere.append((Layer.model_validate_json(described), rows))
                 placed.update(places[number])
         return Found(here, elsewhere)
 

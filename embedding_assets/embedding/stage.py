@@ -1,7 +1,8 @@
-"""The embeddings stage: every chunks part gets a part of vectors, row for row; only texts without a durable vector
-are sent to the model."""
+"""The embeddings stage: what is new of every chunks part gets a layer of vectors, row for row; only texts without a
+durable vector are sent to the model."""
 
 import hashlib
+import itertools
 import json
 import logging
 import threading
@@ -33,15 +34,17 @@ from embedding_assets.embedding.leftovers import Leaving
 from embedding_assets.embedding.model_names import ModelVersion, same_model
 from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError, TransientError
-from embedding_assets.snapshots import derivation, log
+from embedding_assets.snapshots import log
 from embedding_assets.snapshots.binary import vector_hashes
+from embedding_assets.snapshots.derivation import Growth, Shelf, Wanted, growth
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key
-from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
+from embedding_assets.snapshots.layers import NOTHING_GONE, LayerDamaged, Rows, read_layer, write_layer
+from embedding_assets.snapshots.parts import merged, read_layers
 from embedding_assets.snapshots.rejections import ERROR_CLASSES, RejectedText
 from embedding_assets.snapshots.schemas import vectors
 from embedding_assets.snapshots.slots import asset_of
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.telemetry.events import (
     EmbeddingProgress,
@@ -75,10 +78,10 @@ class Bought(NamedTuple):
     """How the endpoint names the model; None where nothing was asked, or it does not say."""
 
 
-Heal = Callable[[PartDamaged], bool]
+Heal = Callable[[LayerDamaged], bool]
 """Puts a part's bytes back from wherever they are whole; whether that could be done."""
 
-ReadPart = Callable[[Part, list[str]], pa.Table]
+ReadLayer = Callable[[Layer, list[str]], Rows]
 
 
 def prepare_embeddings(
@@ -132,40 +135,52 @@ def prepare_embeddings(
     else:
         previous_vectors = previous
     version = f"{VERSION} {json.dumps(identity, sort_keys=True)}"
-    was_dead = {part.inputs[0]: part.dead for part in previous_vectors.parts} if previous_vectors else {}
+    shelf = Shelf(store, asset, source, previous_vectors)
+    was_dead = {part.inputs[0]: part.dead for part in shelf.before.values()}
     known = [*(previous_vectors.rejected if previous_vectors else ()), *known_dead]
     rejected = {one.text_hash: one for one in known if isinstance(one, RejectedText) and one.text_hash not in replay}
 
-    def want(part: Part, dead: frozenset[bytes]) -> derivation.Wanted:
-        hashes = tuple(sorted(text_hash.hex() for text_hash in dead))
-        return derivation.Wanted(part.shard, part_key(STAGE, version, [part.key], hashes), (part.key,), hashes)
+    # Those of hidden rows are nobody's: they keep no layer from being kept.
+    revived = {text_hash for dead in was_dead.values() for text_hash in dead if text_hash not in rejected}
 
-    def still_dead(part: Part) -> frozenset[bytes]:
-        return frozenset(bytes.fromhex(text_hash) for text_hash in was_dead.get(part.key, ()) if text_hash in rejected)
+    def is_sound(layer: Layer) -> bool:
+        name = part_key(STAGE, version, layer.inputs, layer.dead)
+        return shelf.has(layer) and layer.key == name and revived.isdisjoint(layer.dead)
 
-    wanted = [want(part, still_dead(part)) for part in chunks.parts]
-    plan = derivation.plan(store, asset, source, wanted, previous_vectors)
+    read = partial(_read_healed, store, source, heal)
+    kept: list[Part] = []
+    missing: list[Growth] = []
+    for part in chunks.parts:
+        dead = tuple(text_hash for text_hash in was_dead.get(part.key, ()) if text_hash in rejected)
+        found = shelf.part(Wanted(part.shard, part_key(STAGE, version, [part.key], dead), (part.key,), dead))
+        if found is not None:
+            kept.append(found)
+            continue
+        grows = growth(part, shelf.before.get(part.shard), is_sound)
+        found_layer = shelf.layer(_named(version, grows, ())) if grows.under and grows.made_of else None
+        if found_layer is not None or not grows.made_of:
+            kept.append(_grown(version, grows, found_layer, read))
+        else:
+            missing.append(grows)
     made: list[Part] = []
     new, usage = 0, Usage()
     model = hashlib.sha256(version.encode()).hexdigest()[:16]
     place = leftovers.Place(store, asset, source, model, binding.dimensions)
     left = leftovers.listed(place)
     answering = _Answering(ModelVersion(store, asset, model), binding)
-    if plan.missing:
+    if missing:
         suffix = f"{binding.slot}-{model}.sqlite"
         with open_journal(journals / f"{source}-{suffix}") as journal:
-            before = previous_vectors.parts if previous_vectors else ()
+            before = previous_vectors.layers if previous_vectors else ()
             journal.keep_only(_whole(store, asset, source, before))
-            read = partial(_read_healed, store, source, heal)
-            _index(journal, read, plan.kept, may_be_damaged=False)
+            stay = [*(part.layers for part in kept), *(grows.under for grows in missing)]
+            _index(journal, read, itertools.chain.from_iterable(stay), may_be_damaged=False)
             _index(journal, read, before, may_be_damaged=True)
             if renamed_from is not None and previous_vectors is None:
                 _take_over(journal, store, asset, renamed_from, identity, journals / f"{renamed_from}-{suffix}")
                 former = place._replace(source=renamed_from)
                 _take_in(journal, former, leftovers.listed(former))
             _take_in(journal, place, left)
-            inputs = {part.key: part for part in chunks.parts}
-            missing = [inputs[wanted.inputs[0]] for wanted in plan.missing]
             assembly = _Assembly(
                 store=store,
                 source=source,
@@ -173,7 +188,7 @@ def prepare_embeddings(
                 dimensions=binding.dimensions,
                 missing=missing,
                 journal=journal,
-                want=want,
+                version=version,
                 rejected=rejected,
                 on_dead=on_dead,
                 read=read,
@@ -200,8 +215,8 @@ def prepare_embeddings(
                 )
             made, new = assembly.made, assembly.new
             left += leaving.paths
-    parts = [*plan.kept, *made]
-    dead = sorted({text_hash for part in parts for text_hash in part.dead})
+    parts = [*kept, *made]
+    all_dead = sorted({text_hash for part in parts for text_hash in part.dead})
     rows = sum(part.rows for part in parts)
     draft = prepare(
         asset=asset,
@@ -209,10 +224,10 @@ def prepare_embeddings(
         version=version,
         shard_bits=chunks.shard_bits,
         parts=parts,
-        counts={f"vectors_{binding.slot}": rows, f"dead_{binding.slot}": len(dead)},
+        counts={f"vectors_{binding.slot}": rows, f"dead_{binding.slot}": len(all_dead)},
         upstream=[chunks],
         after=previous,
-        rejected=[rejected[text_hash] for text_hash in dead],
+        rejected=[rejected[text_hash] for text_hash in all_dead],
         model=identity,
     )
     return draft, Bought(new, rows - new, usage, tuple(left), answering.name)
@@ -273,36 +288,58 @@ def _take_in(journal: Journal, place: leftovers.Place, paths: Sequence[str]) -> 
         _add(journal, found)
 
 
-def _read_healed(store: Store, source: str, heal: Heal, part: Part, columns: list[str]) -> pa.Table:
+def _named(version: str, grows: Growth, dead: tuple[str, ...]) -> Wanted:
+    """The layer of vectors that a part of chunks wants, without those of these texts."""
+    return Wanted(grows.of.shard, part_key(STAGE, version, grows.inputs, dead), grows.inputs, dead)
+
+
+def _grown(version: str, grows: Growth, layer: Layer | None, read: ReadLayer) -> Part:
+    """The part of vectors of a part of chunks, with this layer on what was kept."""
+    layers = (*grows.under, layer) if layer else grows.under
+    dead = layers[-1].dead
+    if any(below.dead for below in layers[:-1]):
+        # A text that is dead in a hidden row is nobody's any more.
+        rows = merged([read(below, ["text_hash", "embedding"]) for below in layers]).table
+        without = rows.filter(rows.column("embedding").is_null()).column("text_hash").to_pylist()
+        dead = tuple(sorted({text_hash.hex() for text_hash in without}))
+    return grows.part(part_key(STAGE, version, [grows.of.key], dead), layer, grows.of.rows, dead)
+
+
+def _rows_of(grows: Growth) -> int:
+    """How many vectors are wanted, at most."""
+    return sum(layer.rows for layer in grows.made_of) if grows.under else grows.of.rows
+
+
+def _read_healed(store: Store, source: str, heal: Heal, layer: Layer, columns: list[str]) -> Rows:
     try:
-        return read_part(store, source, part, columns)
-    except PartDamaged as error:
+        return read_layer(store, source, layer, columns)
+    except LayerDamaged as error:
         if not heal(error):
             raise
-        return read_part(store, source, part, columns)
+        return read_layer(store, source, layer, columns)
 
 
-def _whole(store: Store, asset: str, source: str, before: Iterable[Part]) -> set[str]:
-    """The keys of the parts that the store has, without those that are not as long as recorded."""
+def _whole(store: Store, asset: str, source: str, before: Iterable[Layer]) -> set[str]:
+    """The keys of the layers that the store has, without those that are not as long as recorded."""
     held = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
-    lost = {part.key for part in before if held.get(part.path(source)) != part.bytes}
+    lost = {layer.key for layer in before if held.get(layer.path(source)) != layer.bytes}
     return {PurePath(path).stem for path in held} - lost
 
 
 def _take_over(
     journal: Journal, store: Store, asset: str, old: str, identity: dict[str, object], old_journal: Path
 ) -> None:
-    """Have the vectors of the source's former name in its journal, a part at a time: texts are known by their hash."""
+    """Have the vectors of the source's former name in its journal, a layer at a time: texts are known by their hash."""
     head = log.head(store, asset, old)
-    for part in head.parts if head is not None and head.model == identity else ():
+    for layer in head.layers if head is not None and head.model == identity else ():
         try:
-            table = read_part(store, old, part, ["text_hash", "embedding"])
-        except PartDamaged:
+            table = read_layer(store, old, layer, ["text_hash", "embedding"]).table
+        except LayerDamaged:
             continue  # what only it held is embedded anew
         table = table.filter(table.column("embedding").is_valid())
         hashes = table.column("text_hash").to_pylist()
         _add(journal, zip(hashes, table.column("embedding").to_pylist(), strict=True))
-        journal.note_stored(part.path(old), hashes)  # no run need leave them in the store
+        journal.note_stored(layer.path(old), hashes)  # no run need leave them in the store
     if old_journal.exists():
         with open_journal(old_journal) as left:
             _add(journal, left.bought())
@@ -317,29 +354,29 @@ def _add(journal: Journal, found: Iterable[tuple[bytes, bytes]]) -> None:
         journal.add(unknown, matrix)
 
 
-def _index(journal: Journal, read: ReadPart, parts: Iterable[Part], may_be_damaged: bool) -> None:
-    """Let the journal know what durable parts hold; each part's hashes are read once in a journal's life."""
-    for part in parts:
-        if journal.indexed(part):
+def _index(journal: Journal, read: ReadLayer, layers: Iterable[Layer], may_be_damaged: bool) -> None:
+    """Let the journal know what durable layers hold; each one's hashes are read once in a journal's life."""
+    for layer in layers:
+        if journal.indexed(layer):
             continue
         try:
-            table = read(part, ["text_hash", "embedding"])
-        except PartDamaged:
-            # A part that is replaced now need not be whole: its texts count as never embedded.
+            table = read(layer, ["text_hash", "embedding"]).table
+        except LayerDamaged:
+            # One that is replaced now need not be whole: its texts count as never embedded.
             if may_be_damaged:
                 continue
             raise
         held = table.column("embedding").is_valid().to_pylist()
         hashes = table.column("text_hash").to_pylist()
-        journal.index(part, (text_hash if there else None for text_hash, there in zip(hashes, held, strict=True)))
+        journal.index(layer, (text_hash if there else None for text_hash, there in zip(hashes, held, strict=True)))
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard between the look at its chunks and its part. Thousands are open at once where each waits for one text
-    that changed, so it holds what it waits for and nothing else."""
+    """A shard between the look at its new chunks and their layer. Thousands are open at once where each waits for one
+    text that changed, so it holds what it waits for and nothing else."""
 
-    part: Part
+    grows: Growth
     awaited: dict[bytes, int]
     """The texts under way, with the number of rows that have them."""
     dead: set[bytes]
@@ -347,7 +384,7 @@ class _Shard:
 
 @dataclass
 class _Assembly:
-    """By-shard assembly: texts go out in shard order, and a shard's part is written as soon as its last vector is in.
+    """By-shard assembly: texts go out in shard order, and a shard's layer is written as soon as its last vector is in.
 
     Vectors under way are in the journal, not here: memory is that of one shard. The engine calls `texts` and `deliver`
     in turns, on one thread.
@@ -357,15 +394,15 @@ class _Assembly:
     source: str
     asset: str
     dimensions: int
-    missing: list[Part]
-    """The chunks parts whose vectors are to be made."""
+    missing: list[Growth]
+    """The chunks whose vectors are to be made."""
     journal: Journal
-    want: Callable[[Part, frozenset[bytes]], derivation.Wanted]
+    version: str
     rejected: dict[str, RejectedText]
     """The rejections so far, by text hash; a text that is among them is not sent again."""
     on_dead: Callable[[RejectedText], None]
-    read: ReadPart
-    """Reads a part of vectors."""
+    read: ReadLayer
+    """Reads a layer of vectors."""
     note_model: Callable[[str], None]
     """Told how the endpoint names the model."""
     tell: Tell
@@ -375,15 +412,15 @@ class _Assembly:
     _waiting: dict[bytes, list[_Shard]] = field(default_factory=dict)
 
     def texts(self) -> Iterator[Text]:
-        """Each text of the missing parts' chunks that has no durable vector and is not under way, once."""
-        for part in self.missing:
-            table = read_part(self.store, self.source, part, ["text_hash", "text", "tokens"])
+        """Each text of the new chunks that has no durable vector and is not under way, once."""
+        for grows in self.missing:
+            table = read_layers(self.store, self.source, grows.made_of, ["text_hash", "text", "tokens"]).table
             hashes: list[bytes] = table.column("text_hash").to_pylist()
             rows = Counter(hashes)
             dead = {text_hash for text_hash in rows if text_hash.hex() in self.rejected}
             known = dead | self.journal.held(list(rows))
-            shard = _Shard(part, {text_hash: n for text_hash, n in rows.items() if text_hash not in known}, dead)
-            self.settled += part.rows - sum(shard.awaited.values())
+            shard = _Shard(grows, {text_hash: n for text_hash, n in rows.items() if text_hash not in known}, dead)
+            self.settled += _rows_of(grows) - sum(shard.awaited.values())
             fresh = {text_hash for text_hash in shard.awaited if text_hash not in self._waiting}
             for text_hash in shard.awaited:
                 self._waiting.setdefault(text_hash, []).append(shard)
@@ -419,17 +456,21 @@ class _Assembly:
     def tell_with_rows(self, event: Event) -> None:
         """Tell an event of the engine, its progress together with the rows that have come of it."""
         if isinstance(event, EngineProgress):
-            event = EmbeddingProgress(self.settled, sum(part.rows for part in self.missing), event)
+            event = EmbeddingProgress(self.settled, sum(map(_rows_of, self.missing)), event)
         self.tell(event)
 
     def _rejection(self, dead: Dead) -> RejectedText:
         """What is said of a text without a vector; it stands for every chunk with that text, and names the first."""
-        part = self._waiting[dead.text_hash][0].part
-        table = read_part(self.store, self.source, part, ["text_hash", "document_id", "chunk_id"])
-        row = table.column("text_hash").to_pylist().index(dead.text_hash)
+        columns = ["text_hash", "document_id", "chunk_id"]
+        for layer in self._waiting[dead.text_hash][0].grows.made_of:
+            table = read_layer(self.store, self.source, layer, columns).table
+            hashes = table.column("text_hash").to_pylist()
+            if dead.text_hash in hashes:
+                break
+        row = hashes.index(dead.text_hash)
         return RejectedText(
             source=self.source,
-            part=part.path(self.source),
+            part=layer.path(self.source),
             document_id=table.column("document_id")[row].as_py(),
             chunk_id=str(uuid.UUID(bytes=table.column("chunk_id")[row].as_py())),
             text_hash=dead.text_hash.hex(),
@@ -440,8 +481,9 @@ class _Assembly:
         )
 
     def _close(self, shard: _Shard) -> None:
-        """Write the shard's part."""
-        chunks = read_part(self.store, self.source, shard.part, ["chunk_id", "text_hash"])
+        """Write the shard's layer."""
+        grows = shard.grows
+        chunks, _, gone = read_layers(self.store, self.source, grows.made_of, ["chunk_id", "text_hash"])
         hashes: list[bytes] = chunks.column("text_hash").to_pylist()
         valid = np.array([text_hash not in shard.dead for text_hash in hashes], bool)
         matrix = self._vectors(hashes, shard.dead)
@@ -450,8 +492,8 @@ class _Assembly:
             pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(hashes), [nulls, pa.py_buffer(values)])
             for width, values in ((4 * self.dimensions, matrix), (32, vector_hashes(matrix)))
         )
-        want = self.want(shard.part, frozenset(shard.dead))
-        part = write_part(
+        want = _named(self.version, grows, tuple(sorted(text_hash.hex() for text_hash in shard.dead)))
+        layer = write_layer(
             self.store,
             pa.table(
                 [chunks.column("chunk_id"), chunks.column("text_hash"), embedding, vector_hash],
@@ -463,11 +505,12 @@ class _Assembly:
             key=want.key,
             inputs=want.inputs,
             dead=want.dead,
+            gone=gone if grows.under else NOTHING_GONE,
             compression="none",
         )
-        self.journal.index(part, (h if there else None for h, there in zip(hashes, valid, strict=True)))
-        self.made.append(part)
-        self.tell(ShardMade(self.asset, part.shard, part.rows, part.bytes, len(self.made), len(self.missing)))
+        self.journal.index(layer, (h if there else None for h, there in zip(hashes, valid, strict=True)))
+        self.made.append(_grown(self.version, grows, layer, self.read))
+        self.tell(ShardMade(self.asset, layer.shard, layer.rows, layer.bytes, len(self.made), len(self.missing)))
 
     def _vectors(self, hashes: list[bytes], dead: set[bytes]) -> NDArray[np.float32]:
         """(len(hashes), d) float32: the durable vector of each text, zeros where it is dead.
@@ -484,8 +527,8 @@ class _Assembly:
             matrix[rows.pop(text_hash)] = np.frombuffer(vector, np.float32)
         for holder, places in found.elsewhere:
             try:
-                stored = self.read(holder, ["embedding"]).column("embedding")
-            except PartDamaged as error:
+                stored = self.read(holder, ["embedding"]).table.column("embedding")
+            except LayerDamaged as error:
                 self.journal.forget(holder.key)
                 raise TransientError(f"{error.what} Cure: run again: what only it held is embedded anew.") from error
             for text_hash, place in places:

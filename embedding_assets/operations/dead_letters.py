@@ -17,8 +17,8 @@ from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.dead_letters import DeadLetter, State
 from embedding_assets.pgvector.schema.migrations import ensure_migrated, is_migrated
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.layers import read_layer
 from embedding_assets.snapshots.names import CHUNKS
-from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.rejections import RejectedText, Rejection, may_heal
 from embedding_assets.snapshots.snapshot import Snapshot
 
@@ -196,10 +196,10 @@ def _text_of(deployment: Deployment, letter: DeadLetter) -> str | None:
         return None
     path, _, chunk_id = letter.payload.partition("#")
     chunks = log.head(deployment.primary, CHUNKS, letter.source)
-    part = next((part for part in chunks.parts if part.path(letter.source) == path), None) if chunks else None
-    if part is None:
+    layer = next((layer for layer in chunks.layers if layer.path(letter.source) == path), None) if chunks else None
+    if layer is None:
         return None
-    rows = read_part(deployment.primary, letter.source, part, ["chunk_id", "text"])
+    rows = read_layer(deployment.primary, letter.source, layer, ["chunk_id", "text"]).table
     ids = rows.column("chunk_id").to_pylist()
     row = UUID(chunk_id).bytes
     return str(rows.column("text")[ids.index(row)].as_py()) if row in ids else None

@@ -1,4 +1,4 @@
-"""Healing: a part that is lost or damaged comes back from wherever its recorded bytes are whole.
+"""Healing: a layer that is lost or damaged comes back from wherever its recorded bytes are whole.
 
 Where nobody has them, the stage that made it makes it again: its next run finds that the store lists it no more.
 """
@@ -13,17 +13,17 @@ from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.garbage import aside, set_aside
+from embedding_assets.snapshots.layers import LayerDamaged, is_whole
 from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import REPLICA, SOURCE_ASSETS
-from embedding_assets.snapshots.parts import PartDamaged, is_whole
-from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.snapshot import Layer
 from embedding_assets.snapshots.stores import Store
 
 _log: Final = logging.getLogger(__name__)
 
 
 class Healed(NamedTuple):
-    """What became of a part that was lost or damaged."""
+    """What became of a layer that was lost or damaged."""
 
     is_whole: bool
     """Whether its recorded bytes are there again; else its stage makes it again."""
@@ -31,27 +31,27 @@ class Healed(NamedTuple):
     """A sentence without its full stop, empty where nothing had to be done."""
 
 
-def heal(deployment: Deployment, damaged: PartDamaged) -> bool:
-    """As `put_back`, told to the log; whether the part is whole again."""
+def heal(deployment: Deployment, damaged: LayerDamaged) -> bool:
+    """As `put_back`, told to the log; whether the layer is whole again."""
     healed = put_back(deployment, damaged)
     if healed.done:
         _log.warning("store %s: %s", damaged.store.url, healed.done)
     return healed.is_whole
 
 
-def put_back(deployment: Deployment, damaged: PartDamaged) -> Healed:
-    """Put a part's recorded bytes back, from any store that has them.
+def put_back(deployment: Deployment, damaged: LayerDamaged) -> Healed:
+    """Put a layer's recorded bytes back, from any store that has them.
 
-    Where none has them the damaged file is set aside, so that the part is made again.
+    Where none has them the damaged file is set aside, so that what it held is made again.
     """
-    store, source, part = damaged.store, damaged.source, damaged.part
-    path = part.path(source)
-    found = _find_whole(deployment, store, source, part)
+    store, source, layer = damaged.store, damaged.source, damaged.layer
+    path = layer.path(source)
+    found = _find_whole(deployment, store, source, layer)
     if found is not None:
         whence, data = found
         store.replace(path, data)
         return Healed(True, f"{path} was lost or damaged, and was put back from {whence}")
-    if _recorded_anew(store, source, part):
+    if _recorded_anew(store, source, layer):
         return Healed(True, "")
     set_aside(store, path, datetime.now(UTC))
     return Healed(False, f"{path} is lost or damaged, and no store has it: the next run makes it again")
@@ -61,8 +61,8 @@ def heal_head(deployment: Deployment, asset: str, source: str) -> None:
     """Put back what the primary's store lists no more of an asset's head, where another store has it: nothing is
     computed again, or bought again, that is there."""
     head = log.head(deployment.primary, asset, source)
-    for part in unlisted(deployment.primary, head) if head else ():
-        heal(deployment, PartDamaged(deployment.primary, source, part, "is not listed as recorded"))
+    for layer in unlisted(deployment.primary, head) if head else ():
+        heal(deployment, LayerDamaged(deployment.primary, source, layer, "is not listed as recorded"))
 
 
 def has_lost(deployment: Deployment, source: str) -> bool:
@@ -75,12 +75,12 @@ def has_lost(deployment: Deployment, source: str) -> bool:
         return False
 
 
-def _find_whole(deployment: Deployment, store: Store, source: str, part: Part) -> tuple[str, bytes] | None:
-    """(where, bytes) of the part as recorded."""
-    for other, path in _places(deployment, store, part.path(source)):
+def _find_whole(deployment: Deployment, store: Store, source: str, layer: Layer) -> tuple[str, bytes] | None:
+    """(where, bytes) of the layer as recorded."""
+    for other, path in _places(deployment, store, layer.path(source)):
         with suppress(PipelineError):
-            data = other.get(path, at_most=part.bytes)
-            if data is not None and is_whole(part, data):
+            data = other.get(path, at_most=layer.bytes)
+            if data is not None and is_whole(layer, data):
                 return f"{other.url}: {path}", data
     return None
 
@@ -99,13 +99,13 @@ def _places(deployment: Deployment, store: Store, path: str) -> Iterator[tuple[S
             yield other, path
 
 
-def _recorded_anew(store: Store, source: str, part: Part) -> bool:
-    """Whether the file is a newer snapshot's part of that name: then it is the older snapshot that is out of date."""
-    path = part.path(source)
-    for asset in (part.asset, REPLICA):
+def _recorded_anew(store: Store, source: str, layer: Layer) -> bool:
+    """Whether the file is a newer snapshot's layer of that name: then it is the older snapshot that is out of date."""
+    path = layer.path(source)
+    for asset in (layer.asset, REPLICA):
         head = log.head(store, asset, source)
-        for newer in head.parts if head else ():
-            if newer.path(source) == path and newer.sha256 != part.sha256:
+        for newer in head.layers if head else ():
+            if newer.path(source) == path and newer.sha256 != layer.sha256:
                 data = store.get(path, at_most=newer.bytes)
                 return data is not None and is_whole(newer, data)
     return False

@@ -16,8 +16,8 @@ from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
+from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.names import CHUNKS, INDEX, REPLICA, SOURCE_ASSETS, TABLE, VECTORS
-from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.replication import harmed, prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
@@ -187,9 +187,9 @@ def _mend_part(deployment: Deployment, where: Where, missing: bool) -> str:
     """Put a part back from where its bytes are whole; a sentence on what was done."""
     store = deployment.store(where.region)
     snapshot = log.head(store, where.asset, where.source)
-    for part in snapshot.parts if snapshot else ():
-        if part.path(where.source) == where.path:
-            healed = put_back(deployment, PartDamaged(store, where.source, part, "is lost or damaged"))
+    for layer in snapshot.layers if snapshot else ():
+        if layer.path(where.source) == where.path:
+            healed = put_back(deployment, LayerDamaged(store, where.source, layer, "is lost or damaged"))
             return healed.done if healed.is_whole or not missing else ""
     return ""
 
@@ -200,9 +200,9 @@ def _replicate(deployment: Deployment, region: str, source: str) -> Iterator[str
     if len(newest) == len(upstream):
         with deployment.sole_writer(REPLICA, region, source):
             primary, store = deployment.primary, deployment.store(region)
-            draft, parts, copied = prepare_replica(primary, store, source, newest, in_process)
+            draft, layers, copied = prepare_replica(primary, store, source, newest, in_process)
             log.append(store, draft, derived_in=primary)
-        yield f"replicated again, {parts} parts and {copied:,} bytes copied"
+        yield f"replicated again, {layers} files and {copied:,} bytes copied"
 
 
 def _repair_table(deployment: Deployment, region: str, source: str, shards: set[int], rebuild: bool) -> Iterator[str]:

@@ -1,17 +1,16 @@
-"""What a stage has to make anew: the parts it wants by name, less those that its last snapshot or the store holds."""
+"""What a stage has to make anew: of each part the rows that changed, less what its last snapshot or the store holds."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
 from embedding_assets.snapshots.keys import PartKey
-from embedding_assets.snapshots.parts import find_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot, part_path
+from embedding_assets.snapshots.layers import find_layer
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot, layer_path
 from embedding_assets.snapshots.stores import Store
 
 
 class Wanted(NamedTuple):
-    """A part that the next snapshot names, whether or not it exists yet."""
+    """A layer that the next snapshot names, whether or not it exists yet. That of a base is the name of its part."""
 
     shard: int
     key: PartKey
@@ -19,44 +18,120 @@ class Wanted(NamedTuple):
     dead: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a stage does next: `kept` parts are read by nobody, `missing` ones are made."""
+class Shelf:
+    """What there is of an asset of a source: the parts of its last snapshot, and layers that only the store has.
 
-    kept: tuple[Part, ...]
-    missing: tuple[Wanted, ...]
-
-
-def plan(store: Store, asset: str, source: str, wanted: Iterable[Wanted], previous: Snapshot | None) -> Plan:
-    """Tell the parts that exist from those to be made.
-
-    A part of the previous snapshot is kept unread, if the store still has as many bytes under its name; one that was
-    lost is made again. A part that only the store has was left by a run that died before it committed: it is found by
-    name and proved, so the work is not done twice.
+    Parts of the last snapshot are taken unread, if the store has as many bytes under the names of their layers. A layer
+    that only the store has was left by a run that died before it committed: it is found by its name and proved, so the
+    work is not done twice.
     """
-    known = {part.key: part for part in previous.parts} if previous else {}
-    held = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
-    kept: list[Part] = []
-    missing: list[Wanted] = []
-    for want in wanted:
-        path, part = part_path(asset, source, want.key), known.get(want.key)
-        if path not in held:
-            part = None
-        elif part is None or part.bytes != held[path]:
-            part = find_part(
-                store,
-                asset=asset,
-                source=source,
-                shard=want.shard,
-                key=want.key,
-                inputs=want.inputs,
-                dead=want.dead,
-            )
-        if part is None:
-            missing.append(want)
-        else:
-            kept.append(part)
-    return Plan(tuple(kept), tuple(missing))
+
+    def __init__(self, store: Store, asset: str, source: str, previous: Snapshot | None) -> None:
+        self._store, self._asset, self._source = store, asset, source
+        self._bytes = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
+        parts = previous.parts if previous else ()
+        self._parts = {part.key: part for part in parts}
+        self.before = {part.shard: part for part in parts}
+        """The last snapshot's parts, by shard."""
+
+    def has(self, layer: Layer) -> bool:
+        """Whether the store has as many bytes under a layer's name as were recorded."""
+        return self._bytes.get(layer.path(self._source)) == layer.bytes
+
+    def part(self, want: Wanted) -> Part | None:
+        """The part of this name, if it need not be made."""
+        part = self._parts.get(want.key)
+        if part is not None and all(map(self.has, part.layers)):
+            return part
+        base = self.layer(want)
+        return Part.alone(base) if base else None
+
+    def layer(self, want: Wanted) -> Layer | None:
+        """The layer of this name that a run left in the store."""
+        if layer_path(self._asset, self._source, want.key) not in self._bytes:
+            return None
+        return find_layer(
+            self._store,
+            asset=self._asset,
+            source=self._source,
+            shard=want.shard,
+            key=want.key,
+            inputs=want.inputs,
+            dead=want.dead,
+        )
+
+
+class Growth(NamedTuple):
+    """What a stage lays on what it has of a part: one layer, made of those of the part before it that are new.
+
+    Where it has nothing that can be kept it makes a base, of all of them.
+    """
+
+    of: Part
+    """The part of the stage before."""
+    made_of: tuple[Layer, ...]
+    """The layers of it that the new one is made of, the lowest first; none where nothing is new."""
+    under: tuple[Layer, ...] = ()
+    """What the stage keeps."""
+    below: tuple[str, ...] = ()
+    """The key of the stage's part with each of the layers kept."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Of the new layer."""
+        return (self.below[-1], *(layer.key for layer in self.made_of)) if self.under else (self.of.key,)
+
+    def part(self, key: PartKey, made: Layer | None, rows: int, dead: tuple[str, ...] = ()) -> Part:
+        """The stage's part of this key, with the new layer on what was kept."""
+        layers = (*self.under, made) if made else self.under
+        below = self.below if made else self.below[:-1]
+        return Part(
+            asset=layers[0].asset,
+            shard=self.of.shard,
+            key=key,
+            inputs=(self.of.key,),
+            dead=dead,
+            rows=rows,
+            below=below,
+            layers=layers,
+        )
+
+
+def growth(of: Part, before: Part | None, is_sound: Callable[[Layer], bool]) -> Growth:
+    """What a stage has to do for a part of the stage before, given its own part of that shard.
+
+    `is_sound` tells whether a layer of it can be kept.
+    """
+    if before is not None:
+        covered, kept = 0, 0
+        for layer, reach in zip(before.layers, reaches(of, before), strict=False):
+            if not is_sound(layer):
+                break
+            covered, kept = reach, kept + 1
+        if kept:
+            return Growth(of, of.layers[covered:], before.layers[:kept], before.contents[:kept])
+    return Growth(of, of.layers)
+
+
+def reaches(of: Part, derived: Part) -> list[int]:
+    """How many layers of a part each layer of what was derived from it reaches up to, as far as they are of it."""
+    base, *deltas = derived.layers
+    found = [place for place, key in enumerate(of.contents, start=1) if base.inputs == (key,)][-1:]
+    keys = [layer.key for layer in of.layers]
+    for delta in deltas if found else ():
+        made_of = [*delta.inputs[1:]]
+        reach = found[-1] + len(made_of)
+        if made_of != keys[found[-1] : reach]:
+            break
+        found.append(reach)
+    return found
+
+
+def sources_of(layer: Layer, of: Part) -> tuple[Layer, ...]:
+    """The layers of a part that the newest layer of what was derived from it was made of."""
+    if layer.inputs == (of.key,):
+        return of.layers
+    return tuple(below for below in of.layers if below.key in layer.inputs)
 
 
 Task = TypeVar("Task")

@@ -6,7 +6,7 @@ from typing import Any
 
 from embedding_assets.snapshots.keys import Root
 from embedding_assets.snapshots.rejections import Rejection
-from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot, root_of_parts, sorted_parts
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Draft:
         return root_of_parts(self.parts)
 
     @property
-    def made(self) -> list[Part]:
-        """The parts that the snapshot before has not: those that nobody has judged yet."""
-        known = {part.key for part in self.after.parts} if self.after else set()
-        return [part for part in self.parts if part.key not in known]
+    def made(self) -> list[Layer]:
+        """The layers that the snapshot before has not: those that nobody has judged yet."""
+        known = {layer.key for layer in self.after.layers} if self.after else set()
+        return [layer for part in self.parts for layer in part.layers if layer.key not in known]
 
     def parts_of(self, asset: str) -> tuple[Part, ...]:
         return tuple(part for part in self.parts if part.asset == asset)

@@ -117,7 +117,7 @@ def _retained(store: Store, keep: int, oldest_kept: datetime) -> tuple[set[str],
             if snapshot is not None:
                 newer = entries[number]
                 whole += 1
-                named.update(part.path(source) for part in snapshot.parts)
+                named.update(layer.path(source) for layer in snapshot.layers)
     return named, stale
 
 

@@ -17,7 +17,7 @@ from embedding_assets.snapshots.stores import Store
 _log = logging.getLogger(__name__)
 
 _ENTRY: Final = re.compile(r"\d{10}\.json")
-_LARGEST_ENTRY: Final = 256 << 20  # bytes; 25,000 parts take 5 MB
+_LARGEST_ENTRY: Final = 1 << 30  # bytes; 25,000 parts with eight deltas each take 130 MB, and a replica has three such
 
 
 class CommitConflict(TransientError):
@@ -92,8 +92,8 @@ def _head_and_newest(store: Store, asset: str, source: str) -> tuple[Snapshot | 
 def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Snapshot:
     """Commit a draft; the committed entry.
 
-    A draft that says what the head says is not written again. Of two writers racing with the same content, both get
-    the one entry.
+    A draft that says what the head says is not written again. Of two writers racing with the same content, in whatever
+    layers, both get the one entry.
 
     Args:
         derived_in: the store with the logs of its upstream, where that is another one.
@@ -105,6 +105,8 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
     if current is not None and current.same_content(draft):
         return current
     if current != draft.after:
+        if current is not None and current.says_the_same(draft):
+            return current
         raise _conflict(draft, newest)
     for asset, root in draft.upstream.items():
         upstream = head(derived_in or store, asset, draft.source)
@@ -122,7 +124,7 @@ def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Sn
     failpoint(Failpoint.AFTER_LOG)
     current = head(store, draft.asset, draft.source)
     # A number that garbage collection freed can be written, and is nobody's head.
-    if current is not None and ((written and current == committed) or current.same_content(draft)):
+    if current is not None and ((written and current == committed) or current.says_the_same(draft)):
         return current
     raise _conflict(draft, number)
 

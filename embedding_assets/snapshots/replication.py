@@ -1,4 +1,4 @@
-"""A region's replica: the parts that its store lacks are copied and verified, then its own log is appended."""
+"""A region's replica: the layers that its store lacks are copied and verified, then its own log is appended."""
 
 import hashlib
 import io
@@ -12,10 +12,10 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.keys import Root
+from embedding_assets.snapshots.layers import LayerDamaged, read_bytes
 from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
-from embedding_assets.snapshots.parts import PartDamaged, read_bytes
-from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
+from embedding_assets.snapshots.snapshot import Layer, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store, opened
 
 VERSION = "replica-1"
@@ -26,16 +26,16 @@ class Behind(TransientError):
 
 
 class CopyTask(NamedTuple):
-    """One part to be copied into the region's store."""
+    """One layer to be copied into the region's store."""
 
     primary: str
     """URL of the store that has it."""
     source: str
-    part: Part
+    layer: Layer
 
 
 class RunCopies(Protocol):
-    """How parts are copied: in this process, or by a queue's workers."""
+    """How layers are copied: in this process, or by a queue's workers."""
 
     def __call__(self, work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]) -> list[int]:
         """Call `work` once for each task, in any order; the results in the order of the tasks."""
@@ -44,14 +44,14 @@ class RunCopies(Protocol):
 def prepare_replica(
     primary: Store, region: Store, source: str, upstream: Sequence[Snapshot], run_copies: RunCopies
 ) -> tuple[Draft, int, int]:
-    """Copy what a region's store lacks of these snapshots of the primary: (the draft, parts, bytes copied).
+    """Copy what a region's store lacks of these snapshots of the primary: (the draft, layers, bytes copied).
 
     `upstream` is chunks and the embeddings derived from them. Every byte is verified against the hash that the
     primary's snapshot recorded, also what the region had already under that name.
 
     Raises:
         Behind: the embeddings are of other chunks than these.
-        PartDamaged: a part of either store is not what was recorded.
+        LayerDamaged: a layer of either store is not what was recorded.
     """
     chunks, *embeddings = upstream
     for snapshot in embeddings:
@@ -63,9 +63,10 @@ def prepare_replica(
     previous = log.head(region, REPLICA, source)
     parts = [part for snapshot in upstream for part in snapshot.parts]
     # Its log may say so, and the store have lost them: what it lists is believed, not what was once committed.
-    held = set(previous.parts) - set(unlisted(region, previous)) if previous else set()
-    tasks = [CopyTask(primary.url, source, part) for part in sorted_parts(parts) if part not in held]
-    copied = run_copies(copy_part, region, tasks)
+    held = set(previous.layers) - set(unlisted(region, previous)) if previous else set()
+    layers = [layer for part in sorted_parts(parts) for layer in part.layers]
+    tasks = [CopyTask(primary.url, source, layer) for layer in layers if layer not in held]
+    copied = run_copies(copy_layer, region, tasks)
     draft = prepare(
         asset=REPLICA,
         source=source,
@@ -79,20 +80,20 @@ def prepare_replica(
     return draft, sum(1 for size in copied if size), sum(copied)
 
 
-def copy_part(region: Store, task: CopyTask) -> int:
-    """Copy one part; the bytes written, 0 where the region has it already."""
-    primary, path = opened(task.primary), task.part.path(task.source)
+def copy_layer(region: Store, task: CopyTask) -> int:
+    """Copy one layer; the bytes written, 0 where the region has it already."""
+    primary, path = opened(task.primary), task.layer.path(task.source)
     if primary.url == region.url:
-        read_bytes(region, task.source, task.part)
+        read_bytes(region, task.source, task.layer)
         return 0
-    data = read_bytes(primary, task.source, task.part)
+    data = read_bytes(primary, task.source, task.layer)
     failpoint(Failpoint.BEFORE_COPY)
     if region.put_if_absent(path, data):
         failpoint(Failpoint.AFTER_COPY)
         return len(data)
     try:
-        region.keep_young(path, read_bytes(region, task.source, task.part))
-    except PartDamaged:
+        region.keep_young(path, read_bytes(region, task.source, task.layer))
+    except LayerDamaged:
         # Nothing is lost with it: the primary has the bytes, and they are in hand.
         region.replace(path, data)
         return len(data)
@@ -124,7 +125,7 @@ class Harm(NamedTuple):
 
     what: str
     path: str | None
-    """Of the part; None where the entry itself is wrong."""
+    """Of the layer; None where the entry itself is wrong."""
     missing: bool
 
 
@@ -133,13 +134,13 @@ def harmed(store: Store, snapshot: Snapshot) -> list[Harm]:
     found: list[Harm] = []
     if not snapshot.root_holds:
         found.append(Harm(f"the root of {snapshot.asset} in {store.url} is not that of its parts", None, False))
-    for part in snapshot.parts:
-        path = part.path(snapshot.source)
+    for layer in snapshot.layers:
+        path = layer.path(snapshot.source)
         data = store.get(path)
         if data is None:
             found.append(Harm(f"{path} is missing from {store.url}", path, True))
-        elif hashlib.sha256(data).hexdigest() != part.sha256:
+        elif hashlib.sha256(data).hexdigest() != layer.sha256:
             found.append(Harm(f"{path} in {store.url} has other bytes than recorded", path, False))
-        elif pq.ParquetFile(io.BytesIO(data)).metadata.num_rows != part.rows:
+        elif pq.ParquetFile(io.BytesIO(data)).metadata.num_rows != layer.rows:
             found.append(Harm(f"{path} in {store.url} has other rows than recorded", path, False))
     return found

@@ -11,27 +11,25 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
-from embedding_assets.snapshots import derivation, log
-from embedding_assets.snapshots.changes import covering
+from embedding_assets.snapshots import log
+from embedding_assets.snapshots.derivation import Shelf, Wanted
 from embedding_assets.snapshots.draft import Draft, prepare
 from embedding_assets.snapshots.keys import part_key, shard_bits
+from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.names import RAW_DOCS
-from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
+from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.rejections import RejectedDocument, parsed
-from embedding_assets.snapshots.schemas import DOCUMENTS
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.sources.catalog import NOWHERE, Catalog, Gone, Known, open_catalog
 from embedding_assets.sources.documents import reject, shown
+from embedding_assets.sources.parts import VERSION, CatalogStale, write
 from embedding_assets.sources.places import PassedOver, Unknown
 from embedding_assets.sources.reader import Reader
 from embedding_assets.telemetry.events import ItemRead, ShardMade, Tell, unheard
-
-VERSION: Final = "raw_docs-1"
 
 
 class MassDelete(PermanentError):
@@ -40,10 +38,6 @@ class MassDelete(PermanentError):
 
 _SHOWN_ID: Final = 80  # characters of an id in a message
 _NAMED: Final = 5  # files that were passed over
-
-
-class _CatalogStale(Exception):
-    """The catalog names a document whose text is neither in it nor in the last snapshot: it is read anew."""
 
 
 class Looked(NamedTuple):
@@ -87,7 +81,7 @@ def prepare_source(
         previous = log.head(store, RAW_DOCS, source)
         try:
             return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, tell)
-        except _CatalogStale:
+        except CatalogStale:
             known.forget()
             return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, tell)
 
@@ -115,12 +109,16 @@ def _prepare(
         _guard(source, previous, catalog.gone(), max_deleted)
     documents, text_bytes = catalog.totals()
     bits = shard_bits(text_bytes)
-    plan = derivation.plan(store, RAW_DOCS, source, _wanted(source, catalog, bits), previous)
+    shelf = Shelf(store, RAW_DOCS, source, previous)
+    found = [(want, shelf.part(want)) for want in _wanted(source, catalog, bits)]
+    kept = [part for _, part in found if part is not None]
+    missing = [want for want, part in found if part is None]
     made: list[Part] = []
-    for want in plan.missing:
-        part = _write(store, source, catalog, previous, want, bits)
+    for want in missing:
+        part = write(store, source, shelf, want, catalog.rows(want.shard, bits), previous, bits)
         made.append(part)
-        tell(ShardMade(RAW_DOCS, part.shard, part.rows, part.bytes, len(made), len(plan.missing)))
+        new = part.layers[-1]
+        tell(ShardMade(RAW_DOCS, new.shard, new.rows, new.bytes, len(made), len(missing)))
     rejected = [parsed(entry) for entry in catalog.rejected()]
     for item, line, document_id, first in catalog.doubled():
         reason = f"the id was taken by a document in {first}"
@@ -131,7 +129,7 @@ def _prepare(
         source=source,
         version=VERSION,
         shard_bits=bits,
-        parts=[*plan.kept, *made],
+        parts=[*kept, *made],
         counts={"documents": documents, "text_bytes": text_bytes},
         upstream=[],
         after=previous,
@@ -145,7 +143,7 @@ def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[K
     for part in previous.parts if previous else ():
         try:
             table = read_part(store, reader.source, part, ["document_id", "content_hash", "text"])
-        except PartDamaged:
+        except LayerDamaged:
             continue  # what it held is made again from the source, and cannot be guarded
         texts = pc.binary_length(table["text"]).to_pylist()
         for row in zip(table["document_id"].to_pylist(), table["content_hash"].to_pylist(), texts, strict=True):
@@ -194,7 +192,7 @@ def _guard(source: str, previous: Snapshot | None, gone: Gone, max_deleted: floa
     )
 
 
-def _wanted(source: str, catalog: Catalog, bits: int) -> Iterator[derivation.Wanted]:
+def _wanted(source: str, catalog: Catalog, bits: int) -> Iterator[Wanted]:
     """The parts of the source as it is, each named by its documents' ids and content hashes."""
     for shard, rows in itertools.groupby(catalog.hashes(bits), key=lambda row: row[0]):
         digest = hashlib.sha256()
@@ -202,42 +200,4 @@ def _wanted(source: str, catalog: Catalog, bits: int) -> Iterator[derivation.Wan
             name = document_id.encode()
             digest.update(len(name).to_bytes(4, "big") + name + content_hash)
         key = part_key(RAW_DOCS, VERSION, [source, f"{shard}/{bits}", digest.hexdigest()])
-        yield derivation.Wanted(shard, key)
-
-
-def _write(
-    store: Store,
-    source: str,
-    catalog: Catalog,
-    previous: Snapshot | None,
-    want: derivation.Wanted,
-    bits: int,
-) -> Part:
-    rows = catalog.rows(want.shard, bits)
-    texts: dict[str, tuple[bytes, str, str]] = {}
-    if previous is not None and any(row.text is None for row in rows):
-        for part in covering(previous.parts, previous.shard_bits, want.shard, bits):
-            try:
-                table = read_part(store, source, part).to_pydict()
-            except PartDamaged:
-                continue  # a text that only it had makes the catalog stale
-            for document_id, content_hash, text, metadata in zip(
-                table["document_id"], table["content_hash"], table["text"], table["metadata"], strict=True
-            ):
-                texts[document_id] = (content_hash, text, metadata)
-    filled: list[tuple[str, str, str, bytes]] = []
-    for document_id, content_hash, text, metadata in rows:
-        if text is None or metadata is None:
-            stored_hash, text, metadata = texts.get(document_id, (b"", "", ""))
-            if stored_hash != content_hash:
-                raise _CatalogStale
-        filled.append((document_id, text, metadata, content_hash))
-    columns = list(zip(*filled, strict=True))
-    table = pa.table(
-        {
-            name: pa.array(column, field.type)
-            for name, column, field in zip(DOCUMENTS.names, columns, DOCUMENTS, strict=True)
-        },
-        schema=DOCUMENTS,
-    )
-    return write_part(store, table, asset=RAW_DOCS, source=source, shard=want.shard, key=want.key)
+        yield Wanted(shard, key)

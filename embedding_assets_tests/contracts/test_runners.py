@@ -10,25 +10,20 @@ from pydantic import TypeAdapter
 
 from embedding_assets.chunking.options import Chunking
 from embedding_assets.chunking.stage import ChunkTask, make_chunks
-from embedding_assets.snapshots.derivation import Wanted
-from embedding_assets.snapshots.keys import PartKey
-from embedding_assets.snapshots.replication import CopyTask, copy_part
-from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.derivation import Growth
+from embedding_assets.snapshots.replication import CopyTask, copy_layer
+from embedding_assets.snapshots.snapshot import Layer, Part
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.telemetry.events import Event, TaskSettled, Tell, unheard
 from embedding_assets.work.pool import in_process
 from embedding_assets_tests.support.events import of_kind
 
-PART = Part(asset="raw_docs", shard=3, key="ab" * 32, rows=2, bytes=10, sha256="cd" * 32)
-
-WANTED = Wanted(3, PartKey("ef" * 32), (PART.key,))
+LAYER = Layer(asset="raw_docs", shard=3, key="ab" * 32, rows=2, bytes=10, sha256="cd" * 32)
+GROWTH = Growth(Part.alone(LAYER), (LAYER,), (LAYER,), (LAYER.key,))
 
 TASKS = [
-    (
-        make_chunks,
-        ChunkTask("docs", Wanted(3, PartKey("ef" * 32), (PART.key,)), PART, Chunking(max_tokens=64, overlap=8)),
-    ),
-    (copy_part, CopyTask("s3://bucket/prefix", "docs", PART)),
+    (make_chunks, ChunkTask("docs", GROWTH, LAYER, Chunking(max_tokens=64, overlap=8))),
+    (copy_layer, CopyTask("s3://bucket/prefix", "docs", LAYER)),
 ]
 
 

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_assets.embedding.journal import Journal, open_journal
-from embedding_assets.snapshots.snapshot import Part
+from embedding_assets.snapshots.snapshot import Layer
 
 A, B, C, D = (letter.encode() * 32 for letter in "abcd")
 VECTORS = {text: np.full(4, place, np.float32) for place, text in enumerate((A, B, C, D))}
 
 
-def part(number: int, contents: int = 0) -> Part:
-    """A part's description; with other contents it is another file of the same name."""
-    return Part(asset="embeddings_v1", shard=number, key=f"{number:064x}", rows=4, bytes=1, sha256=f"{contents:064x}")
+def layer(number: int, contents: int = 0) -> Layer:
+    """A layer's description; with other contents it is another file of the same name."""
+    return Layer(asset="embeddings_v1", shard=number, key=f"{number:064x}", rows=4, bytes=1, sha256=f"{contents:064x}")
 
 
 @pytest.fixture
@@ -50,63 +50,63 @@ def test_a_vector_that_came_twice_stays_the_first(journal: Journal) -> None:
 def test_our_copy_goes_once_a_part_has_the_vector(journal: Journal, tmp_path: Path) -> None:
     add(journal, A, B)
 
-    journal.index(part(1), [None, A])
+    journal.index(layer(1), [None, A])
 
-    assert journal.find([A, B]) == ({B: VECTORS[B].tobytes()}, [(part(1), [(A, 1)])])
+    assert journal.find([A, B]) == ({B: VECTORS[B].tobytes()}, [(layer(1), [(A, 1)])])
     kept = sqlite3.connect(tmp_path / "journals" / "handbook.sqlite").execute("select count(*) from bought")
     assert kept.fetchone() == (1,)
 
 
 def test_a_row_without_a_vector_holds_nothing(journal: Journal) -> None:
-    journal.index(part(1), [None, None])
+    journal.index(layer(1), [None, None])
 
     assert journal.held([A]) == set()
-    assert journal.indexed(part(1))
+    assert journal.indexed(layer(1))
 
 
 def test_a_text_is_found_in_another_part_when_the_newest_is_gone(journal: Journal) -> None:
-    journal.index(part(1), [A])
-    journal.index(part(2), [B, A])
+    journal.index(layer(1), [A])
+    journal.index(layer(2), [B, A])
 
-    journal.forget(part(2).key)
+    journal.forget(layer(2).key)
 
-    assert journal.find([A, B]) == ({}, [(part(1), [(A, 0)])])
+    assert journal.find([A, B]) == ({}, [(layer(1), [(A, 0)])])
 
 
 def test_parts_that_the_store_does_not_have_any_more_are_forgotten(journal: Journal) -> None:
-    journal.index(part(1), [A])
-    journal.index(part(2), [B])
+    journal.index(layer(1), [A])
+    journal.index(layer(2), [B])
     add(journal, C)
 
-    journal.keep_only({part(2).key})
+    journal.keep_only({layer(2).key})
 
     assert journal.held([A, B, C]) == {B, C}
-    assert not journal.indexed(part(1))
-    assert journal.indexed(part(2))
+    assert not journal.indexed(layer(1))
+    assert journal.indexed(layer(2))
 
 
 def test_few_parts_are_read_for_many_texts(journal: Journal) -> None:
-    journal.index(part(1), [A])
-    journal.index(part(2), [A, B, C])
-    journal.index(part(3), [C, D])
+    journal.index(layer(1), [A])
+    journal.index(layer(2), [A, B, C])
+    journal.index(layer(3), [C, D])
 
-    assert journal.find([A, B, C, D]).elsewhere == [(part(2), [(A, 0), (B, 1), (C, 2)]), (part(3), [(D, 1)])]
+    assert journal.find([A, B, C, D]).elsewhere == [(layer(2), [(A, 0), (B, 1), (C, 2)]), (layer(3), [(D, 1)])]
 
 
 def test_a_part_made_anew_with_other_bytes_is_learnt_anew(journal: Journal) -> None:
-    journal.index(part(1), [A])
+    journal.index(layer(1), [A])
 
-    assert not journal.indexed(part(1, contents=2))
-    journal.index(part(1, contents=2), [A])
+    assert not journal.indexed(layer(1, contents=2))
+    journal.index(layer(1, contents=2), [A])
 
-    assert journal.indexed(part(1, contents=2))
-    assert journal.find([A]).elsewhere == [(part(1, contents=2), [(A, 0)])]
+    assert journal.indexed(layer(1, contents=2))
+    assert journal.find([A]).elsewhere == [(layer(1, contents=2), [(A, 0)])]
 
 
 def test_a_shard_of_any_size_is_looked_up(journal: Journal) -> None:
     """SQLite takes 32,766 parameters a statement."""
     texts = [number.to_bytes(32, "big") for number in range(40_000)]
-    journal.index(part(1), texts)
+    journal.index(layer(1), texts)
 
     assert journal.held(texts) == set(texts)
 
@@ -136,10 +136,10 @@ def test_a_vector_is_found_as_long_as_it_is_anywhere(steps: list[tuple[str, obje
                 case "index", (int(number), list(rows)):
                     # A part's rows are in its key: the same name has the same rows.
                     rows = parts.setdefault(number, rows)
-                    journal.index(part(number), rows)
+                    journal.index(layer(number), rows)
                     here -= set(rows)
                 case "forget", int(number):
-                    journal.forget(part(number).key)
+                    journal.forget(layer(number).key)
                     parts.pop(number, None)
         found = journal.find([A, B, C, D])
 

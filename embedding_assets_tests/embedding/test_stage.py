@@ -29,9 +29,10 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import prepare
 from embedding_assets.snapshots.garbage import collect
 from embedding_assets.snapshots.keys import part_key
-from embedding_assets.snapshots.parts import PartDamaged, read_part, write_part
+from embedding_assets.snapshots.layers import LayerDamaged, write_layer
+from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.schemas import CHUNKS
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets.telemetry.events import (
     EmbeddingProgress,
@@ -94,7 +95,7 @@ class Pipeline:
         ]
         key = part_key("chunks", "1", [str(shard), *texts])
         table = pa.Table.from_pylist(rows, CHUNKS)
-        return write_part(self.store, table, asset="chunks", source=SOURCE, shard=shard, key=key)
+        return Part.alone(write_layer(self.store, table, asset="chunks", source=SOURCE, shard=shard, key=key))
 
     def embed(
         self,
@@ -378,13 +379,13 @@ def test_a_store_that_was_emptied_is_filled_again(pipeline: Pipeline) -> None:
     assert bought.new == 2
 
 
-def harm(store: Store, part: Part) -> None:
-    obstore.put(store.objects, part.path(SOURCE), b"something else")
+def harm(store: Store, layer: Layer) -> None:
+    obstore.put(store.objects, layer.path(SOURCE), b"something else")
 
 
 def test_a_damaged_part_that_is_being_replaced_costs_its_texts_and_no_more(pipeline: Pipeline) -> None:
     first, _ = pipeline.embed(pipeline.chunks(["a", "b"], ["c"]))
-    harm(pipeline.store, first.parts[0])
+    harm(pipeline.store, first.layers[0])
 
     snapshot, bought = pipeline.embed(pipeline.chunks(["a"], ["c"]))
 
@@ -394,12 +395,12 @@ def test_a_damaged_part_that_is_being_replaced_costs_its_texts_and_no_more(pipel
 
 def test_a_part_that_rotted_in_place_is_asked_for_elsewhere_before_its_texts_are_bought(pipeline: Pipeline) -> None:
     first, _ = pipeline.embed(pipeline.chunks(["a", "b"], ["c"]))
-    path = first.parts[0].path(SOURCE)
+    path = first.layers[0].path(SOURCE)
     whole = pipeline.store.get(path)
     damage(pipeline.store, path)
 
-    def heal(error: PartDamaged) -> bool:
-        pipeline.store.replace(error.part.path(SOURCE), whole or b"")
+    def heal(error: LayerDamaged) -> bool:
+        pipeline.store.replace(error.layer.path(SOURCE), whole or b"")
         return True
 
     snapshot, bought = pipeline.embed(pipeline.chunks(["a"], ["c"]), heal=heal)
@@ -412,8 +413,8 @@ def test_a_part_of_the_head_that_was_lost_is_made_again(pipeline: Pipeline) -> N
     """Gone, or cut short: one listing tells. Its texts are bought again, and no others."""
     chunks = pipeline.chunks(["a"], ["b"], ["c"])
     first, _ = pipeline.embed(chunks)
-    harm(pipeline.store, first.parts[0])
-    pipeline.store.delete([first.parts[1].path(SOURCE)])
+    harm(pipeline.store, first.layers[0])
+    pipeline.store.delete([first.layers[1].path(SOURCE)])
 
     snapshot, bought = pipeline.embed(chunks)
 
@@ -423,12 +424,12 @@ def test_a_part_of_the_head_that_was_lost_is_made_again(pipeline: Pipeline) -> N
 
 def test_a_part_that_rotted_in_place_is_an_error_that_names_it(pipeline: Pipeline) -> None:
     first, _ = pipeline.embed(pipeline.chunks(["a"], ["b"]))
-    damage(pipeline.store, first.parts[0].path(SOURCE))
+    damage(pipeline.store, first.layers[0].path(SOURCE))
     chunks = pipeline.chunks(["a"], ["a", "b"])
     with pytest.raises(TransientError):
         pipeline.embed(chunks)
 
-    with pytest.raises(PartDamaged, match=first.parts[0].key):
+    with pytest.raises(LayerDamaged, match=first.parts[0].key):
         pipeline.embed(chunks)
 
 

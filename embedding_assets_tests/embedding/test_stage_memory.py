@@ -16,7 +16,7 @@ from embedding_assets.embedding.stage import prepare_embeddings
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import prepare
 from embedding_assets.snapshots.keys import part_key
-from embedding_assets.snapshots.parts import write_part
+from embedding_assets.snapshots.layers import write_layer
 from embedding_assets.snapshots.schemas import CHUNKS
 from embedding_assets.snapshots.snapshot import Part
 from embedding_assets.snapshots.stores import Store, open_store
@@ -64,8 +64,8 @@ def chunks_part(store: Store, shard: int) -> Part:
         },
         CHUNKS,
     )
-    return write_part(
-        store, table, asset="chunks", source="big", shard=shard, key=part_key("chunks", "1", [str(shard)])
+    return Part.alone(
+        write_layer(store, table, asset="chunks", source="big", shard=shard, key=part_key("chunks", "1", [str(shard)]))
     )
 
 

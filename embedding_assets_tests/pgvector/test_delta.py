@@ -19,8 +19,8 @@ from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import costs, delta
-from embedding_assets.pgvector.loading.delta import difference, repair
-from embedding_assets.pgvector.loading.generations import Digested, Loaded, load_generation
+from embedding_assets.pgvector.loading.delta import Incoming, difference, repair
+from embedding_assets.pgvector.loading.generations import Loaded, load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
@@ -85,6 +85,64 @@ def test_only_the_rows_that_differ_are_written_and_readers_see_them_at_once(regi
         chunk for chunk in now if now[chunk] != before.get(chunk)
     }
     assert before.keys() - now.keys() == {UUID(bytes=shard[0].chunk_id)}
+
+
+def test_a_shard_whose_change_is_told_is_not_read(region: Connection, served: Source) -> None:
+    """Document 0 has other chunks, 2 lost one, 3 is gone, 5000 is new."""
+    before = row_versions(region)
+    shard = served.shards[0]
+    gone = [r for r in shard if r.document_id == "doc-3"]
+    kept = [r for r in edited(shard, 0, 1) if r not in (shard[11], *gone)]
+    after = served.changed({0: [*kept, row(20_000), row(20_001)]}, told=True)
+
+    loaded = after.load(region)
+
+    assert after.read == []
+    assert written(loaded) == ("delta", 2, 2, 1 + len(gone))
+    assert_serves(region, after)
+    now = row_versions(region)
+    assert sum(before.get(chunk) != version for chunk, version in now.items()) == 4
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "DELETE FROM embedding_assets.generation_1 WHERE ordinal = 3 AND shard = 0",
+        "UPDATE embedding_assets.generation_1 SET digest = digest + 1 WHERE ordinal = 3 AND shard = 0",
+        "UPDATE embedding_assets.ledger SET fingerprint = '0000000000000000' WHERE shard = 0",
+    ],
+    ids=["rows lost", "other rows", "another ledger"],
+)
+def test_where_the_table_is_not_what_the_ledger_says_the_shard_is_read_and_comes_right(
+    region: Connection, served: Source, harm: str
+) -> None:
+    region.execute(harm)
+    after = served.changed({0: edited(served.shards[0], 0)}, told=True)
+
+    after.load(region)
+
+    assert after.read == [0]
+    assert_serves(region, after)
+
+
+def test_a_told_change_that_does_not_make_the_shard_what_it_is_to_be_is_not_believed(
+    region: Connection, served: Source
+) -> None:
+    """It forgets a document that is gone."""
+    after = served.changed({0: served.shards[0][:-1]}, told=True)
+    told = after.read_change(after.refs[0], served.refs[0].key)
+    assert told is not None
+
+    load(
+        region,
+        after.name,
+        after.root,
+        after.refs,
+        after.read_shard,
+        read_change=lambda ref, key: told._replace(gone=told.gone.slice(0, 0)),
+    )
+
+    assert_serves(region, after)
 
 
 def test_after_a_delta_there_is_nothing_to_index_or_publish(region: Connection, served: Source) -> None:
@@ -185,10 +243,10 @@ def history_database(postgres: object, search_database: str) -> str:
     return search_database
 
 
-@given(history=edits)
+@given(history=edits, told=st.booleans())
 @settings(max_examples=8)
 def test_any_history_of_changes_leads_to_what_its_last_edition_says(
-    history_database: str, history: list[dict[int, list[int]]]
+    history_database: str, history: list[dict[int, list[int]]], told: bool
 ) -> None:
     with connect(history_database) as conn:
         bind(conn)
@@ -199,7 +257,8 @@ def test_any_history_of_changes_leads_to_what_its_last_edition_says(
                 {
                     shard: [row(100 * shard + n, content=f"text {n % 3} of edition {edition % 2}") for n in numbers]
                     for shard, numbers in shards.items()
-                }
+                },
+                told=told,
             )
             present.publish(conn)
             assert_serves(conn, present)
@@ -603,7 +662,7 @@ def test_rows_that_another_connection_puts_where_they_belong_stay_there(
             assert taken_back.wait(30)
         return found
 
-    def merge_in_turn(conn: Connection, generation: Generation, shard: Digested, *rest: Any, **named: Any) -> Any:
+    def merge_in_turn(conn: Connection, generation: Generation, shard: Incoming, *rest: Any, **named: Any) -> Any:
         assert shard.ref.shard == 9 or read.wait(30)
         merged = merge(conn, generation, shard, *rest, **named)
         if shard.ref.shard == 1:

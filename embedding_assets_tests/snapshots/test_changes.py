@@ -67,7 +67,7 @@ def test_covering_parts_hold_every_document_of_the_shard(
 def test_parts_that_both_snapshots_name_are_not_read(folder_store: Store) -> None:
     kept = write(folder_store, {"a": "1", "b": "2"}, shard=0)
     old, new = (write(folder_store, {"c": content}, shard=1) for content in ("3", "4"))
-    folder_store.delete([kept.path(SOURCE)])
+    folder_store.delete([kept.layers[0].path(SOURCE)])
 
     changes = count_changes(
         folder_store,

@@ -18,7 +18,7 @@ from embedding_assets.snapshots.garbage import Collected, aside, aside_of, colle
 from embedding_assets.snapshots.log import entry_path
 from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.replication import harmed
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import contents
 from embedding_assets_tests.support.shards import SOURCE, commit, draft_of, write
@@ -27,8 +27,8 @@ NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 
 
-def part(number: int, asset: str) -> Part:
-    return Part(asset=asset, shard=number, key=f"{number:064x}", rows=1, bytes=3, sha256="0" * 64)
+def layer(number: int, asset: str) -> Layer:
+    return Layer(asset=asset, shard=number, key=f"{number:064x}", rows=1, bytes=3, sha256="0" * 64)
 
 
 class Committed(NamedTuple):
@@ -66,14 +66,15 @@ def test_what_goes_is_exactly_what_is_old_and_named_by_no_retained_snapshot(
 
         superseded: set[str] = set()
         retained: set[str] = set()
-        age = {part(number, "chunks").path(SOURCE): hours for number, hours in orphans.items()}
+        age = {layer(number, "chunks").path(SOURCE): hours for number, hours in orphans.items()}
         for asset, entries in of_assets.items():
             for place, (hours, numbers) in enumerate(entries):
                 number = len(entries) - place
                 path = entry_path(asset, SOURCE, number)
-                parts = [part(one, "chunks") for one in numbers]
+                layers = [layer(one, "chunks") for one in numbers]
+                parts = [Part.alone(one) for one in layers]
                 put(path, draft_of(parts, asset=asset).numbered(number, "").model_dump_json().encode(), hours)
-                paths = {one.path(SOURCE) for one in parts}
+                paths = {one.path(SOURCE) for one in layers}
                 age |= {one: max(hours, age.get(one, 0)) for one in paths}  # a part is as old as the first to name it
                 if place < keep or entries[place - 1].hours < grace:
                     retained |= paths
@@ -259,8 +260,8 @@ def test_files_that_are_nobodys_stop_no_collection_and_stay(store: Store) -> Non
     collect(store, keep=1, grace=DAY, now=NOW + 2 * DAY)
 
     assert {path for path in contents(store) if path in foreign} == set(foreign)
-    assert store.get(kept.path(SOURCE)) is not None
-    assert aside(store, kept.path(SOURCE)) == aside_of(store, SOURCE) == []
+    assert store.get(kept.layers[0].path(SOURCE)) is not None
+    assert aside(store, kept.layers[0].path(SOURCE)) == aside_of(store, SOURCE) == []
 
 
 def test_a_machine_whose_clock_is_ahead_takes_nothing_for_old(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.log import CommitConflict, entry_path
 from embedding_assets.snapshots.rejections import RejectedDocument
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents
 from embedding_assets_tests.support.shards import SOURCE, draft_of
@@ -26,8 +26,18 @@ REJECTION = RejectedDocument(
 )
 
 
+def layer_of(content: int, sha256: str = "0" * 64) -> Layer:
+    return Layer(asset="raw_docs", shard=0, key=f"{content:064x}", rows=1, bytes=1, sha256=sha256)
+
+
 def part_of(content: int) -> Part:
-    return Part(asset="raw_docs", shard=0, key=f"{content:064x}", rows=1, bytes=1, sha256="0" * 64)
+    return Part.alone(layer_of(content))
+
+
+def layered(content: int, on: int) -> Part:
+    """The part of this content, as a delta on another one's base."""
+    base, delta = layer_of(on), layer_of(1000 + content)
+    return Part(**part_of(content).model_dump(exclude={"below", "layers"}), below=(base.key,), layers=(base, delta))
 
 
 def draft(content: int, after: Snapshot | None = None, **changes: Any) -> Draft:
@@ -73,8 +83,8 @@ def test_committing_the_same_content_again_writes_nothing(store: Store) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"rejected": (REJECTION,)}, {"parts": (part_of(1).model_copy(update={"sha256": "1" * 64}),)}],
-    ids=["rejected", "bytes"],
+    [{"rejected": (REJECTION,)}, {"parts": (Part.alone(layer_of(1, "1" * 64)),)}, {"parts": (layered(1, on=7),)}],
+    ids=["rejected", "bytes", "layers"],
 )
 def test_what_readers_see_besides_the_root_is_content_too(store: Store, changes: dict[str, Any]) -> None:
     committed = log.append(store, draft(1))
@@ -111,6 +121,17 @@ def race(store: Store, contents: list[int]) -> list[Snapshot | CommitConflict]:
 
     with ThreadPoolExecutor(len(contents)) as pool:
         return list(pool.map(commit, contents))
+
+
+def test_whoever_comes_second_with_the_same_content_in_other_layers_gets_the_entry_of_the_first(store: Store) -> None:
+    """It began before the first had committed, and laid the content on what was there then."""
+    before = log.append(store, draft(7))
+    first = log.append(store, draft(1, before))
+
+    second = log.append(store, draft(1, before, parts=(layered(1, on=7),)))
+
+    assert second == first
+    assert log.numbers(store, "raw_docs", SOURCE) == [1, 2]
 
 
 def test_racing_writers_of_the_same_content_get_one_entry(store: Store) -> None:

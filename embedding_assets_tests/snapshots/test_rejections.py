@@ -19,7 +19,7 @@ from embedding_assets.snapshots.rejections import (
     Rejection,
     parsed,
 )
-from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.snapshot import FORMAT, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.sources.documents import MAX_ID_BYTES, reject
 
@@ -133,7 +133,7 @@ def test_format_1_is_read_as_a_snapshot_of_today() -> None:
     documents = Snapshot.model_validate_json(DOCUMENTS_OF_FORMAT_1)
     texts = Snapshot.model_validate_json(TEXTS_OF_FORMAT_1)
 
-    assert (documents.format, texts.format) == (2, 2)
+    assert (documents.format, texts.format) == (FORMAT, FORMAT)
     assert documents.rejected == (
         reject("empty-text", "the text is empty, or blank", source="handbook", item="empty.md", document_id="empty.md"),
         reject("undecodable", "not UTF-8", source="handbook", item="tickets.jsonl", position=7),
@@ -171,7 +171,7 @@ def test_a_head_of_format_1_that_says_the_same_is_not_committed_again(store: Sto
     assert log.append(store, draft(*old.rejected[:1])).number == 2
 
 
-@pytest.mark.parametrize("format_", [0, 3, "1", None])
+@pytest.mark.parametrize("format_", [0, 4, "1", None])
 def test_another_format_is_refused(format_: Any) -> None:
     with pytest.raises(ValidationError):
         Snapshot.model_validate_json(json.dumps(json.loads(DOCUMENTS_OF_FORMAT_1) | {"format": format_}))

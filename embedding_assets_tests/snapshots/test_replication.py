@@ -12,8 +12,8 @@ import pytest
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
+from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.names import REPLICA
-from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.replication import (
     Behind,
     CopyTask,
@@ -24,7 +24,7 @@ from embedding_assets.snapshots.replication import (
     prepare_replica,
     target,
 )
-from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
 from embedding_assets_tests.support.shards import SOURCE, commit, write
@@ -173,11 +173,11 @@ def test_a_model_that_moves_to_the_other_slot_is_copied_there(regions: Regions) 
     """Parts of one model have the same keys in both slots, and lie in two places."""
     chunks, v1, v2 = regions.derive([{"a": "1"}])
     regions.replicate([chunks, v1, v2])
-    twin = v1.parts[0].model_copy(update={"asset": "embeddings_v2"})
-    data = regions.primary.get(v1.parts[0].path(SOURCE))
+    twin = v1.layers[0].model_copy(update={"asset": "embeddings_v2"})
+    data = regions.primary.get(v1.layers[0].path(SOURCE))
     assert data is not None
     regions.primary.put_if_absent(twin.path(SOURCE), data)
-    v2 = commit(regions.primary, [twin], v2, asset="embeddings_v2", upstream={"chunks": chunks.root})
+    v2 = commit(regions.primary, [Part.alone(twin)], v2, asset="embeddings_v2", upstream={"chunks": chunks.root})
 
     replica, copied, _ = regions.replicate([chunks, v1, v2])
 
@@ -187,10 +187,10 @@ def test_a_model_that_moves_to_the_other_slot_is_copied_there(regions: Regions) 
 
 def test_a_damaged_part_is_not_copied(regions: Regions) -> None:
     upstream = regions.derive([{"a": "1" * 100}])
-    path = upstream[1].parts[0].path(SOURCE)
+    path = upstream[1].layers[0].path(SOURCE)
     damage(regions.primary, path)
 
-    with pytest.raises(PartDamaged) as refused:
+    with pytest.raises(LayerDamaged) as refused:
         regions.replicate(upstream)
 
     assert f"store {regions.primary.url}: {path}" in str(refused.value)
@@ -202,7 +202,7 @@ def test_what_the_region_has_under_a_parts_name_is_verified_too_and_replaced_whe
     regions: Regions,
 ) -> None:
     upstream = regions.derive([{"a": "1"}])
-    path = upstream[0].parts[0].path(SOURCE)
+    path = upstream[0].layers[0].path(SOURCE)
     regions.region.put_if_absent(path, b"something else")
 
     replica, copied, _ = regions.replicate(upstream)
@@ -218,7 +218,7 @@ def test_what_a_region_lost_is_copied_again_though_its_log_says_that_it_is_there
     regions.replicate(regions.derive([{"a": "1"}]))
     upstream = regions.derive([{"a": "2"}, {"b": "3"}])
     before, *_ = regions.replicate(upstream)
-    paths = [part.path(SOURCE) for part in before.parts]
+    paths = [layer.path(SOURCE) for layer in before.layers]
     entries = [log.entry_path(REPLICA, SOURCE, number) for number in (1, 2)]
     lost = {
         "one part": paths[:1],
@@ -273,7 +273,7 @@ def test_a_part_that_the_region_had_already_is_kept_from_garbage_collection(tmp_
     """A replication that died last week left it, and no snapshot names it yet."""
     regions = Regions(*(open_store((tmp_path / name).as_uri()) for name in ("primary", "region")))
     upstream = regions.derive([{"a": "1"}])
-    path = upstream[0].parts[0].path(SOURCE)
+    path = upstream[0].layers[0].path(SOURCE)
     regions.region.put_if_absent(path, regions.primary.get(path) or b"")
     last_week = time.time() - 7 * 86_400
     os.utime(tmp_path / "region" / path, (last_week, last_week))
@@ -301,7 +301,7 @@ def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:
 
 def test_verification_names_each_part_that_is_not_as_recorded(regions: Regions) -> None:
     replica, *_ = regions.replicate(regions.derive([{"a": "1" * 100}]))
-    lost, flipped, _ = (part.path(SOURCE) for part in replica.parts)
+    lost, flipped, _ = (layer.path(SOURCE) for layer in replica.layers)
     regions.region.delete([lost])
     damage(regions.region, flipped)
 

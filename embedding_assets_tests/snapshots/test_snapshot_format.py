@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from embedding_assets.snapshots import keys, schemas
 from embedding_assets.snapshots.keys import document_bucket, part_key, root_of, shard_bits, shard_of
-from embedding_assets.snapshots.parts import write_part
+from embedding_assets.snapshots.layers import write_layer
 from embedding_assets.snapshots.rejections import RejectedDocument, RejectedText
-from embedding_assets.snapshots.snapshot import Part, Snapshot, root_of_parts, sorted_parts
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store, open_store
 from embedding_assets_tests.support.shards import SOURCE, commit, write
 
@@ -27,7 +27,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 
 hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 numbers = st.integers(0, 10**9)
-parts = st.builds(Part, asset=st.text(), shard=numbers, key=hashes, rows=numbers, bytes=numbers, sha256=hashes)
+layers = st.builds(Layer, asset=st.text(), shard=numbers, key=hashes, rows=numbers, bytes=numbers, sha256=hashes)
+parts = layers.map(Part.alone)
 
 
 def block(language: str) -> str:
@@ -54,9 +55,10 @@ def test_the_page_lists_the_columns_of_every_part() -> None:
     assert first_columns("### `embeddings_v1`") == ours
 
 
-def test_the_page_lists_the_fields_of_snapshots_and_parts() -> None:
+def test_the_page_lists_the_fields_of_snapshots_parts_and_layers() -> None:
     assert [name for name, _ in first_columns("## Snapshots")] == list(Snapshot.model_fields)
     assert [name for name, _ in first_columns("A part in it:")] == list(Part.model_fields)
+    assert [name for name, _ in first_columns("A layer in it:")] == list(Layer.model_fields)
 
 
 def test_the_page_lists_the_fields_of_rejections() -> None:
@@ -86,10 +88,10 @@ def test_the_pages_code_reads_a_store(folder_store: Store, tmp_path: Path) -> No
     )
     committed = None
     for number in range(11):
-        part = write_part(
+        layer = write_layer(
             folder_store, rows, asset="embeddings_v1", source=SOURCE, shard=0, key=part_key("e", "1", [str(number)])
         )
-        committed = commit(folder_store, [part], committed, asset="embeddings_v1")
+        committed = commit(folder_store, [Part.alone(layer)], committed, asset="embeddings_v1")
     page: dict[str, Callable[..., Any]] = {}
     exec(block("python"), page)
 
@@ -100,6 +102,46 @@ def test_the_pages_code_reads_a_store(folder_store: Store, tmp_path: Path) -> No
     assert table.equals(rows)
     np.testing.assert_array_equal(page["vectors"](table), [[0, 1], [1, 0]])
 
+    # The third row changed since, the second is gone, and the next delta leaves all as it is.
+    base = committed.parts[0] if committed else None
+    assert base is not None
+    layers = list(base.layers)
+    other = pa.array([b"f" * 32] * 3, schemas.HASH)
+    changed_rows = rows.set_column(1, rows.schema.field("text_hash"), other)
+    for changed, gone in (
+        (changed_rows.slice(2), rows["chunk_id"].slice(1, 1)),
+        (rows.slice(0, 0), rows["chunk_id"].slice(0, 0)),
+    ):
+        key = part_key("e", "1", [layers[-1].key])
+        layers.append(
+            write_layer(
+                folder_store,
+                changed.set_column(1, "text_hash", pa.array([b"f" * 32] * len(changed), schemas.HASH)).cast(
+                    rows.schema
+                ),
+                asset="embeddings_v1",
+                source=SOURCE,
+                shard=0,
+                key=key,
+                gone=gone.combine_chunks(),
+            )
+        )
+    commit(folder_store, [base.model_copy(update={"layers": tuple(layers)})], committed, asset="embeddings_v1")
+    (table,) = page["rows"](
+        tmp_path / "store", page["head"](tmp_path / "store", "embeddings_v1", SOURCE), "embeddings_v1"
+    )
+    assert table.column("chunk_id").to_pylist() == [b"a" * 16, b"c" * 16]
+    assert table.column("text_hash").to_pylist() == [b"a" * 32, b"f" * 32]
+
+
+def test_a_snapshot_of_format_2_is_read_as_one_of_today(folder_store: Store) -> None:
+    """A part was one file, which is a base."""
+    today = commit(folder_store, [write(folder_store, {"a": "1"}), write(folder_store, {"b": "1"}, shard=1)])
+    files = [layer.model_dump(mode="json", exclude={"gone"}) for layer in today.layers]
+    written = today.model_dump(mode="json") | {"format": 2, "parts": files}
+
+    assert Snapshot.model_validate_json(json.dumps(written)) == today
+
 
 def test_others_find_a_part_in_a_bucket_where_the_page_says(bucket: str) -> None:
     part = write(open_store(f"s3://{bucket}/pre fix"), {"é": "1"}, asset="chunks")
@@ -108,7 +150,7 @@ def test_others_find_a_part_in_a_bucket_where_the_page_says(bucket: str) -> None
     data = boto3.client("s3").get_object(Bucket=bucket, Key=path)["Body"].read()
 
     assert pq.read_table(pa.BufferReader(data)).to_pylist() == [{"name": "é", "content": "1"}]
-    assert hashlib.sha256(data).hexdigest() == part.sha256
+    assert hashlib.sha256(data).hexdigest() == part.layers[0].sha256
 
 
 def test_a_part_key_is_the_hash_of_what_it_was_derived_from() -> None:
@@ -137,7 +179,7 @@ def test_a_root_depends_on_nothing_but_part_keys(anyhow: list[Part]) -> None:
 def test_parts_are_listed_in_one_order_whatever_order_they_were_made_in(
     made: list[tuple[str, int]], random: Any
 ) -> None:
-    some = [Part(asset=a, shard=s, key=f"{s:064x}", rows=1, bytes=1, sha256="0" * 64) for a, s in made]
+    some = [Part.alone(Layer(asset=a, shard=s, key=f"{s:064x}", rows=1, bytes=1, sha256="0" * 64)) for a, s in made]
 
     listed = sorted_parts(random.sample(some, len(some)))
 

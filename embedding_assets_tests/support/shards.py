@@ -7,7 +7,7 @@ import pyarrow as pa
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft
 from embedding_assets.snapshots.keys import document_bucket, part_key, shard_of
-from embedding_assets.snapshots.parts import write_part
+from embedding_assets.snapshots.layers import write_layer
 from embedding_assets.snapshots.snapshot import Part, Snapshot, sorted_parts
 from embedding_assets.snapshots.stores import Store
 
@@ -23,7 +23,8 @@ def write(
 ) -> Part:
     """A part with these rows, named by them."""
     key = part_key(asset, "1", [*inputs, str(shard), *sorted(f"{name}={value}" for name, value in contents.items())])
-    return write_part(store, rows_of(contents), asset=asset, source=SOURCE, shard=shard, key=key, inputs=inputs)
+    rows = rows_of(contents)
+    return Part.alone(write_layer(store, rows, asset=asset, source=SOURCE, shard=shard, key=key, inputs=inputs))
 
 
 def write_shards(store: Store, contents: Mapping[str, str], bits: int, asset: str = "raw_docs") -> list[Part]:

@@ -17,7 +17,7 @@ from embedding_assets.pgvector.loading.generations import Loaded, load_generatio
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
-from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
+from embedding_assets.pgvector.rows.shards import ShardChange, ShardRef, ShardRows
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
@@ -168,6 +168,8 @@ class Source:
     shards: dict[int, list[Row]]
     name: str = "handbook"
     read: list[int] = field(default_factory=list)
+    before: "Source | None" = field(default=None, compare=False)
+    """What changes are told from; None where no change is told."""
 
     @property
     def refs(self) -> list[ShardRef]:
@@ -185,8 +187,19 @@ class Source:
         self.read.append(ref.shard)
         return shard_rows(self.shards[ref.shard])
 
+    def read_change(self, ref: ShardRef, key: str) -> ShardChange | None:
+        """The documents that changed, whole, as layers have them."""
+        was = next((one for one in self.before.refs if one.shard == ref.shard), None) if self.before else None
+        if self.before is None or was is None or was.key != key:
+            return None
+        old, new = self.before.shards[ref.shard], self.shards[ref.shard]
+        touched = {content[1] for content in {*map(_content, old)} ^ {*map(_content, new)}}
+        rows = [r for r in new if r.document_id in touched]
+        gone = {r.chunk_id for r in old if r.document_id in touched} - {r.chunk_id for r in rows}
+        return ShardChange(shard_rows(rows), pa.array(sorted(gone), pa.binary(16)))
+
     def load(self, conn: Connection, read: Callable[[ShardRef], ShardRows] | None = None) -> Loaded:
-        return load(conn, self.name, self.root, self.refs, read or self.read_shard)
+        return load(conn, self.name, self.root, self.refs, read or self.read_shard, read_change=self.read_change)
 
     def publish(self, conn: Connection) -> Loaded:
         """The whole way, by a delta or a new generation."""
@@ -195,12 +208,17 @@ class Source:
         publish(conn, self.name, self.root, self.refs)
         return loaded
 
-    def changed(self, shards: dict[int, list[Row]]) -> "Source":
-        return Source({**self.shards, **shards}, self.name)
+    def changed(self, shards: dict[int, list[Row]], *, told: bool = False) -> "Source":
+        return Source({**self.shards, **shards}, self.name, before=self if told else None)
 
     def differences(self, conn: Connection) -> list[str]:
         found = compare(conn, self.name, self.refs, lambda ref: shard_rows(self.shards[ref.shard]))
         return [str(one) for one in found]
+
+
+def _content(r: Row) -> tuple[object, ...]:
+    """A row that can be compared."""
+    return *r[:-2], *(None if vector is None else vector.tobytes() for vector in r[-2:])
 
 
 def source() -> Source:

@@ -17,8 +17,8 @@ from embedding_assets.orchestration.assets.waits import tell_of_wait
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import Draft
+from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.names import SOURCE_ASSETS
-from embedding_assets.snapshots.parts import PartDamaged
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.telemetry.events import Tell, committed
@@ -124,7 +124,7 @@ def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> 
     except dg.DagsterExecutionInterruptedError as signalled:
         raise _stop(context) from signalled
     except PermanentError as error:
-        if isinstance(error, PartDamaged) and heal(deployment, error):
+        if isinstance(error, LayerDamaged) and heal(deployment, error):
             raise TransientError(f"{error.what} It was put back. Cure: run again.") from error
         raise dg.Failure(
             description=str(error),

@@ -16,9 +16,9 @@ from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.changes import count_changes
+from embedding_assets.snapshots.layers import read_layer
 from embedding_assets.snapshots.names import CHUNKS
-from embedding_assets.snapshots.parts import read_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.snapshot import Layer, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.work.pool import in_process
 
@@ -66,12 +66,12 @@ def _metadata(
     store: Store,
     previous: Snapshot | None,
     snapshot: Snapshot,
-    made: Sequence[Part],
+    made: Sequence[Layer],
     seconds: float,
 ) -> dict[str, Any]:
     """What is told of a snapshot of chunks, with a sample of what the run made."""
     count = partial(count_changes, store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
-    rows_made = sum(part.rows for part in made)
+    rows_made = sum(layer.rows for layer in made)
     found = metadata.figures(
         log,
         snapshot,
@@ -84,8 +84,8 @@ def _metadata(
     return found
 
 
-def _sample(store: Store, source: str, part: Part) -> dict[str, Any]:
-    rows = read_part(store, source, part, ["document_id", "ordinal", "tokens", "text"])
+def _sample(store: Store, source: str, layer: Layer) -> dict[str, Any]:
+    rows = read_layer(store, source, layer, ["document_id", "ordinal", "tokens", "text"]).table
     # From all over the shard, rather than the first document's.
     sample = rows.take(list(range(0, len(rows), max(1, len(rows) // _SAMPLE))))
     return {"sample": metadata.table(sample.slice(0, _SAMPLE).to_pylist())}

@@ -29,7 +29,7 @@ from embedding_assets.orchestration.assets.boundary import (
 from embedding_assets.orchestration.checks import inline
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.snapshots import log
-from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.layers import read_layer
 from embedding_assets.snapshots.slots import Slot, asset_of
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.telemetry.events import EmbeddingProgress, Event
@@ -199,7 +199,7 @@ def _map(deployment: Deployment, asset: str, this: str, binding: Binding) -> dg.
         snapshot = log.head(deployment.primary, asset, source)
         if snapshot is None or not snapshot.parts:
             continue
-        column = read_part(deployment.primary, source, snapshot.parts[0], ["embedding"]).column("embedding")
+        column = read_layer(deployment.primary, source, snapshot.layers[0], ["embedding"]).table.column("embedding")
         vectors = np.frombuffer(b"".join(column.drop_null().to_pylist()), "<f4").reshape(-1, binding.dimensions)
         some = np.linspace(0, len(vectors) - 1, min(len(vectors), _MAP_VECTORS // len(shown)), dtype=int)
         samples[source] = vectors[some]

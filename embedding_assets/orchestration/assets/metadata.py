@@ -30,6 +30,7 @@ def of_snapshot(snapshot: Snapshot, did: Mapping[str, Any], seconds: float) -> d
         "rejected": len(snapshot.rejected),
         "stored_bytes": snapshot.total_bytes,
         "parts": len(snapshot.parts),
+        "layers": len(snapshot.layers),
         "shards": 2**snapshot.shard_bits,
         "snapshot": snapshot.number,
         "root": snapshot.root,

@@ -6,7 +6,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.replica_shards import read_shard, shard_refs
+from embedding_assets.operations.replica_shards import read_change, read_shard, shard_refs
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, stage_asset
 from embedding_assets.orchestration.checks import inline
@@ -50,6 +50,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
                 read_shard(store, replica),
                 tell,
                 lambda: log.newest(store, replica) == replica,
+                read_change(store, replica),
             )
             seconds = watch.seconds
             # A delta has proved its rows before it committed them, and the others were proved when they were written.

@@ -19,8 +19,10 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.indexes.index import IndexReport
 from embedding_assets.pgvector.indexes.measurement import shortfall
 from embedding_assets.pgvector.publishing.publish import Difference
+from embedding_assets.snapshots.derivation import sources_of
 from embedding_assets.snapshots.draft import Draft
-from embedding_assets.snapshots.parts import read_part
+from embedding_assets.snapshots.layers import read_layer
+from embedding_assets.snapshots.parts import read_layers
 from embedding_assets.snapshots.rejections import Rejection
 from embedding_assets.snapshots.slots import SLOTS, Slot, asset_of
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -62,7 +64,7 @@ def judged(draft: Draft, checks: Sequence[dg.AssetCheckResult]) -> Iterator[dg.A
         yield from checks
         made = draft.made
         names = ", ".join(f"{result.check_name} ({_figures(result)})" for result in failed)
-        paths = ", ".join([part.path(draft.source) for part in made[:_NAMED]] + ["…"] * (len(made) > _NAMED))
+        paths = ", ".join([layer.path(draft.source) for layer in made[:_NAMED]] + ["…"] * (len(made) > _NAMED))
         raise CheckFailed(
             f"{draft.asset} of source {draft.source} was not committed, the snapshot before stays. "
             f"Failed: {names}. Cure: mend what went wrong, delete what it made ({paths} in the primary's store, and "
@@ -104,14 +106,15 @@ def documents_complete(snapshot: Draft) -> dg.AssetCheckResult:
 
 def offsets_reproduce_text(store: Store, raw_docs: Snapshot, chunks: Draft) -> dg.AssetCheckResult:
     """Every chunk made is the span of its document's text that its offsets name."""
-    documents = {part.key: part for part in raw_docs.parts}
+    documents = {part.shard: part for part in raw_docs.parts}
     wrong: list[str] = []
     rows = 0
-    for part in chunks.made:
-        texts_of = read_part(store, chunks.source, documents[part.inputs[0]], ["document_id", "text"]).to_pydict()
+    for layer in chunks.made:
+        made_of = sources_of(layer, documents[layer.shard])
+        texts_of = read_layers(store, chunks.source, made_of, ["document_id", "text"]).table.to_pydict()
         texts = dict(zip(texts_of["document_id"], texts_of["text"], strict=True))
-        columns = read_part(store, chunks.source, part, ["document_id", "ordinal", "start", "end", "text"]).to_pydict()
-        for document_id, ordinal, start, end, text in zip(*columns.values(), strict=True):
+        columns = read_layer(store, chunks.source, layer, ["document_id", "ordinal", "start", "end", "text"]).table
+        for document_id, ordinal, start, end, text in zip(*columns.to_pydict().values(), strict=True):
             rows += 1
             if texts[document_id][start:end] != text:
                 wrong.append(f"{document_id}#{ordinal}")
@@ -136,8 +139,10 @@ def lengths_of(store: Store, embeddings: Draft, dimensions: int) -> NDArray[np.f
         [
             np.zeros(0),
             *(
-                norms_of(read_part(store, embeddings.source, part, ["embedding"]).column("embedding"), dimensions)
-                for part in embeddings.made
+                norms_of(
+                    read_layer(store, embeddings.source, layer, ["embedding"]).table.column("embedding"), dimensions
+                )
+                for layer in embeddings.made
             ),
         ]
     )
@@ -160,15 +165,16 @@ def normalization(norms: NDArray[np.float64]) -> dg.AssetCheckResult:
 
 def vectors_complete(store: Store, chunks: Snapshot, embeddings: Draft) -> dg.AssetCheckResult:
     """Every chunk has a row of its own in the same place, with a vector or a dead letter."""
-    of_shard = {part.key: part for part in chunks.parts}
+    of_shard = {part.shard: part for part in chunks.parts}
     misplaced = without_reason = 0
-    for part in embeddings.made:
-        vectors = read_part(store, chunks.source, part)
-        expected = read_part(store, chunks.source, of_shard[part.inputs[0]], ["chunk_id", "text_hash"])
+    for layer in embeddings.made:
+        vectors = read_layer(store, chunks.source, layer).table
+        made_of = sources_of(layer, of_shard[layer.shard])
+        expected = read_layers(store, chunks.source, made_of, ["chunk_id", "text_hash"]).table
         same = vectors.select(["chunk_id", "text_hash"]).equals(expected)
-        misplaced += 0 if same else part.rows
+        misplaced += 0 if same else layer.rows
         nulls = vectors.filter(pa.compute.is_null(vectors.column("embedding"))).column("text_hash").to_pylist()
-        without_reason += sum(1 for text_hash in nulls if text_hash.hex() not in part.dead)
+        without_reason += sum(1 for text_hash in nulls if text_hash.hex() not in layer.dead)
     rows = sum(part.rows for part in embeddings.parts)
     explained = {rejection.identity for rejection in embeddings.rejected}
     unexplained = {text_hash for part in embeddings.parts for text_hash in part.dead} - explained
@@ -187,8 +193,8 @@ def vectors_complete(store: Store, chunks: Snapshot, embeddings: Draft) -> dg.As
 
 def replica_parity(replica: Draft, upstream: Sequence[Snapshot]) -> dg.AssetCheckResult:
     """The region's replica names exactly the parts, and the very bytes, of the primary's snapshots."""
-    expected = {(part.asset, part.key, part.sha256) for snapshot in upstream for part in snapshot.parts}
-    actual = {(part.asset, part.key, part.sha256) for part in replica.parts}
+    expected = {part for snapshot in upstream for part in snapshot.parts}
+    actual = set(replica.parts)
     return dg.AssetCheckResult(
         check_name="parity",
         passed=expected == actual,

@@ -10,19 +10,24 @@ from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.costs import Choice
 from embedding_assets.pgvector.loading.delta import (
+    Incoming,
+    Reader,
     changed_shards,
-    difference,
-    new_rows,
-    read_rows,
+    compare,
     replace_shards,
     stored_rows,
     stored_shards,
 )
-from embedding_assets.pgvector.loading.generations import Digested, Loaded, drop_others, fill_generation
+from embedding_assets.pgvector.loading.generations import Loaded, drop_others, fill_generation
 from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.rows import fingerprint
-from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
-from embedding_assets.pgvector.schema.generations import Generation, find_generation, published_generation
+from embedding_assets.pgvector.rows.shards import ReadChange, ReadShard, ShardRef, no_change_known
+from embedding_assets.pgvector.schema.generations import (
+    Generation,
+    find_generation,
+    ledger_keys,
+    published_generation,
+)
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.telemetry.events import Tell, unheard
@@ -45,12 +50,15 @@ def load(
     read_shard: ReadShard,
     tell: Tell = unheard,
     is_newest: Callable[[], bool] = lambda: True,
+    read_change: ReadChange = no_change_known,
 ) -> Loaded:
     """Bring a source to `target_root`: by a delta on its published generation, or by a new one where that costs less.
 
     `Loaded.choice` says which, and why. After a delta the published generation is that of `target_root`, and readers
     see it; a new one is for `index.build_indexes` and `publish.publish` to finish. Memory, threads and a second loader
     of the same source: as `fill_generation`, with up to `_SAMPLED` shards more in memory.
+
+    `read_change` tells what changed in a shard since it had the key that the ledger has: that alone is read of it.
 
     `is_newest` is asked once the source is locked: another load may have brought it further while this one waited.
 
@@ -76,21 +84,22 @@ def load(
         if why_whole is not None or published is None:
             return load_whole(costs.forced("new generation", why_whole or "", rows, types))
 
+        reader, keys = Reader(source, types, read_shard, read_change), ledger_keys(conn, published)
         changed = changed_shards(conn, published, shards)
-        sample = {ref.shard: read_rows(source, ref, read_shard, types) for ref in changed[:_SAMPLED]}
+        sample = {ref.shard: reader.since(ref, keys.get(ref.shard)) for ref in changed[:_SAMPLED]}
         choice = costs.choose(rows, _differing(conn, published, changed, sample), published.rows_changed, types)
         if choice.way == "new generation":
             sample.clear()
             return load_whole(choice)
         _log.info("source %r: %s in %d of %d shards: %s", source, choice.way, len(changed), len(shards), choice.why)
 
-        def digested(ref: ShardRef) -> Digested:
-            return sample.pop(ref.shard, None) or read_rows(source, ref, read_shard, types)
+        def incoming(ref: ShardRef) -> Incoming:
+            return sample.pop(ref.shard, None) or reader.since(ref, keys.get(ref.shard))
 
         drop_others(conn, source, published)
         loaded = Loaded(published, choice, rows, len(shards))
         try:
-            return replace_shards(conn, loaded, target_root, changed, digested, types, tell)
+            return replace_shards(conn, loaded, target_root, changed, reader, incoming, tell)
         except (psycopg.errors.UniqueViolation, psycopg.errors.DeadlockDetected):
             # A chunk of one shard is still held by another: the documents were dealt out anew, which the numbers of
             # the shards did not show.
@@ -115,12 +124,11 @@ def _why_whole(
 
 
 def _differing(
-    conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Digested]
+    conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Incoming]
 ) -> int:
     """Estimate of the rows to be inserted, updated or deleted in the changed shards, from those in the sample."""
     found = {
-        number: difference(*new_rows(shard), *stored_rows(conn, published, number)).rows
-        for number, shard in sample.items()
+        number: compare(some, stored_rows(conn, published, number)).difference.rows for number, some in sample.items()
     }
     differing = sum(found.values())
     share = differing / max(sum(sample[number].ref.rows for number in found), 1)

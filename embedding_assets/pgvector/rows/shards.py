@@ -35,6 +35,22 @@ class ShardRows(NamedTuple):
 ReadShard = Callable[[ShardRef], ShardRows]
 
 
+class ShardChange(NamedTuple):
+    """What made a shard of what it was: rows that are new or changed, among which may be some that are as they were,
+    and the ids of chunks that are gone, (m,), among which may be some that never were."""
+
+    rows: ShardRows
+    gone: pa.FixedSizeBinaryArray
+
+
+ReadChange = Callable[[ShardRef, str], ShardChange | None]
+"""What made a shard of what had another key; None where that cannot be told."""
+
+
+def no_change_known(ref: ShardRef, key: str) -> None:
+    """Of no shard can be told what made it of what it was."""
+
+
 def dimensions_of(vectors: pa.Table) -> int:
     """Dimensions of a `vectors(d)` table."""
     return int(vectors.schema.field("embedding").type.byte_width) // 4

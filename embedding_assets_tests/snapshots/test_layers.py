@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.snapshots.keys import PartKey
-from embedding_assets.snapshots.parts import PartDamaged, content_digest, find_part, read_part, write_part
+from embedding_assets.snapshots.layers import LayerDamaged, content_digest, find_layer, read_layer, write_layer
 from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.snapshots.conftest import contents, damage
 from embedding_assets_tests.support.shards import SOURCE, rows_of, write
@@ -25,43 +25,43 @@ KEY = PartKey("ab" * 32)
 def test_a_part_reads_back_as_it_was_written(store: Store) -> None:
     rows = rows_of({"a": "1", "é": "\U0001f600"})
 
-    part = write_part(store, rows, asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32])
+    layer = write_layer(store, rows, asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32])
 
-    assert read_part(store, SOURCE, part).equals(rows)
-    assert read_part(store, SOURCE, part, ["content"]).equals(rows.select(["content"]))
+    assert read_layer(store, SOURCE, layer).table.equals(rows)
+    assert read_layer(store, SOURCE, layer, ["content"]).table.equals(rows.select(["content"]))
 
 
 def test_a_part_is_described_by_its_rows_size_and_hash(store: Store) -> None:
-    part = write_part(
+    layer = write_layer(
         store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32], dead=["b", "a"]
     )
 
     assert list(contents(store)) == [f"parts/chunks/{SOURCE}/{KEY}.parquet"]
-    data = store.get(part.path(SOURCE))
+    data = store.get(layer.path(SOURCE))
     assert data is not None
-    assert (part.asset, part.shard, part.key, part.rows) == ("chunks", 3, KEY, 1)
-    assert (part.bytes, part.sha256) == (len(data), hashlib.sha256(data).hexdigest())
-    assert (part.inputs, part.dead) == (("cd" * 32,), ("a", "b"))
+    assert (layer.asset, layer.shard, layer.key, layer.rows) == ("chunks", 3, KEY, 1)
+    assert (layer.bytes, layer.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (layer.inputs, layer.dead) == (("cd" * 32,), ("a", "b"))
 
 
 def test_the_stored_part_is_the_truth_for_whoever_derives_it_again(store: Store) -> None:
-    first = write_part(store, rows_of({"a": "1.0"}), asset="embeddings_v1", source=SOURCE, shard=0, key=KEY)
+    first = write_layer(store, rows_of({"a": "1.0"}), asset="embeddings_v1", source=SOURCE, shard=0, key=KEY)
 
-    second = write_part(store, rows_of({"a": "1.0000001"}), asset="embeddings_v1", source=SOURCE, shard=0, key=KEY)
+    second = write_layer(store, rows_of({"a": "1.0000001"}), asset="embeddings_v1", source=SOURCE, shard=0, key=KEY)
 
     assert second == first
-    assert read_part(store, SOURCE, second).equals(rows_of({"a": "1.0"}))
+    assert read_layer(store, SOURCE, second).table.equals(rows_of({"a": "1.0"}))
 
 
 def test_a_part_that_a_dead_run_left_is_found_by_its_name(store: Store) -> None:
-    written = write_part(
+    written = write_layer(
         store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32]
     )
 
-    found = find_part(store, asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32])
+    found = find_layer(store, asset="chunks", source=SOURCE, shard=3, key=KEY, inputs=["cd" * 32])
 
     assert found == written
-    assert find_part(store, asset="chunks", source=SOURCE, shard=3, key=PartKey("00" * 32)) is None
+    assert find_layer(store, asset="chunks", source=SOURCE, shard=3, key=PartKey("00" * 32)) is None
 
 
 def remove(store: Store, path: str) -> None:
@@ -72,12 +72,12 @@ def remove(store: Store, path: str) -> None:
 def test_a_damaged_or_missing_part_is_refused_by_name(
     store: Store, harm: Callable[[Store, str], None], said: str
 ) -> None:
-    part = write(store, {"a": "1" * 100})
-    path = part.path(SOURCE)
+    layer = write(store, {"a": "1" * 100}).layers[0]
+    path = layer.path(SOURCE)
     harm(store, path)
 
-    with pytest.raises(PartDamaged) as refused:
-        read_part(store, SOURCE, part)
+    with pytest.raises(LayerDamaged) as refused:
+        read_layer(store, SOURCE, layer)
 
     assert isinstance(refused.value, PermanentError)
     for named in (store.url, path, f"source {SOURCE}", said, "Cure:"):
@@ -89,10 +89,10 @@ def test_half_a_file_under_a_parts_name_is_no_part_and_is_written_over(store: St
     path = f"parts/chunks/{SOURCE}/{KEY}.parquet"
     store.put_if_absent(path, left)
 
-    assert find_part(store, asset="chunks", source=SOURCE, shard=0, key=KEY) is None
-    part = write_part(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=0, key=KEY)
+    assert find_layer(store, asset="chunks", source=SOURCE, shard=0, key=KEY) is None
+    layer = write_layer(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=0, key=KEY)
 
-    assert read_part(store, SOURCE, part).equals(rows_of({"a": "1"}))
+    assert read_layer(store, SOURCE, layer).table.equals(rows_of({"a": "1"}))
 
 
 @pytest.mark.parametrize("compression", ["zstd", "none"])
@@ -100,17 +100,17 @@ def test_whatever_bit_flips_in_a_part_that_nobody_recorded_its_rows_are_right_or
     folder_store: Store, tmp_path: Path, compression: Literal["zstd", "none"]
 ) -> None:
     rows = pa.table({"name": ["a", "é", None], "hash": pa.array([b"1" * 8, b"2" * 8, b"3" * 8], pa.binary(8))})
-    part = write_part(folder_store, rows, asset="chunks", source=SOURCE, shard=0, key=KEY, compression=compression)
-    file = tmp_path / "store" / part.path(SOURCE)
+    layer = write_layer(folder_store, rows, asset="chunks", source=SOURCE, shard=0, key=KEY, compression=compression)
+    file = tmp_path / "store" / layer.path(SOURCE)
     data = file.read_bytes()
     refused = 0
     for place in range(len(data)):
         file.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
 
-        found = find_part(folder_store, asset="chunks", source=SOURCE, shard=0, key=KEY)
+        found = find_layer(folder_store, asset="chunks", source=SOURCE, shard=0, key=KEY)
 
         refused += found is None
-        assert found is None or read_part(folder_store, SOURCE, found).equals(rows)
+        assert found is None or read_layer(folder_store, SOURCE, found).table.equals(rows)
     assert refused > len(data) / 2
 
 
@@ -120,9 +120,9 @@ def test_a_part_without_a_digest_of_its_rows_is_made_again(store: Store) -> None
     pq.write_table(rows_of({"a": "forged"}), sink)
     store.put_if_absent(f"parts/chunks/{SOURCE}/{KEY}.parquet", sink.getvalue())
 
-    part = write_part(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=0, key=KEY)
+    layer = write_layer(store, rows_of({"a": "1"}), asset="chunks", source=SOURCE, shard=0, key=KEY)
 
-    assert read_part(store, SOURCE, part).equals(rows_of({"a": "1"}))
+    assert read_layer(store, SOURCE, layer).table.equals(rows_of({"a": "1"}))
 
 
 columns = st.one_of(
@@ -153,31 +153,31 @@ def test_the_digest_does_not_depend_on_how_a_table_is_laid_out(column: pa.Array,
 
 
 def test_an_object_larger_than_its_part_is_not_read(folder_store: Store, tmp_path: Path) -> None:
-    part = write(folder_store, {"a": "1"})
-    with (tmp_path / "store" / part.path(SOURCE)).open("ab") as file:
+    layer = write(folder_store, {"a": "1"}).layers[0]
+    with (tmp_path / "store" / layer.path(SOURCE)).open("ab") as file:
         file.truncate(1 << 40)  # sparse
 
-    with pytest.raises(PartDamaged, match="is larger than recorded"):
-        read_part(folder_store, SOURCE, part)
+    with pytest.raises(LayerDamaged, match="is larger than recorded"):
+        read_layer(folder_store, SOURCE, layer)
 
 
 def test_finding_an_old_part_keeps_it_from_garbage_collection(folder_store: Store, tmp_path: Path) -> None:
-    part = write(folder_store, {"a": "1"})
-    path = part.path(SOURCE)
+    layer = write(folder_store, {"a": "1"}).layers[0]
+    path = layer.path(SOURCE)
     last_week = time.time() - 7 * 86_400
     os.utime(tmp_path / "store" / path, (last_week, last_week))
 
-    found = find_part(folder_store, asset="raw_docs", source=SOURCE, shard=0, key=PartKey(part.key))
+    found = find_layer(folder_store, asset="raw_docs", source=SOURCE, shard=0, key=PartKey(layer.key))
 
-    assert found == part
+    assert found == layer
     assert next(folder_store.entries("parts")).modified.timestamp() > time.time() - 60
 
 
 def test_vectors_are_stored_flat_and_uncompressed(folder_store: Store) -> None:
-    """A part of vectors costs its bytes, and is written and read at the speed of memory."""
+    """A layer of vectors costs its bytes, and is written and read at the speed of memory."""
     vectors = pa.array([os.urandom(1024) for _ in range(1000)], pa.binary(1024))
 
-    part = write_part(
+    layer = write_layer(
         folder_store,
         pa.table({"embedding": vectors}),
         asset="embeddings_v1",
@@ -187,4 +187,4 @@ def test_vectors_are_stored_flat_and_uncompressed(folder_store: Store) -> None:
         compression="none",
     )
 
-    assert part.bytes < 1.01 * 1000 * 1024
+    assert layer.bytes < 1.01 * 1000 * 1024
