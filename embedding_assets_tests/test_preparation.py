@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from embedding_assets.cli import cli
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.search import search
 from embedding_assets.operations.status import is_current, status
@@ -110,6 +110,23 @@ def test_what_is_prepared_is_asked_about_and_not_written(sandbox: Sandbox, monke
 
 def test_a_run_that_begins_with_the_table_prepares_a_database_with_nothing_in_it(empty: Sandbox) -> None:
     with empty.deployment.prepared(EU) as conn:
+        assert bound_models(conn)["v1"].live
+
+
+def test_a_database_that_is_dropped_in_the_middle_of_a_run_is_prepared_again_by_its_next_attempt(
+    empty: Sandbox, postgres: Path
+) -> None:
+    deployment = empty.deployment
+    with deployment.prepared(EU):
+        pass
+    with psycopg.connect(embedded.dsn(postgres, "postgres"), autocommit=True) as admin:
+        admin.execute("DROP DATABASE unprepared WITH (FORCE)")
+        admin.execute("CREATE DATABASE unprepared")
+
+    with pytest.raises(TransientError, match=r"dropped or emptied while this run went on\. Cure:"):
+        deployment.prepared(EU).__enter__()
+
+    with deployment.prepared(EU) as conn:
         assert bound_models(conn)["v1"].live
 
 

@@ -331,6 +331,8 @@ def _take_over(
 ) -> None:
     """Have the vectors of the source's former name in its journal, a layer at a time: texts are known by their hash."""
     head = log.head(store, asset, old)
+    if head is None:
+        _log.warning("renamed_from: nothing of a source %r is in the store, so its vectors are bought", old)
     for layer in head.layers if head is not None and head.model == identity else ():
         try:
             table = read_layer(store, old, layer, ["text_hash", "embedding"]).table

@@ -12,7 +12,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
-from embedding_assets.errors import PermanentError
+from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import inverted
@@ -82,12 +82,20 @@ class Deployment:
 
         Raises PermanentError where it is no longer as this version and these settings need it: runs of several versions
         and settings overlap in a rolling deployment, and none may take back what another one has prepared since.
+        Raises TransientError where nothing is in it any more: the next try prepares it.
         """
         if region not in self._prepared:
             self.prepare(region)
         with self.connect(region) as conn:
             with pipeline_errors(f"asking what region {region} is prepared for"):
-                as_prepared = migrations.is_migrated(conn) and is_bound(conn, self._models)
+                migrated = migrations.is_migrated(conn)
+                as_prepared = migrated and is_bound(conn, self._models)
+            if not migrated:
+                self._prepared.discard(region)
+                raise TransientError(
+                    f"region {region}: its database was dropped or emptied while this run went on. Cure: "
+                    "embedding-assets materialize, which prepares and fills it again"
+                )
             if not as_prepared:
                 raise PermanentError(
                     f"region {region}: its database was changed while this run went on: it has not the models of "

@@ -154,6 +154,17 @@ def test_every_chunk_has_the_vector_of_its_text_in_its_row(pipeline: Pipeline) -
     assert (bought.new, bought.reused) == (15, 0)
 
 
+def test_a_former_name_of_which_nothing_is_left_is_told_of(
+    pipeline: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    bound = pipeline.standin.binding()
+    journals = pipeline.home / "journals"
+
+    prepare_embeddings(pipeline.store, pipeline.chunks(["a"]), bound, journals, live=True, renamed_from="misspelt")
+
+    assert "renamed_from: nothing of a source 'misspelt' is in the store" in caplog.text
+
+
 def test_equal_texts_are_sent_once(pipeline: Pipeline) -> None:
     shards = [["same", "a", "same"], ["b", "same"]]
 
