@@ -21,10 +21,11 @@ from embedding_assets_tests.support.toy import assert_serves, row
 
 QUERY = vector_literal(row(1).v1)  # type: ignore[arg-type]
 
-# Who is in the middle of a transaction; a lock that nobody but such runs ever waits for has a session of its own.
+# Who is in the middle of a transaction, or has sent its answer and not yet said that it waits there; a lock that nobody
+# but such runs ever waits for has a session of its own.
 STANDING = """
     SELECT application_name, query FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid() AND state LIKE 'idle in transaction%'
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND state <> 'idle'
     AND application_name !~ ' lock'
 """
 

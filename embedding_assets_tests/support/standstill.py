@@ -5,9 +5,9 @@ after the first statement that it executes inside a transaction. Woken, it ends 
 after the second, until an attempt comes to its end without a stop. Its output is how each attempt ended, a line each.
 """
 
-import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -72,7 +72,8 @@ def main(dsn: str, operation: str, milliseconds: int) -> None:
         ):
             executed += 1
             if executed == stop_after:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # To this thread: sent to the process it could go on to its next statement before it stops.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
         return result
 
     psycopg.Cursor.execute = stopping  # type: ignore[assignment, method-assign]
