@@ -11,6 +11,8 @@ from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration.automation.jobs import REGION_JOB
 from embedding_assets.orchestration.driver import Outcome
 from embedding_assets.pgvector.indexes import hnsw
+from embedding_assets.snapshots.slots import Slot
+from embedding_assets.telemetry.events import IndexProgress
 from embedding_assets_tests.support.harness import MODELS, PRIMARY, REGIONS, SOURCE, Sandbox
 
 
@@ -62,10 +64,23 @@ def test_other_parameters_rebuild_the_index_that_every_region_serves_and_nothing
 def test_a_build_is_seen_in_the_log_of_its_run(box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an instance that keeps its log in a file, as a thread beside the run's own writes to it."""
     monkeypatch.setattr(hnsw, "_EVERY_SECONDS", 0.0005)
-    with dg.DagsterInstance.local_temp(str(tmp_path), overrides={"telemetry": {"enabled": False}}) as instance:
+    overrides = {"telemetry": {"enabled": False}}
+    with (
+        dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance,
+        psycopg.connect(box.dsns[PRIMARY]) as writer,
+    ):
+        # A build beside readers waits for who may write: here until it is seen to, however quick it is.
+        writer.execute("LOCK TABLE embedding_assets.generation_1 IN ROW EXCLUSIVE MODE")
+
+        def seen(slot: Slot, phase: str, done: int, rows: int) -> IndexProgress:
+            if phase.startswith("waiting for writers"):
+                writer.rollback()
+            return IndexProgress(slot, phase, done, rows)
+
+        monkeypatch.setattr(hnsw, "IndexProgress", seen)
         result = wider(box).execute(REGION_JOB, f"{PRIMARY}|{SOURCE}", instance, assets=["hnsw_index"])
         messages = [entry.user_message for entry in instance.all_logs(result.run_id)]
 
     assert result.success
     assert any(f"hnsw_index v1 of {PRIMARY}|{SOURCE}: 2 of 2 vectors, built" in message for message in messages)
-    assert any("vectors, building index" in message or "vectors, index validation" in message for message in messages)
+    assert any(" of 2 vectors, waiting for writers before build" in message for message in messages)
