@@ -143,7 +143,7 @@ class _Run:
         self._ahead = 0  # batches sent and not settled, their texts and their tokens
         self._texts_ahead = 0
         self._tokens_ahead = 0
-        self._discarded = 0  # tokens, when the budget was last asked
+        self._discarded = 0  # tokens, as counted against the budget
 
     def run(self, texts: Iterable[Text]) -> Usage:
         self._requests.start()
@@ -203,9 +203,12 @@ class _Run:
                         self._tell(event)
             if self._ahead < ahead:
                 self._settle()
-            if not isinstance(ended, BudgetSpent) and (spent := self._overspent()) is not None:
-                ended = spent
-                self._requests.end(spent)
+            if (discarded := self._requests.counts.discarded_tokens) != self._discarded:
+                self._discarded = discarded
+                if not isinstance(ended, BudgetSpent) and (spent := self._overspent()) is not None:
+                    ended = spent
+                    self._requests.end(spent)
+                self._requests.go_on(discarded)
             if time.monotonic() - self._progress_at >= _PROGRESS_SECONDS:
                 self._tell_progress()
         if isinstance(ended, Exception):
@@ -268,9 +271,8 @@ class _Run:
 
     def _overspent(self) -> BudgetSpent | None:
         """The end of the budget where answers that were of no use have used it up: nothing is sent again."""
-        if not self._budget.limited or self._requests.counts.discarded_tokens == self._discarded:
+        if not self._budget.limited:
             return None
-        self._discarded = self._requests.counts.discarded_tokens
         used = self._requests.counts.tokens + self._tokens_ahead
         refusal = self._ledger.reserve(used, self._cost(used), self._refuses)
         if refusal is None:

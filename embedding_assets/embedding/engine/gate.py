@@ -81,6 +81,7 @@ class Gate:
         self._storm_since: float | None = None
         self._failures = 0  # in a row
         self.broken = False
+        self._held = False
         self.got_through = _NEVER  # when the latest request that got a sound answer had left
         self.stopped: PipelineError | None = None
         self._stopping = asyncio.Event()
@@ -95,6 +96,15 @@ class Gate:
         if self.stopped is None or isinstance(error, PermanentError):  # the one that says most
             self.stopped = error
         self._stopping.set()
+        self._moved.set()
+
+    def hold(self) -> None:
+        """Nothing leaves until `release`: what was just paid is not yet counted against the budget."""
+        self._held = True
+
+    def release(self) -> None:
+        """The end of `hold`."""
+        self._held = False
         self._moved.set()
 
     async def sleep(self, seconds: float) -> None:
@@ -126,7 +136,7 @@ class Gate:
     def _wait(self, tokens: int) -> float:
         if self.stopped is not None:
             raise self.stopped
-        if self.broken or self.in_flight >= (1 if self._pauses else int(self.window)):
+        if self._held or self.broken or self.in_flight >= (1 if self._pauses else int(self.window)):
             return float("inf")
         now = time.monotonic()
         return max(

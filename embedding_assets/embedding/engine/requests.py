@@ -111,6 +111,16 @@ class Requests:
             raise arrived
         return arrived
 
+    def go_on(self, discarded_tokens: int) -> None:
+        """The caller has counted so many discarded tokens against its budget: if that is all, requests leave again."""
+
+        def release() -> None:
+            if self.counts.discarded_tokens == discarded_tokens:
+                self.gate.release()
+
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(release)
+
     def end(self, error: PipelineError) -> None:
         """Nothing more leaves, retries neither; `arrived` raises the error after what is in flight has come."""
 
@@ -230,6 +240,7 @@ class Requests:
                     return None
                 self._hand_over([text for text, ok in zip(texts, sound, strict=True) if ok], vectors[sound], model)
                 texts = [text for text, ok in zip(texts, sound, strict=True) if not ok]
+                self._discard(tokens_of(texts))
                 tries += 1
                 self.counts.retries += 1
 
@@ -360,6 +371,7 @@ class Requests:
             tokens = believed(error.tokens, texts) or ours
             self._note(ticket, error.row.error_class, texts, tokens, error.told_wait)
             if error.paid:
+                counts.tokens += tokens
                 self._discard(tokens)
             quota = error.quota or quota
             if error.row.kind in (Kind.THROTTLED, Kind.TRANSIENT, Kind.DOWN):
@@ -405,8 +417,9 @@ class Requests:
         self._put(RequestSettled(outcome, len(texts), tokens, time.time() - seconds, seconds, asked_to_wait))
 
     def _discard(self, tokens: int) -> None:
-        """An answer that is of no use is paid all the same: the caller's thread may find that the budget is spent."""
-        self.counts.tokens += tokens
+        """What is of no use in an answer is paid all the same: nothing leaves until the caller has counted it, who may
+        find that the budget is spent."""
+        self.gate.hold()
         self.counts.discarded_tokens += tokens
         self._post_soon()
 
