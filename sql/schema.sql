@@ -84,7 +84,8 @@ CREATE TYPE embedding_assets.live_model AS (
 	name text,
 	dimensions integer,
 	provider text,
-	slot text
+	slot text,
+	endpoint jsonb
 );
 
 ALTER TYPE embedding_assets.live_model OWNER TO embedding_ingest;
@@ -98,6 +99,8 @@ COMMENT ON COLUMN embedding_assets.live_model.dimensions IS 'The length of its v
 COMMENT ON COLUMN embedding_assets.live_model.provider IS 'Who computes them: local, or an endpoint as openai has it.';
 
 COMMENT ON COLUMN embedding_assets.live_model.slot IS 'The model version that is live: v1 or v2.';
+
+COMMENT ON COLUMN embedding_assets.live_model.endpoint IS 'How the endpoint is asked for it, without secrets: name, base_url, the variable of the key. NULL for a bundled model.';
 
 CREATE FUNCTION embedding_assets.readable_sources() RETURNS text[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -150,6 +153,14 @@ BEGIN
         RAISE EXCEPTION 'the query has % dimensions, the live model % (%) has %',
             cardinality(query::real[]), live.name, live.slot, live.dimensions
             USING ERRCODE = 'invalid_parameter_value', HINT = 'Embed the query with the live model.';
+    END IF;
+    IF 0 = ALL (query::real[]) THEN -- its distance to anything is NaN, and an index finds nothing by it
+        RAISE EXCEPTION 'the query is a vector of zeros, which has no direction'
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'A model gives it for a text without words: ask another one.';
+    END IF;
+    IF jsonb_typeof(filter) <> 'object' THEN -- metadata are objects, and contain nothing else
+        RAISE EXCEPTION 'the filter is of type %, not an object', jsonb_typeof(filter)
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Write it as {"field": value}.';
     END IF;
     -- The stored one is measured with queries about the source itself, and without a filter. A question about another of
     -- several sources found .90 with 40 and .99 with 120. Under a filter more of what the scan comes by is dropped: under
@@ -222,7 +233,7 @@ CREATE FUNCTION public.live_model() RETURNS embedding_assets.live_model
 DECLARE
     found_model embedding_assets.live_model;
 BEGIN
-    SELECT name, dimensions, provider, slot INTO found_model FROM embedding_assets.models WHERE live;
+    SELECT name, dimensions, provider, slot, endpoint INTO found_model FROM embedding_assets.models WHERE live;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'this database has no live model yet'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Materialize pgvector_table for this region.';
@@ -483,6 +494,7 @@ CREATE TABLE embedding_assets.models (
     live boolean NOT NULL,
     ef_search integer DEFAULT 40 NOT NULL,
     halfvec boolean DEFAULT false NOT NULL,
+    endpoint jsonb,
     CONSTRAINT models_dimensions_check CHECK (((dimensions >= 1) AND (dimensions <= 4000))),
     CONSTRAINT models_ef_search_check CHECK (((ef_search >= 1) AND (ef_search <= 1000))),
     CONSTRAINT models_slot_check CHECK ((slot = ANY (ARRAY['v1'::text, 'v2'::text])))

@@ -1,9 +1,10 @@
 """What a model version is bound to: a named model behind a provider, its quota, its caps and its price."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from embedding_assets.embedding.providers.bundled import MODELS
 from embedding_assets.errors import Problem
@@ -54,13 +55,40 @@ def _names(given: object) -> object:
     return [given] if isinstance(given, str) else given or ()
 
 
+def _without_secrets(url: str) -> str:
+    """What is given for a URL, without user, password, query and fragment."""
+    scheme, separator, rest = re.split("[?#]", url)[0].rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+_Name = Annotated[str, Field(min_length=1)]
+_Names = Annotated[tuple[_Name, ...], BeforeValidator(_names)]
+
+
+class Endpoint(BaseModel):
+    """How a model behind an endpoint is asked for, as a region's database tells it to applications: no secret is in it.
+
+    What a later version adds to the record is passed over.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
+
+    name: _Name
+    answers_as: _Names = ()
+    base_url: str | None = None
+    api_key_env: str | None = None
+    send_dimensions: bool | Literal["auto"] = "auto"
+    encoding_format: Literal["auto", "base64", "float"] = "auto"
+
+
 class Binding(Options):
     """A slot bound to a model. `null` for a quota means unpaced; what is not given has the provider's default."""
 
     slot: Slot
     provider: Literal["local", "openai"]
     name: str = Field(min_length=1)
-    answers_as: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_names)] = ()
+    answers_as: _Names = ()
     """The model's names in the endpoint's answers, its own first, where `name` is a deployment's (Azure) or an alias.
     Where there are none, the first answer's holds."""
     dimensions: int = Field(ge=1)
@@ -121,6 +149,14 @@ class Binding(Options):
     def sends_dimensions(self) -> bool:
         """Whether requests ask for a number of dimensions."""
         return "text-embedding-3-" in self.model if self.send_dimensions == "auto" else self.send_dimensions
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """How the model is asked for; None for a bundled one. Of `base_url` without what may hold a password."""
+        if self.provider == "local":
+            return None
+        asked = Endpoint.model_validate({name: getattr(self, name) for name in Endpoint.model_fields})
+        return asked.model_copy(update={"base_url": self.base_url and _without_secrets(self.base_url)})
 
     def is_recorded_as(self, identity: Mapping[str, object] | None) -> bool:
         """Whether this is the model that vectors are of: by its own name, or by another that the settings give it.

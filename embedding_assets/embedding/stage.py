@@ -31,7 +31,8 @@ from embedding_assets.embedding.engine.engine import (
 )
 from embedding_assets.embedding.journal import Journal, open_journal
 from embedding_assets.embedding.leftovers import Leaving
-from embedding_assets.embedding.model_names import ModelVersion, same_model
+from embedding_assets.embedding.model_names import same_model
+from embedding_assets.embedding.model_versions import ModelVersion
 from embedding_assets.embedding.options import Binding
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log

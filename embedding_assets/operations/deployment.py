@@ -114,6 +114,7 @@ class Deployment:
                 binding.provider,
                 binding.halfvec,
                 (binding.name, *binding.answers_as),
+                binding.endpoint.model_dump(mode="json") if binding.endpoint else None,
             )
             for slot, binding in bindings.items()
         }

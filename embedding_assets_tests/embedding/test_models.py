@@ -67,3 +67,18 @@ def test_a_missing_key_is_named_by_its_variable(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delenv("OUR_KEY", raising=False)
     with pytest.raises(PermanentError, match="set the environment variable OUR_KEY"):
         open_provider(Binding.model_validate({**OPENAI, "api_key_env": "OUR_KEY"}))
+
+
+def test_how_an_endpoint_is_asked_is_told_without_a_password() -> None:
+    given = {**OPENAI, "name": "our-deployment", "answers_as": "text-embedding-3-small", "api_key_env": "OUR_KEY"}
+    asked = Binding.model_validate({**given, "base_url": "https://user:secret@models.example:8443/v1?key=secret"})
+
+    assert asked.endpoint is not None
+    assert asked.endpoint.model_dump(mode="json") == {
+        "name": "our-deployment",
+        "answers_as": ["text-embedding-3-small"],
+        "base_url": "https://models.example:8443/v1",
+        "api_key_env": "OUR_KEY",
+        "send_dimensions": "auto",
+        "encoding_format": "auto",
+    }

@@ -22,7 +22,7 @@ import pytest
 from embedding_assets.embedding import journal
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Usage
 from embedding_assets.embedding.ledger import Account
-from embedding_assets.embedding.model_names import ModelVersion
+from embedding_assets.embedding.model_versions import ModelVersion
 from embedding_assets.embedding.stage import BindingChanged, Bought, Heal, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log

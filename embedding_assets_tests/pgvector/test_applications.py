@@ -198,7 +198,7 @@ def test_an_application_may_change_nothing_of_the_surface(application: Applicati
 
 def test_an_application_names_the_live_model_and_another_role_does_not(application: Application) -> None:
     with psycopg.connect(application.dsn) as conn:
-        assert conn.execute("SELECT * FROM live_model()").fetchone() == ("toy-8", 8, "test", "v1")
+        assert conn.execute("SELECT * FROM live_model()").fetchone() == ("toy-8", 8, "test", "v1", None)
     with psycopg.connect(application.dsn.replace(f"{application.role}@", "postgres@"), autocommit=True) as admin:
         admin.execute("CREATE ROLE somebody LOGIN")
         try:

@@ -110,11 +110,36 @@ def test_null_says_what_is_needed(served: Connection, given: str) -> None:
         ([[1.0, 2.0]], "array must be 1-D"),
         ("cheese", "invalid input syntax for type vector"),
         ("", "invalid input syntax for type vector"),
+        ("[]", "vector must have at least 1 dimension"),
+        ([0.0] * 8, "the query is a vector of zeros"),
+        ([None, *[0.5] * 7], "array must not contain nulls"),
     ],
 )
 def test_what_is_no_vector_of_the_model_is_refused_in_words(served: Connection, given: Any, said: str) -> None:
+    for call in ("search(%s, 3)", "search_hybrid(%s, 'chunk', 3)"):
+        with pytest.raises(psycopg.Error, match=said):
+            served.execute(f"SELECT FROM {call}".encode(), [given])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([1.0, 2.0], "different vector dimensions 8 and 2"),
+        ([float("nan")] * 8, "NaN not allowed in vector"),
+        ("[]", "vector must have at least 1 dimension"),
+    ],
+)
+def test_the_view_refuses_in_words_too(served: Connection, given: Any, said: str) -> None:
+    cast = "vector" if isinstance(given, str) else "real[]::vector"
     with pytest.raises(psycopg.Error, match=said):
-        served.execute("SELECT FROM search(%s, 3)", [given])
+        served.execute(f"SELECT FROM live_chunks ORDER BY embedding <=> %s::{cast} LIMIT 3".encode(), [given])
+
+
+@pytest.mark.parametrize("filter", ["[]", '"team"', "null", "3"])
+def test_a_filter_that_is_no_object_is_refused_in_words(served: Connection, filter: str) -> None:
+    for call in ("search(%s, 3, filter => %s)", "search_hybrid(%s, 'chunk', 3, filter => %s)"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue, match=r"the filter is of type \w+, not an object"):
+            served.execute(f"SELECT FROM {call}".encode(), [LIST, filter])
 
 
 @pytest.mark.parametrize("given", [LIST, literal(query())])

@@ -14,8 +14,8 @@ from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import migrations
-from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models
-from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, bind, row
+from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models, is_bound
+from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, assert_serves, bind, row, source
 
 TABLES = [
     "chunks", "dead_letters", "generations", "ledger", "lock_schema", "models", "readers", "recall", "surface",
@@ -207,6 +207,17 @@ def test_binding_a_model_back_loads_its_vectors_again(region: Connection) -> Non
     bind(region, d2=D2)
 
     assert load_generation(region, toy.name, toy.root, toy.refs, toy.read).rows_written == len(toy.all_rows())
+
+
+def test_another_address_of_the_same_model_is_recorded_and_binds_nothing_anew(region: Connection) -> None:
+    source().publish(region)
+    moved = {slot: model._replace(endpoint={"base_url": "http://127.0.0.1:1/v1"}) for slot, model in MODELS.items()}
+
+    ensure_models(region, moved, "v1")
+
+    assert region.execute("SELECT endpoint FROM live_model()").fetchone() == ({"base_url": "http://127.0.0.1:1/v1"},)
+    assert is_bound(region, MODELS)
+    assert_serves(region, source())
 
 
 def test_switching_the_live_model_is_seen_by_search_and_by_prepared_statements(

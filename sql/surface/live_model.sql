@@ -6,7 +6,7 @@ AS $$
 DECLARE
     found_model embedding_assets.live_model;
 BEGIN
-    SELECT name, dimensions, provider, slot INTO found_model FROM embedding_assets.models WHERE live;
+    SELECT name, dimensions, provider, slot, endpoint INTO found_model FROM embedding_assets.models WHERE live;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'this database has no live model yet'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Materialize pgvector_table for this region.';

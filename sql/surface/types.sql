@@ -25,6 +25,14 @@ EXCEPTION WHEN duplicate_object THEN
 END
 $$;
 
+DO $$
+BEGIN
+    ALTER TYPE embedding_assets.live_model ADD ATTRIBUTE endpoint jsonb;
+EXCEPTION WHEN duplicate_column THEN
+    NULL;
+END
+$$;
+
 COMMENT ON TYPE embedding_assets.hit IS 'A chunk that search() found.';
 COMMENT ON COLUMN embedding_assets.hit.source IS 'The source of its document.';
 COMMENT ON COLUMN embedding_assets.hit.document_id IS 'Its document, by the id that the source gives it.';
@@ -50,3 +58,5 @@ COMMENT ON COLUMN embedding_assets.live_model.name IS 'The model''s name at its 
 COMMENT ON COLUMN embedding_assets.live_model.dimensions IS 'The length of its vectors.';
 COMMENT ON COLUMN embedding_assets.live_model.provider IS 'Who computes them: local, or an endpoint as openai has it.';
 COMMENT ON COLUMN embedding_assets.live_model.slot IS 'The model version that is live: v1 or v2.';
+COMMENT ON COLUMN embedding_assets.live_model.endpoint IS
+    'How the endpoint is asked for it, without secrets: name, base_url, the variable of the key. NULL for a bundled model.';

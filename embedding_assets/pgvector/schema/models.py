@@ -1,9 +1,10 @@
 """What the slots are bound to: the models' columns, and the view of the live one."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection
@@ -16,10 +17,11 @@ from embedding_assets.snapshots.slots import SLOTS, Slot, column_of, other
 
 
 class Model(NamedTuple):
-    """What a slot is bound to; `name` and `dimensions` identify it, `provider` is told to people.
+    """What a slot is bound to; `name` and `dimensions` identify it.
 
     `halfvec` keeps 2-byte floats where 4-byte ones could be indexed as well; larger vectors are always kept so.
-    `other_names` are of the same model: it may be recorded by one of them.
+    `other_names` are of the same model: it may be recorded by one of them. `endpoint` is handed to applications, which
+    embed their questions there: no secret may be in it.
     """
 
     name: str
@@ -27,11 +29,17 @@ class Model(NamedTuple):
     provider: str
     halfvec: bool = False
     other_names: tuple[str, ...] = ()
+    endpoint: Mapping[str, Any] | None = None
 
     @property
     def recorded(self) -> "Model":
         """As the database records it."""
         return self._replace(other_names=())
+
+    @property
+    def bound(self) -> "Model":
+        """What decides whose vectors they are, and how they are kept. Runs may reach one model by several addresses."""
+        return self._replace(other_names=(), endpoint=None)
 
     @property
     def type(self) -> VectorType:
@@ -63,7 +71,9 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
     for model in models.values():
         vector_type(model.dimensions)
     with roles.with_way_out(conn, "binding the models in the region's database"):
-        if is_bound(conn, models) and bound_models(conn)[live].live:
+        found = bound_models(conn)
+        wanted = {slot: model.recorded for slot, model in models.items()}
+        if {slot: bound.model for slot, bound in found.items()} == wanted and found[live].live:
             return
         short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
         failpoint(Failpoint.MODELS_BOUND)
@@ -72,15 +82,19 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
 def bound_models(conn: Connection) -> dict[Slot, BoundModel]:
     """The slots' models as recorded, by slot; empty before the first load."""
     rows = conn.execute(
-        "SELECT slot, live, ef_search, name, dimensions, provider, halfvec FROM embedding_assets.models ORDER BY slot"
+        "SELECT slot, live, ef_search, name, dimensions, provider, halfvec, endpoint "
+        "FROM embedding_assets.models ORDER BY slot"
     )
-    return {slot: BoundModel(slot, Model(*model), live, ef_search) for slot, live, ef_search, *model in rows}
+    return {
+        slot: BoundModel(slot, Model(name, dimensions, provider, halfvec, endpoint=endpoint), live, ef_search)
+        for slot, live, ef_search, name, dimensions, provider, halfvec, endpoint in rows
+    }
 
 
 def is_bound(conn: Connection, models: Mapping[Slot, Model]) -> bool:
     """Whether the slots are bound to these models, whichever is live; asks only."""
-    recorded = {slot: bound.model for slot, bound in bound_models(conn).items()}
-    return recorded == {slot: model.recorded for slot, model in models.items()}
+    recorded = {slot: bound.model.bound for slot, bound in bound_models(conn).items()}
+    return recorded == {slot: model.bound for slot, model in models.items()}
 
 
 def live_slot(conn: Connection) -> Slot | None:
@@ -122,13 +136,20 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
             _renew_column(conn, slot, model)
         conn.execute(
             """
-            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, live)
-            VALUES (%s, %s, %s, %s, %s, false)
+            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, endpoint, live)
+            VALUES (%s, %s, %s, %s, %s, %s, false)
             ON CONFLICT (slot) DO UPDATE
             SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider,
-                halfvec = excluded.halfvec
+                halfvec = excluded.halfvec, endpoint = excluded.endpoint
             """,
-            [slot, model.name, model.dimensions, model.provider, model.halfvec],
+            [
+                slot,
+                model.name,
+                model.dimensions,
+                model.provider,
+                model.halfvec,
+                None if model.endpoint is None else Jsonb(dict(model.endpoint)),
+            ],
         )
     if published and not (live in recorded and recorded[live].live):
         _refuse_unfilled(conn, live)
