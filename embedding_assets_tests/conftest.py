@@ -30,7 +30,7 @@ _numbers = itertools.count(1)
 def quick_measurement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where recall is not what the tests are about, a few queries measure it."""
     if request.module.__name__.rpartition(".")[2] not in ("test_filters", "test_index", "test_recall"):
-        monkeypatch.setattr(recall, "_SAMPLES", 5)
+        monkeypatch.setattr(recall, "QUESTIONS", 5)
 
 
 @pytest.fixture(scope="session")

@@ -575,10 +575,13 @@ def found_less(monkeypatch: pytest.MonkeyPatch, *slots: str) -> None:
     """Have the index of these model versions measured as one that finds nine of ten."""
     measure = recall.measure_recall
 
-    def measured(conn: Connection, generation: Generation, slot: Slot) -> tuple[Measured, ...]:
-        if slot not in slots:
-            return measure(conn, generation, slot)
-        return tuple(Measured(ef_search, 0.9, 1.0, 2.0) for ef_search in recall.EF_SEARCH)
+    def measured(
+        conn: Connection, generation: Generation, slot: Slot, target: float
+    ) -> tuple[int, tuple[Measured, ...]]:
+        vectors, curve = measure(conn, generation, slot, target)
+        if slot in slots:
+            curve = tuple(Measured(ef_search, 0.9, 1.0, 2.0) for ef_search in recall.EF_SEARCH)
+        return vectors, curve
 
     monkeypatch.setattr(recall, "measure_recall", measured)
 
@@ -600,7 +603,7 @@ def test_a_live_index_below_the_target_is_served_and_said_to_be_degraded_until_a
         result = region_run(box, instance)
         again = region_run(box, instance)
 
-    sentence = "index v1 has recall@10 0.900 at ef_search 400, the target is 0.98. Cure: raise the model's hnsw.m or "
+    sentence = "index v1 has recall@10 0.900 at ef_search 1000, the target is 0.98. Cure: raise the model's hnsw.m or "
     assert (result.success, again.success) == (True, True)
     assert len(box.rows(PRIMARY)) == documents
     (verdict,) = [each for each in result.get_asset_check_evaluations() if each.check_name == "recall_at_10"]

@@ -66,7 +66,7 @@ def run(dsn: str, toy: Toy, failpoint: str | None) -> None:
     """The whole way, in a process of its own."""
     if failpoint is not None:
         os.environ[VARIABLE] = failpoint
-    recall._SAMPLES = 5  # type: ignore[misc]
+    recall.QUESTIONS = 5  # type: ignore[misc]
     with connect(dsn) as conn:
         toy.publish_to(conn)
 

@@ -69,8 +69,10 @@ def test_a_loaded_generation_gets_a_key_and_a_measured_index_for_each_model(regi
         assert report.built is not None
         assert report.built.seconds > 0
         asked = [point.ef_search for point in report.curve]
-        assert asked == [10, 20, 40, 80, 120, 200, 400][: len(asked)]
-        assert [point.recall for point in report.curve].index(1.0) == len(asked) - 1, "nothing is asked that can't help"
+        assert asked == [10, 20, 40, 80, 120, 200, 400, 600, 1000][: len(asked)]
+        assert [point.recall >= TARGET_RECALL for point in report.curve].index(True) == len(asked) - 1, (
+            "or asked in vain"
+        )
         assert all(0 < point.p50_ms <= point.p95_ms for point in report.curve)
         assert report.recall is not None
         assert report.recall >= TARGET_RECALL

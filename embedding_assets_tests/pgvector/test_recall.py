@@ -9,18 +9,26 @@ from hypothesis import strategies as st
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes import exact, measurement, recall
-from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.index import IndexReport, build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured
-from embedding_assets.pgvector.indexes.recall import smallest_ef_search
+from embedding_assets.pgvector.indexes.recall import QUESTIONS, smallest_ef_search
+from embedding_assets.pgvector.indexes.sequential import shows_less_than
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.options import TARGET_RECALL, Hnsw
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
 
-curves = st.lists(st.floats(0, 1), min_size=1, max_size=7).map(
-    lambda recalls: [Measured(ef, found, 1.0, 2.0) for ef, found in zip(recall.EF_SEARCH, recalls, strict=False)]
+points = st.tuples(st.floats(0, 1), st.sampled_from([7, QUESTIONS]))
+curves = st.lists(points, min_size=1, max_size=9).map(
+    lambda found: [
+        Measured(ef_search, share, 1.0, 2.0, questions)
+        for ef_search, (share, questions) in zip(
+            recall.EF_SEARCH, [*found[:-1], (found[-1][0], QUESTIONS)], strict=False
+        )
+    ]
 )
+"""As they are measured: the last one has all the questions."""
 
 
 @given(curves, st.floats(0, 1))
@@ -29,23 +37,70 @@ def test_the_ef_search_chosen_is_the_smallest_that_reaches_the_target_or_else_th
 ) -> None:
     chosen = next(point for point in curve if point.ef_search == smallest_ef_search(curve, target))
 
-    assert all(point.recall < target for point in curve if point.ef_search < chosen.ef_search)
+    whole = [point for point in curve if point.questions == QUESTIONS]
+    assert all(point.recall < target for point in whole if point.ef_search < chosen.ef_search)
     assert chosen.recall >= target or chosen == curve[-1]
 
 
-@pytest.mark.slow
-def test_another_target_takes_another_ef_search_from_the_curve_that_was_measured(region: Connection) -> None:
+@given(curves, st.floats(0, 1))
+def test_a_curve_answers_for_a_target_unless_more_questions_could_choose_another_ef_search(
+    curve: list[Measured], target: float
+) -> None:
+    could_do = [point for point in curve if point.questions < QUESTIONS and point.recall >= target]
+    reached = [point for point in curve if point.questions == QUESTIONS and point.recall >= target]
+
+    assert recall.answers(curve, target) == (not could_do and bool(reached or len(curve) == len(recall.EF_SEARCH)))
+
+
+@pytest.mark.parametrize(("target", "mean"), [(0.98, 0.98), (0.98, 0.99), (0.9, 0.9), (0.5, 0.6)])
+def test_an_index_that_reaches_the_target_is_left_early_once_in_twenty_times_at_most(
+    target: float, mean: float
+) -> None:
+    rng = np.random.default_rng(20)
+
+    assert sum(asked_until_left(rng, target, mean) < QUESTIONS for _ in range(400)) <= 20
+
+
+@pytest.mark.parametrize(("mean", "most"), [(0.6, 3), (0.9, 10), (0.95, 30)])
+def test_a_few_questions_show_an_index_that_is_far_below_the_target(mean: float, most: int) -> None:
+    rng = np.random.default_rng(20)
+
+    assert np.mean([asked_until_left(rng, 0.98, mean) for _ in range(200)]) <= most
+
+
+def asked_until_left(rng: np.random.Generator, target: float, mean: float) -> int:
+    """Questions asked of an index that finds this share of ten neighbours; all of them where it was not left."""
+    shares = list(rng.binomial(10, mean, QUESTIONS) / 10)
+    return next((n for n in range(1, QUESTIONS) if shows_less_than(target, shares[:n])), QUESTIONS)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=50))
+def test_a_target_of_everything_is_missed_by_one_neighbour(shares: list[float]) -> None:
+    assert shows_less_than(1, shares) == (min(shares) < 1)
+
+
+def test_another_target_measures_again_only_what_the_curve_does_not_tell(region: Connection) -> None:
     bind(region, d1=64)
-    toy = Toy(rows=500, d1=64)
+    toy = Toy(rows=300, d1=64)
     load_generation(region, toy.name, toy.root, toy.refs, toy.read)
-    low = build_indexes(region, toy.name, toy.root, target_recall=0.5)["v1"]
 
-    high = build_indexes(region, toy.name, toy.root, target_recall=0.999)["v1"]
+    def measured(target: float) -> IndexReport:
+        report = build_indexes(region, toy.name, toy.root, target_recall=target)["v1"]
+        stored = region.execute("SELECT ef_search FROM embedding_assets.recall WHERE slot = 'v1'").fetchone()
+        assert stored == (report.ef_search,)
+        return report
 
-    assert high.curve == low.curve, "nothing was measured again"
-    assert low.ef_search == 10 < high.ef_search
-    stored = region.execute("SELECT ef_search FROM embedding_assets.recall WHERE slot = 'v1'").fetchone()
-    assert stored == (high.ef_search,)
+    low = measured(0.5)
+    assert low.ef_search == 10
+
+    high = measured(0.999)
+    assert high.ef_search > 10, "a target that the curve does not reach"
+    assert high.curve[0].questions < QUESTIONS, "or the test shows nothing"
+
+    back = measured(high.curve[-1].recall)
+    assert (back.curve, back.ef_search) == (high.curve, high.ef_search), "nothing was measured again"
+
+    assert measured(0.5).ef_search == 10, "one that was left early might do now"
 
 
 def test_a_measurement_belongs_to_the_index_that_was_measured(region: Connection) -> None:
@@ -135,7 +190,9 @@ def test_the_exact_neighbours_are_those_that_postgres_finds_and_as_far(
     region.execute("UPDATE embedding_assets.generation_1 SET embedding_v1 = NULL WHERE ordinal = 1")
     queries = np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)
 
-    found = exact.nearest(region, generation, "v1", queries, 10)
+    vectors, found = exact.nearest(region, generation, "v1", queries, 10)
+
+    assert region.execute("SELECT count(embedding_v1) FROM embedding_assets.generation_1").fetchone() == (vectors,)
 
     for query, neighbours in zip(queries, found, strict=True):
         wanted = region.execute(

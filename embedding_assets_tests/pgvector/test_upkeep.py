@@ -288,7 +288,7 @@ def test_an_index_that_changes_have_worn_below_the_target_is_rebuilt(hard: Conne
     change_rows(hard, 100)
     (finding,) = found(hard)
     assert finding.cure == "reindex"
-    assert "at ef_search 400, the target is 0.98" in finding.what
+    assert "at ef_search 1000, the target is 0.98" in finding.what
 
     (did,) = mend(hard)
 

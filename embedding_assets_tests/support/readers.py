@@ -242,7 +242,7 @@ def _killed(dsn: str, library: Library, way: str, failpoint: str) -> None:
 
 def _run(dsn: str, library: Library, way: str, failpoint: str) -> None:
     os.environ[VARIABLE] = failpoint
-    recall._SAMPLES = 5  # type: ignore[misc]
+    recall.QUESTIONS = 5  # type: ignore[misc]
     with connect(dsn) as conn:
         getattr(library, way)(conn)
 

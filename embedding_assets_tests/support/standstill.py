@@ -59,7 +59,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
 
 def main(dsn: str, operation: str, milliseconds: int) -> None:
     locks.STANDSTILL_MS = milliseconds  # type: ignore[misc]
-    recall._SAMPLES = 5  # type: ignore[misc]
+    recall.QUESTIONS = 5  # type: ignore[misc]
     executed = stop_after = 0
     execute = psycopg.Cursor.execute
 

@@ -30,8 +30,8 @@ class Neighbour(NamedTuple):
 
 def nearest(
     conn: Connection, generation: Generation, slot: Slot, queries: npt.NDArray[np.float32], count: int
-) -> list[list[Neighbour]]:
-    """The `count` nearest chunks of each query ((n, d) float32), nearest first, by the stored vectors of a slot.
+) -> tuple[int, list[list[Neighbour]]]:
+    """How many vectors a slot has, and of these the `count` nearest to each query ((n, d) float32), nearest first.
 
     Distances are pgvector's to within 1e-6. Reads the table once; takes some 50 MB, whatever its size.
     """
@@ -42,8 +42,10 @@ def nearest(
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
     ids = np.zeros((len(queries), 0), "V16")
     distances = np.zeros((len(queries), 0), np.float32)
+    vectors_read = 0
     for rows in _blocks(conn, generation, slot, stored, dimensions):
         vectors = rows["vector"].astype(np.float32)
+        vectors_read += len(vectors)
         with np.errstate(
             divide="ignore", invalid="ignore"
         ):  # a vector of zeros has no distance: it is nobody's nearest
@@ -55,7 +57,7 @@ def nearest(
         distances = np.concatenate((distances, np.take_along_axis(found, places, axis=1)), axis=1)
         order = np.argsort(distances, axis=1, kind="stable")[:, :count]
         ids, distances = np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
-    return [
+    return vectors_read, [
         [Neighbour(UUID(bytes=bytes(chunk_id)), float(distance)) for chunk_id, distance in zip(*one, strict=True)]
         for one in zip(ids, distances, strict=True)
     ]

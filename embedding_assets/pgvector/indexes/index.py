@@ -25,7 +25,7 @@ from embedding_assets.pgvector.indexes.hnsw import (
 )
 from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured, put_to_use, stored_measurement
-from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settle_ef_search
+from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settled
 from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
 from embedding_assets.pgvector.schema.generations import Generation, column_type, find_generation
@@ -240,7 +240,7 @@ def _report(
         tell(RecallMeasured(slot, stored.recall, stored.ef_search, size))
         failpoint(Failpoint.RECALL_MEASURED)
     else:
-        stored = settle_ef_search(conn, generation, slot, known, target)
+        stored = settled(conn, generation, slot, known, target)
     return IndexReport(
         slot=slot,
         name=name,

@@ -9,12 +9,16 @@ from embedding_assets.snapshots.slots import Slot
 
 
 class Measured(NamedTuple):
-    """One point of a recall curve: recall@10 against exact search, and a query's latency as the client sees it."""
+    """One point of a recall curve: recall@10 against exact search, and a query's latency as the client sees it.
+
+    Of fewer questions than the curve's others have where they showed already that the recall is below the target.
+    """
 
     ef_search: int
     recall: float
     p50_ms: float
     p95_ms: float
+    questions: int = 100  # as all had that were stored before it was told
 
 
 class Measurement(NamedTuple):

@@ -20,7 +20,7 @@ from embedding_assets.pgvector.indexes.hnsw import (
 )
 from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, reindex
 from embedding_assets.pgvector.indexes.measurement import Measurement, put_to_use, shortfall, stored_measurement
-from embedding_assets.pgvector.indexes.recall import index_bytes, measure
+from embedding_assets.pgvector.indexes.recall import answers, index_bytes, measure
 from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
@@ -43,8 +43,7 @@ SMALL_INDEX: Final = 8 << 20
 """Bytes below which bloat is nobody's trouble, and whole pages for a few vectors look like it."""
 
 CHANGED_SHARE: Final = 0.05
-"""Of the rows, changed since recall was measured, after which it is measured again. Measuring reads the table a hundred
-times."""
+"""Of the rows, changed since recall was measured, after which it is measured again. Measuring reads the table once."""
 
 PATIENCE_SECONDS: Final = 10.0
 """For a load: upkeep's turn comes again."""
@@ -197,6 +196,7 @@ def _index_state(conn: Connection, generation: Generation, slot: Slot, live_rows
         measurement = stored_measurement(conn, generation, slot)
         if (
             measurement is None
+            or not answers(measurement.curve, target)
             or generation.rows_changed - measurement.changes_at_measurement > CHANGED_SHARE * live_rows
         ):
             measurement = measure(conn, generation, slot, target)
