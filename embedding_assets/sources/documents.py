@@ -32,6 +32,8 @@ class Document:
     """32 bytes: SHA-256 over the text's length in UTF-8 bytes (8 bytes, big-endian), the text, and the metadata."""
     position: int | None = field(default=None, compare=False)
     """The line it stands on in its input file, from 1; None where it is the whole file."""
+    line_hash: bytes | None = field(default=None, compare=False)
+    """16 bytes, of that line as it is in the file: the next look knows it by them."""
 
 
 def reject(
@@ -73,6 +75,7 @@ def validate(
     document_id: str,
     text: str,
     metadata: Mapping[str, object],
+    line_hash: bytes | None = None,
 ) -> Document | RejectedDocument:
     """The document, with its text normalised and hashed; or why it cannot be one."""
     wrong_id = id_problem(document_id)
@@ -100,7 +103,7 @@ def validate(
     content_hash = hashlib.sha256(len(encoded).to_bytes(8, "big"))
     content_hash.update(encoded)
     content_hash.update(metadata_json.encode())
-    return Document(source, document_id, text, metadata_json, content_hash.digest(), position)
+    return Document(source, document_id, text, metadata_json, content_hash.digest(), position, line_hash)
 
 
 def id_problem(document_id: str) -> tuple[DocumentErrorClass, str] | None:

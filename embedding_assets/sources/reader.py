@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.documents import Document, unreadable
-from embedding_assets.sources.formats import Format
+from embedding_assets.sources.formats import Format, Kept, nothing_kept
 from embedding_assets.sources.formats.jsonl import Jsonl
 from embedding_assets.sources.formats.text import Text
 from embedding_assets.sources.options import FilesOptions, JsonlOptions
@@ -31,13 +31,17 @@ class Reader:
         """As the place's `list_items`."""
         return self.place.list_items(self.source)
 
-    def read_item(self, item: Item) -> Iterator[Document | RejectedDocument]:
+    def read_item(self, item: Item, kept: Kept = nothing_kept) -> Iterator[Document | RejectedDocument]:
         """As the format's `documents`; an item that cannot be read is rejected."""
         try:
             with item.open() as stream:
-                yield from self.format.documents(self.source, item.name, item.size, stream)
+                yield from self.format.documents(self.source, item.name, item.size, stream, kept)
         except OSError as error:
             yield unreadable(error, source=self.source, item=item.name)
+
+    def read_anew(self, item: Item, kept: Kept) -> Iterator[Document | RejectedDocument]:
+        """The same, whatever may be kept."""
+        return self.read_item(item, nothing_kept)
 
 
 def open_reader(name: str, options: FilesOptions | JsonlOptions) -> Reader:

@@ -171,8 +171,10 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, tell:
             continue
         listed += 1
         catalog.list_item(item.name)
-        if again is None or item.name in again or not catalog.unchanged(item.name, item.mark):
-            catalog.replace(item.name, item.mark if item.settled else None, reader.read_item(item))
+        asked_for = again is None or item.name in again
+        if asked_for or not catalog.unchanged(item.name, item.mark):
+            mark = item.mark if item.settled else None
+            catalog.replace(item.name, mark, partial(reader.read_anew if asked_for else reader.read_item, item))
             read += 1
             tell(ItemRead(read))
     catalog.end_listing()

@@ -1,6 +1,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.sources.catalog import Catalog, Known, Row, open_catalog
 from embedding_assets.sources.documents import Document, reject, validate
+from embedding_assets.sources.formats import Kept
 
 MARK = "a mark"
 
@@ -29,12 +31,16 @@ def refused(item: str, why: str = "empty") -> RejectedDocument:
     return reject("unreadable" if why == "unreadable" else "empty-text", why, source="handbook", item=item)
 
 
+def holding(things: list[Document | RejectedDocument], kept: Kept) -> list[Document | RejectedDocument]:
+    return things
+
+
 def look(catalog: Catalog, *found: tuple[str, list[Document | RejectedDocument]], mark: str | None = MARK) -> None:
     """A look at items with these things in them."""
     catalog.begin_listing()
     for name, things in found:
         catalog.list_item(name)
-        catalog.replace(name, mark, things)
+        catalog.replace(name, mark, partial(holding, things))
     catalog.end_listing()
 
 
@@ -89,7 +95,7 @@ def test_a_look_that_breaks_off_within_an_item_leaves_what_was_known_of_it(catal
         raise OSError
 
     with pytest.raises(OSError):  # noqa: PT011
-        catalog.replace("a", "another mark", half())
+        catalog.replace("a", "another mark", lambda kept: half())
 
     assert texts(catalog) == {"a": "old"}
     assert catalog.unchanged("a", MARK)
@@ -100,7 +106,7 @@ def test_what_the_listing_refused_is_noted_once_however_often_it_is_listed(catal
     for _ in range(3):
         catalog.begin_listing()
         catalog.list_item("é.md")
-        catalog.replace("é.md", MARK, [document("é.md", "text")])
+        catalog.replace("é.md", MARK, lambda kept: [document("é.md", "text")])
         catalog.refuse(refused("é.md", "a twin"))
         catalog.end_listing()
 

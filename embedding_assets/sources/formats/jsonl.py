@@ -1,5 +1,6 @@
 """JSON lines, one document a line; `.gz` items are unpacked on the way."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any, BinaryIO, ClassVar, Final, NoReturn
 
 from embedding_assets.snapshots.rejections import DocumentErrorClass, RejectedDocument
 from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, reject, unreadable, validate
+from embedding_assets.sources.formats import Kept, nothing_kept
 from embedding_assets.sources.formats.lines import MAX_UNPACKED, UnpacksTooFarError, UnreadableError, lines
 from embedding_assets.sources.jsonb import MAX_DIGITS
 
@@ -37,9 +39,12 @@ class Jsonl:
         return f"jsonl-2 {json.dumps([self.id, self.text, sorted(self.metadata)])}"
 
     def documents(
-        self, source: str, item: str, size: int | None, stream: BinaryIO
+        self, source: str, item: str, size: int | None, stream: BinaryIO, kept: Kept = nothing_kept
     ) -> Iterator[Document | RejectedDocument]:
-        """Each line's document, or why there is none; blank lines are passed over. Holds one line at a time."""
+        """Each line's document, or why there is none; blank lines are passed over. Holds one line at a time.
+
+        A line that was rejected is read again, for its reason has its place.
+        """
         position = 0
         try:
             for position, line in lines(stream, packed=item.lower().endswith(".gz"), longest=MAX_LINE_BYTES):
@@ -47,7 +52,11 @@ class Jsonl:
                     reason = f"the line has over {MAX_LINE_BYTES:,} bytes"
                     yield reject("too-large", reason, source=source, item=item, position=position)
                     continue
-                read = self._document(source, item, position, line)
+                # SHA-256 is the machine's own instruction; half of it tells lines apart as well.
+                line_hash = hashlib.sha256(line).digest()[:16]
+                if kept(line_hash, position):
+                    continue
+                read = self._document(source, item, position, line, line_hash)
                 if read is not None:
                     yield read
         except UnpacksTooFarError:
@@ -57,7 +66,9 @@ class Jsonl:
             # The lines before stand. Where bytes were turned over, some may hold nonsense: gzip's checksum comes last.
             yield unreadable(error, source=source, item=item, position=position + 1)
 
-    def _document(self, source: str, item: str, position: int, line: bytes) -> Document | RejectedDocument | None:
+    def _document(
+        self, source: str, item: str, position: int, line: bytes, line_hash: bytes
+    ) -> Document | RejectedDocument | None:
         def refused(error_class: DocumentErrorClass, reason: str, document_id: str | None = None) -> RejectedDocument:
             return reject(
                 error_class,
@@ -93,6 +104,7 @@ class Jsonl:
             document_id=document_id,
             text=text,
             metadata={name: record[name] for name in self.metadata if name in record},
+            line_hash=line_hash,
         )
 
 

@@ -9,6 +9,7 @@ from lxml import etree
 
 from embedding_assets.snapshots.rejections import DocumentErrorClass, RejectedDocument
 from embedding_assets.sources.documents import MAX_TEXT_BYTES, Document, normalised, reject, validate
+from embedding_assets.sources.formats import Kept, nothing_kept
 from embedding_assets.sources.formats.charsets import page_charset
 from embedding_assets.sources.formats.html import MAX_HTML_BYTES, BrokenHtmlError, html_to_text
 from embedding_assets.sources.formats.titles import MAX_TITLE, title_of
@@ -31,7 +32,7 @@ class Text:
         return "files-3 libxml2-" + ".".join(map(str, etree.LIBXML_VERSION))
 
     def documents(
-        self, source: str, item: str, size: int | None, stream: BinaryIO
+        self, source: str, item: str, size: int | None, stream: BinaryIO, kept: Kept = nothing_kept
     ) -> Iterator[Document | RejectedDocument]:
         """The item's one document, or why there is none."""
         yield self._document(source, item, size, stream)
