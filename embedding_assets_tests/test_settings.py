@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import traceback
@@ -93,7 +94,11 @@ def test_a_file_named_relative_to_the_working_directory_resolves_against_its_own
             changed("region: us-east-1", "region: us-est-1"),
             "1: primary_region: there is no region 'us-est-1'. Cure: wri",
         ),
-        (changed("  v2:", "  v3:"), "5: models: v2 is missing. Cure: add `v2:"),
+        (
+            changed("live_model: v1", "live_model: v2").replace("  v2:", "  #"),
+            "8: live_model: slot v2 is empty. Cure: wri",
+        ),
+        (re.sub(r"models:\n.*\n.*\nlive.*\n", "models: {}\n", FIXED), "5: models: no model is bound. Cure: add `v1:"),
         (changed("  v2:", "  v3:"), "7: models.v3: is not known here. Cure: write 'v1' or 'v2'"),
         (changed("3072", "4001"), "7: models.v2.dimensions: 4001 is more than 4000, the most that pgvector's HNSW"),
         (changed("3072", "0"), "7: models.v2.dimensions: it should be greater than or equal to 1"),
@@ -188,7 +193,7 @@ sources:
         "1: primary_region: there is no region 'nowhere'",
         "5: regions.eu-west-1.store: us-east-1 has the same store",
         "6: regions.eu-west-1.colour: is not a setting",
-        "7: models: v2 is missing",
+        "9: live_model: slot v2 is empty",
         "15: sources.handbook.chunking.overlap: 200 is not less than half of max_tokens, 256",
     ]
 
@@ -269,8 +274,8 @@ def test_a_dsn_may_come_from_the_environment_when_it_is_needed(tmp_path: Path, m
 
 def test_settings_made_in_code_are_checked_like_a_file(tmp_path: Path) -> None:
     fine = default_settings(tmp_path)
-    with pytest.raises(ValidationError, match=r"models: v2 is missing\. Cure:"):
-        type(fine).model_validate({**dict(fine), "models": {"v1": fine.models["v1"]}})
+    with pytest.raises(ValidationError, match=r"live_model: slot v1 is empty\. Cure:"):
+        type(fine).model_validate({**dict(fine), "models": {"v2": fine.models["v2"]}})
     region = fine.regions["us-east-1"]
     with pytest.raises(ValidationError, match="a has the same store"):
         type(fine).model_validate({**dict(fine), "primary_region": "a", "regions": {"a": region, "b": region}})

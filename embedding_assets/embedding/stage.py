@@ -44,7 +44,7 @@ from embedding_assets.snapshots.layers import NOTHING_GONE, LayerDamaged, Rows, 
 from embedding_assets.snapshots.parts import merged, read_layers
 from embedding_assets.snapshots.rejections import ERROR_CLASSES, RejectedText
 from embedding_assets.snapshots.schemas import vectors
-from embedding_assets.snapshots.slots import asset_of
+from embedding_assets.snapshots.slots import Slot, asset_of
 from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.telemetry.events import (
@@ -126,7 +126,7 @@ def prepare_embeddings(
     if previous is not None and previous.model is not None and binding.is_recorded_as(previous.model):
         identity = previous.model  # whatever name the settings give it first now: its parts keep theirs
     if previous is not None and previous.model != identity:
-        if live:
+        if live and previous.model is not None:
             raise BindingChanged(
                 f"{asset} of source {source} holds vectors of {previous.model}, the settings now say {identity}. "
                 f"Slot {binding.slot} is live: changing it would buy everything anew while readers use it. Cure: put "
@@ -232,6 +232,21 @@ def prepare_embeddings(
         model=identity,
     )
     return draft, Bought(new, rows - new, usage, tuple(left), answering.name)
+
+
+def prepare_empty(store: Store, chunks: Snapshot, slot: Slot) -> Draft:
+    """The draft of a slot that is bound to no model: derived from these chunks, without parts."""
+    asset = asset_of(slot)
+    return prepare(
+        asset=asset,
+        source=chunks.source,
+        version=VERSION,
+        shard_bits=chunks.shard_bits,
+        parts=[],
+        counts={f"vectors_{slot}": 0, f"dead_{slot}": 0},
+        upstream=[chunks],
+        after=log.head(store, asset, chunks.source),
+    )
 
 
 class _Answering:

@@ -23,7 +23,7 @@ from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
 from embedding_assets.settings.models import ModelVersion, Settings
 from embedding_assets.snapshots.folders import private_folder
-from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets.snapshots.slots import Slot
 from embedding_assets.snapshots.stores import Store, opened
 from embedding_assets.sources.reader import Reader, open_reader
 from embedding_assets.telemetry.events import LockAwaited, Tell, unheard
@@ -106,7 +106,6 @@ class Deployment:
 
     @property
     def _models(self) -> dict[Slot, Model]:
-        bindings = {slot: self.binding(slot) for slot in SLOTS}
         return {
             slot: Model(
                 binding.model,
@@ -116,7 +115,7 @@ class Deployment:
                 (binding.name, *binding.answers_as),
                 binding.endpoint.model_dump(mode="json") if binding.endpoint else None,
             )
-            for slot, binding in bindings.items()
+            for slot, binding in self.settings.models.items()
         }
 
     def reader(self, source: str) -> Reader:
@@ -124,13 +123,17 @@ class Deployment:
         return open_reader(source, self.settings.sources[source])
 
     def binding(self, slot: Slot) -> ModelVersion:
-        """The model that a model version is bound to."""
+        """The model that a slot is bound to. Raises PermanentError where it is empty."""
+        if slot not in self.settings.models:
+            raise PermanentError(
+                f"slot {slot} is empty in these settings. Cure: bind the model that it had under models.{slot}"
+            )
         return self.settings.models[slot]
 
     @property
     def hnsw(self) -> dict[Slot, Hnsw]:
         """How each model version's index is built."""
-        return {slot: self.binding(slot).hnsw for slot in SLOTS}
+        return {slot: binding.hnsw for slot, binding in self.settings.models.items()}
 
     def build_means(self, region: str) -> Means:
         """What a build of an index may use in the region's database."""

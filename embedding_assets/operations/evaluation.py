@@ -145,7 +145,7 @@ def evaluate(
         vectors = {
             slot: embed_questions(deployment.binding(slot), [question.query for question in asked])
             for slot in SLOTS
-            if slot in models
+            if slot in models and slot in deployment.settings.models
         }
         rankings = _rankings(conn, deployment, source, asked, models, vectors, live)
     return Evaluation(

@@ -1,8 +1,18 @@
 """A replica's shards as the loader takes them: chunks and the models' vectors of the same documents, together."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from embedding_assets.pgvector.rows.shards import ReadChange, ReadShard, ShardChange, ShardRef, ShardRows
+import pyarrow as pa
+
+from embedding_assets.pgvector.rows.shards import (
+    ReadChange,
+    ReadShard,
+    ShardChange,
+    ShardRef,
+    ShardRows,
+    no_vectors,
+)
 from embedding_assets.snapshots.derivation import reaches
 from embedding_assets.snapshots.keys import part_key
 from embedding_assets.snapshots.layers import Rows
@@ -12,58 +22,87 @@ from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 
 
+class _Shard(NamedTuple):
+    """The parts of a shard; of an empty slot there is none."""
+
+    chunks: Part
+    vectors: tuple[Part | None, ...]
+
+    @property
+    def bound(self) -> list[Part]:
+        return [part for part in self.vectors if part]
+
+
+class _Layers(NamedTuple):
+    """Layers of a shard's parts, from the top down to the same edition of its documents."""
+
+    chunks: tuple[Layer, ...]
+    vectors: tuple[tuple[Layer, ...] | None, ...]
+
+
 def shard_refs(replica: Snapshot) -> list[ShardRef]:
     """The shards of a replica, each named by the keys of its parts."""
     return [
-        ShardRef(parts[0].shard, _key([part.key for part in parts]), parts[0].rows)
-        for parts in _by_shard(replica).values()
+        ShardRef(number, _key([shard.chunks.key, *(part.key for part in shard.bound)]), shard.chunks.rows)
+        for number, shard in _by_number(replica).items()
     ]
 
 
 def read_shard(store: Store, replica: Snapshot) -> ReadShard:
     """What reads a shard's rows from the region's own store, verified against the replica's hashes."""
-    parts_of = _by_shard(replica)
+    shards = _by_number(replica)
 
     def read(ref: ShardRef) -> ShardRows:
-        return _rows(store, replica.source, [part.layers for part in parts_of[ref.shard]])[0]
+        chunks, vectors = shards[ref.shard]
+        layers = _Layers(chunks.layers, tuple(part.layers if part else None for part in vectors))
+        return _rows(store, replica.source, layers)[0]
 
     return read
 
 
 def read_change(store: Store, replica: Snapshot) -> ReadChange:
     """What reads the rows that make a shard of what it was when its parts had fewer layers."""
-    parts_of = _by_shard(replica)
+    shards = _by_number(replica)
 
     def read(ref: ShardRef, key: str) -> ShardChange | None:
-        chunks, *vectors = parts_of[ref.shard]
-        reached = [reaches(chunks, part) for part in vectors]
+        chunks, vectors = shards[ref.shard]
+        reached = {part.asset: reaches(chunks, part) for part in shards[ref.shard].bound}
         for level in range(1, len(chunks.layers)):
-            if not all(level in levels for levels in reached):
+            if not all(level in levels for levels in reached.values()):
                 continue
-            below = [reach.index(level) + 1 for reach in reached]
-            then = [part.contents[n - 1] for part, n in zip(vectors, below, strict=True)]
+            below = {asset: levels.index(level) + 1 for asset, levels in reached.items()}
+            then = [part.contents[below[part.asset] - 1] for part in shards[ref.shard].bound]
             if _key([chunks.contents[level - 1], *then]) == key:
-                later = [part.layers[n:] for part, n in zip(vectors, below, strict=True)]
-                rows, (_, _, gone) = _rows(store, replica.source, [chunks.layers[level:], *later])
+                later = tuple(part.layers[below[part.asset] :] if part else None for part in vectors)
+                rows, (_, _, gone) = _rows(store, replica.source, _Layers(chunks.layers[level:], later))
                 return ShardChange(rows, gone)
         return None
 
     return read
 
 
-def _rows(store: Store, source: str, layers: Sequence[Sequence[Layer]]) -> tuple[ShardRows, Rows]:
-    """The rows of these layers of chunks and of each model's vectors; and the chunks with those that are gone."""
-    chunks, *vectors = (read_layers(store, source, some) for some in layers)
+def _rows(store: Store, source: str, layers: _Layers) -> tuple[ShardRows, Rows]:
+    """The rows of these layers; and those of the chunks alone with the ones that are gone."""
+    chunks = read_layers(store, source, layers.chunks)
     # A base of vectors has the rows of its chunks in their order, which the loader verifies.
-    in_place = all(len(some) == 1 for some in layers)
-    tables = tuple(rows.table if in_place else aligned(rows, chunks.names) for rows in vectors)
-    return ShardRows(chunks.table, tables), chunks
+    in_place = all(len(each) == 1 for each in (layers.chunks, *filter(None, layers.vectors)))
+
+    def vectors(of_slot: Sequence[Layer] | None) -> pa.Table:
+        if of_slot is None:
+            return no_vectors(chunks.table)
+        rows = read_layers(store, source, of_slot)
+        return rows.table if in_place else aligned(rows, chunks.names)
+
+    return ShardRows(chunks.table, tuple(map(vectors, layers.vectors))), chunks
 
 
 def _key(parts: Sequence[str]) -> str:
     return part_key("shard", "1", parts)
 
 
-def _by_shard(replica: Snapshot) -> Mapping[int, tuple[Part, ...]]:
-    vectors = [{part.inputs[0]: part for part in replica.parts_of(asset)} for asset in VECTORS]
-    return {part.shard: (part, *(of[part.key] for of in vectors)) for part in replica.parts_of(CHUNKS)}
+def _by_number(replica: Snapshot) -> Mapping[int, _Shard]:
+    of_chunks = [{part.inputs[0]: part for part in replica.parts_of(asset)} for asset in VECTORS]
+    return {
+        part.shard: _Shard(part, tuple(of[part.key] if of else None for of in of_chunks))
+        for part in replica.parts_of(CHUNKS)
+    }

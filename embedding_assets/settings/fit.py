@@ -33,9 +33,14 @@ class Misfit(NamedTuple):
 def misfits(given: Mapping[str, Any]) -> Iterator[Misfit]:
     """Parts of the settings that do not fit together; looks at invalid settings too, so that all are found at once."""
     regions, models = shallow(given.get("regions")), shallow(given.get("models"))
+    live = given.get("live_model")
+    if not models and isinstance(given.get("models"), dict):
+        cure = f"add `{SLOTS[0]}: {{provider: …, name: …, dimensions: …}}`"
+        yield Misfit(("models",), "no model is bound", cure)
+    elif models and live in SLOTS and live not in models:
+        cure = f"write {one_of(models, live)}, or bind a model to {live}"
+        yield Misfit(("live_model",), f"slot {live} is empty", cure)
     for slot in SLOTS:
-        if "models" in given and slot not in models:
-            yield Misfit(("models",), f"{slot} is missing", f"add `{slot}: {{provider: …, name: …, dimensions: …}}`")
         model = shallow(models.get(slot))
         dimensions, key_env = model.get("dimensions"), model.get("api_key_env")
         # More would fail only after everything was bought and loaded.

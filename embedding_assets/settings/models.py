@@ -103,7 +103,9 @@ class Settings(TableOptions):
     primary_region: Name
     regions: dict[Name, Region] = Field(min_length=1)
     models: dict[Slot, ModelVersion]
+    """By slot; one that is not here is empty."""
     live_model: Slot
+    """The slot that a region's search begins with; where one is bound it need not be said."""
     run_budget: RunBudget = RunBudget()
     sources: dict[Name, Source] = Field(min_length=1)
 
@@ -116,7 +118,9 @@ class Settings(TableOptions):
             slot: {**model, "slot": slot} if isinstance(model, dict) and slot in SLOTS else model
             for slot, model in given["models"].items()
         }
-        return {**given, "models": models}
+        bound = [slot for slot in SLOTS if slot in models]
+        live = {"live_model": [*bound, *SLOTS][0]} if len(bound) < 2 else {}
+        return {**live, **given, "models": models}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Settings":

@@ -13,6 +13,7 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
+from embedding_assets.pgvector.rows.vector_types import EMPTY
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models, is_bound
 from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, assert_serves, bind, row, source
@@ -239,9 +240,17 @@ def test_switching_the_live_model_is_seen_by_search_and_by_prepared_statements(
         assert reader.execute(statement, prepare=True).fetchone() == (8,)
 
 
-def test_models_must_fill_both_slots(region: Connection) -> None:
-    with pytest.raises(PermanentError, match="exactly the slots v1, v2"):
-        ensure_models(region, {"v1": MODELS["v1"]}, "v1")
+def test_the_live_slot_must_be_bound(region: Connection) -> None:
+    with pytest.raises(PermanentError, match=r"the models bound are v1, the live one is v2\. Cure: bind"):
+        ensure_models(region, {"v1": MODELS["v1"]}, "v2")
+
+
+def test_an_empty_slot_has_a_column_and_no_model(database: str) -> None:
+    with connect(database) as conn:
+        ensure_models(conn, {"v2": MODELS["v2"]}, "v2")
+
+        assert set(bound_models(conn)) == {"v2"}
+        assert bound_types(conn) == (EMPTY, MODELS["v2"].type)
 
 
 def test_a_database_that_is_not_there_is_no_reason_to_retry(

@@ -70,7 +70,7 @@ class Sandbox:
             "primary_region": PRIMARY,
             "regions": {region: {"store": self._store(region), "database": self.dsns[region]} for region in self.dsns},
             "models": self.models,
-            "live_model": "v1",
+            **({"live_model": "v1"} if len(self.models) > 1 else {}),
             "sources": {SOURCE: {"kind": "files", "path": str(self.docs), "include": ["**/*.md"]}, **self.sources},
             **self.more,
         }

@@ -18,7 +18,7 @@ def build_assets(settings: Settings) -> list[dg.AssetsDefinition]:
     return [
         raw_docs.build(sources),
         chunks.build(sources),
-        *(embeddings.build(slot, settings.models[slot].provider, sources) for slot in SLOTS),
+        *(embeddings.build(slot, settings.models.get(slot), sources) for slot in SLOTS),
         s3_replica.build(regions),
         pgvector_table.build(regions),
         hnsw_index.build(regions),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from embedding_assets.embedding.engine.engine import Budget
 from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings
+from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings, prepare_empty
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import heal, heal_head
@@ -43,25 +43,28 @@ _LEAST_POINTS: Final = 5  # seconds of a run, about: a shorter one has no course
 _LEAST_VECTORS: Final = 3  # fewer have no two principal directions
 
 
-def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
-    """`embeddings_v1` or `embeddings_v2`, one partition a source."""
+def build(slot: Slot, bound: Binding | None, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
+    """`embeddings_v1` or `embeddings_v2`, one partition a source; `bound` is None where the slot is empty."""
     asset = asset_of(slot)
+    specs = [
+        inline.spec(asset, "normalization", "Every vector is finite and of unit length.", partitions),
+        inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter.", partitions),
+        inline.spec(
+            asset,
+            "nothing_rejected",
+            "No chunk is a dead letter; fails above the share that the source's settings allow.",
+            partitions,
+            blocking=False,
+        ),
+    ]
+    if bound is None:
+        return _empty(slot, partitions, specs)
 
     @snapshot_asset(
         asset,
         partitions,
-        {"openai" if provider == "openai" else "python", "parquet"},
-        [
-            inline.spec(asset, "normalization", "Every vector is finite and of unit length.", partitions),
-            inline.spec(asset, "completeness", "Every chunk has a vector or a dead letter.", partitions),
-            inline.spec(
-                asset,
-                "nothing_rejected",
-                "No chunk is a dead letter; fails above the share that the source's settings allow.",
-                partitions,
-                blocking=False,
-            ),
-        ],
+        {"openai" if bound.provider == "openai" else "python", "parquet"},
+        specs,
         # Slots of this pool divide the provider's quota between runs.
         pool="embedding-api",
         description=f"Unit vectors of every chunk by model {slot}; only texts without a stored vector are sent.",
@@ -117,6 +120,32 @@ def build(slot: Slot, provider: str, partitions: dg.PartitionsDefinition[str]) -
             found = _metadata(context, snapshot, binding, bought, watch.seconds)
             found |= _pictures(context.log, deployment, snapshot, binding, pace, lengths)
         yield handed_on(snapshot, found, checks)
+
+    return embeddings
+
+
+def _empty(
+    slot: Slot, partitions: dg.PartitionsDefinition[str], specs: Sequence[dg.AssetCheckSpec]
+) -> dg.AssetsDefinition:
+    """The asset of a slot that is bound to no model: its snapshots have no parts, and nothing is sent or stored."""
+
+    @snapshot_asset(
+        asset_of(slot), partitions, set(), specs, description=f"Slot {slot} is empty: no model is bound to it."
+    )
+    def embeddings(
+        context: dg.AssetExecutionContext,
+        chunks: Snapshot,
+        deployment: dg.ResourceParam[Deployment],
+        telemetry: dg.ResourceParam[Telemetry],
+    ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
+        watch, store, tell = Stopwatch(), deployment.primary, telemetry.of(context)
+        with at_work(context, deployment, tell):
+            draft = prepare_empty(store, log.newest(store, chunks), slot)
+            checks = [inline.empty(spec.name, slot) for spec in specs]
+            snapshot = yield from commit(store, draft, checks, tell)
+        yield handed_on(
+            snapshot, metadata.figures(context.log, snapshot, {"model": "empty"}, seconds=watch.seconds), checks
+        )
 
     return embeddings
 

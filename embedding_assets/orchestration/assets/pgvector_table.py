@@ -35,7 +35,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         deployment: dg.ResourceParam[Deployment],
         telemetry: dg.ResourceParam[Telemetry],
     ) -> dg.MaterializeResult:
-        """The replica's rows in the table, with both models' vectors side by side. A small change is made in the table
+        """The replica's rows in the table, with the models' vectors side by side. A small change is made in the table
         that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
         region, source = region_and_source(context.partition_key)
         watch, store, tell = Stopwatch(), deployment.store(region), telemetry.of(context)

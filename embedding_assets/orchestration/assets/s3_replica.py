@@ -29,7 +29,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             inline.spec(
                 REPLICA, "parity", "The region's replica is the primary's snapshots, byte for byte.", partitions
             ),
-            inline.spec(REPLICA, "models_cover_same_chunks", "Both model versions cover the same chunks.", partitions),
+            inline.spec(REPLICA, "models_cover_same_chunks", "Every model version covers the same chunks.", partitions),
         ],
     )
     def s3_replica(
@@ -40,14 +40,17 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         deployment: dg.ResourceParam[Deployment],
         telemetry: dg.ResourceParam[Telemetry],
     ) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
-        """The parts of chunks and both models' vectors, in the region's own store; only what it lacks is copied."""
+        """The parts of chunks and the models' vectors, in the region's own store; only what it lacks is copied."""
         region, source = region_and_source(context.partition_key)
         watch, primary, store = Stopwatch(), deployment.primary, deployment.store(region)
         tell = telemetry.of(context)
         with at_work(context, deployment, tell):
             upstream = [log.newest(primary, snapshot) for snapshot in (chunks, embeddings_v1, embeddings_v2)]
             draft, parts, copied = prepare_replica(primary, store, source, upstream, partial(in_process, tell=tell))
-            checks = [inline.replica_parity(draft, upstream), inline.models_cover_same_chunks(draft)]
+            checks = [
+                inline.replica_parity(draft, upstream),
+                inline.models_cover_same_chunks(draft, deployment.settings.models),
+            ]
             snapshot = yield from commit(store, draft, checks, tell, derived_in=primary)
         seconds = watch.seconds
         found = metadata.figures(

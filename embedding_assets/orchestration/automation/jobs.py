@@ -19,7 +19,7 @@ def source_job() -> "AssetJob":
     return dg.define_asset_job(
         SOURCE_JOB,
         selection=list(SOURCE_ASSETS),
-        description="Reads a source and brings its chunks and both models' vectors in step with it.",
+        description="Reads a source and brings its chunks and the models' vectors in step with it.",
     )
 
 

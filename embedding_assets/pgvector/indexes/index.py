@@ -29,9 +29,10 @@ from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settl
 from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
 from embedding_assets.pgvector.schema.generations import Generation, column_type, find_generation
+from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
-from embedding_assets.snapshots.slots import SLOTS, Slot, column_of
+from embedding_assets.snapshots.slots import Slot, column_of
 from embedding_assets.telemetry.events import RecallMeasured, Tell, unheard
 
 _log = logging.getLogger(__name__)
@@ -83,7 +84,10 @@ def build_indexes(
         _add_primary_key(conn, generation)
         _add_digests_index(conn, generation)
         ensure_inverted_indexes(conn, generation)
-        reports = {slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, tell, means) for slot in SLOTS}
+        reports = {
+            slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, tell, means)
+            for slot in bound_models(conn)
+        }
         if generation.state == "published":
             put_to_use(conn)
         else:
@@ -106,7 +110,7 @@ def require_generation(conn: Connection, source: str, target_root: str) -> Gener
 
 def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that a generation must have, and does not have in a valid state."""
-    names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *SLOTS)]
+    names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *bound_models(conn))]
     return [name for name in names if not _is_valid(conn, name)]
 
 

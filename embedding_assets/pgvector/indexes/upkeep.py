@@ -26,7 +26,7 @@ from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
-from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets.snapshots.slots import Slot
 from embedding_assets.telemetry.events import Tell, unheard
 
 _log = logging.getLogger(__name__)
@@ -101,13 +101,14 @@ def examine(conn: Connection, source: str, target_recall: float) -> State | None
         if generation is None:
             return None
         live_rows, dead_rows = _rows(conn, generation)
+        bound = bound_models(conn)
         return State(
             generation=generation,
             live_rows=live_rows,
             dead_rows=dead_rows,
             leftovers=tuple(leftovers(conn, generation)),
-            indexes=tuple(_index_state(conn, generation, slot, live_rows, target_recall) for slot in SLOTS),
-            ef_search={slot: model.ef_search for slot, model in bound_models(conn).items()},
+            indexes=tuple(_index_state(conn, generation, slot, live_rows, target_recall) for slot in bound),
+            ef_search={slot: model.ef_search for slot, model in bound.items()},
         )
 
 

@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from embedding_assets.errors import PermanentError
+from embedding_assets.pgvector.rows.vector_types import EMPTY
+from embedding_assets.snapshots.schemas import vectors
 from embedding_assets.snapshots.slots import SLOTS
 
 _MAKE_ANEW: Final = "Cure: embedding-assets verify --repair, then embedding-assets materialize"
@@ -22,7 +24,7 @@ class ShardRef(NamedTuple):
 
 class ShardRows(NamedTuple):
     """The rows of a shard: `chunks` (CHUNKS), and the vectors of each slot (vectors(d)), in the order of SLOTS; all
-    aligned row for row by `chunk_id`."""
+    aligned row for row by `chunk_id`. An empty slot has `no_vectors`."""
 
     chunks: pa.Table
     vectors: tuple[pa.Table, ...]
@@ -51,9 +53,18 @@ def no_change_known(ref: ShardRef, key: str) -> None:
     """Of no shard can be told what made it of what it was."""
 
 
-def dimensions_of(vectors: pa.Table) -> int:
+def dimensions_of(table: pa.Table) -> int:
     """Dimensions of a `vectors(d)` table."""
-    return int(vectors.schema.field("embedding").type.byte_width) // 4
+    return int(table.schema.field("embedding").type.byte_width) // 4
+
+
+def no_vectors(chunks: pa.Table) -> pa.Table:
+    """What an empty slot has for these chunks: a NULL each, as a `vectors(d)` table of `EMPTY`'s dimensions."""
+    n, schema = chunks.num_rows, vectors(EMPTY.dimensions)
+    columns = [chunks.column("chunk_id"), chunks.column("text_hash")]
+    return pa.table(
+        [*columns, *(pa.nulls(n, schema.field(name).type) for name in ("embedding", "vector_hash"))], schema
+    )
 
 
 def check_aligned(rows: ShardRows, ref: ShardRef) -> None:
@@ -67,8 +78,8 @@ def check_aligned(rows: ShardRows, ref: ShardRef) -> None:
         )
     if pc.count_distinct(chunk_ids).as_py() != len(chunk_ids):
         raise PermanentError(f"shard {ref.shard} ({ref.key}) has a chunk twice. {_MAKE_ANEW}")
-    for slot, vectors in zip(SLOTS, rows.vectors, strict=True):
-        if not vectors.column("chunk_id").equals(chunk_ids):
+    for slot, table in zip(SLOTS, rows.vectors, strict=True):
+        if not table.column("chunk_id").equals(chunk_ids):
             raise PermanentError(
                 f"shard {ref.shard} ({ref.key}): the vectors of {slot} are not row for row those of the chunks. "
                 f"{_MAKE_ANEW}"

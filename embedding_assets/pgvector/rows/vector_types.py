@@ -1,6 +1,6 @@
 """The column types that take a model's vectors. Light: whoever only asks a database imports no Arrow with it."""
 
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.options import LARGEST_HALFVEC, LARGEST_VECTOR
@@ -12,6 +12,9 @@ class VectorType(NamedTuple):
     name: Literal["vector", "halfvec"]
     dimensions: int
 
+
+EMPTY: Final = VectorType("vector", 1)
+"""Of the column of a slot that is bound to no model: every row has NULL there, which takes a bit."""
 
 VectorTypes = tuple[VectorType, ...]
 """Of each slot, in the order of SLOTS."""

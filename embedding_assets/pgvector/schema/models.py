@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import schema_lock, short_transaction
-from embedding_assets.pgvector.rows.vector_types import VectorType, VectorTypes, vector_type
+from embedding_assets.pgvector.rows.vector_types import EMPTY, VectorType, VectorTypes, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
@@ -58,15 +58,16 @@ class BoundModel(NamedTuple):
 def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     """Have the columns of both slots, their recorded binding, and the search surface of the live one.
 
-    A slot that is not live may be bound to another model: its column is made anew, empty, and every source's next
-    generation fills it. `live` may name the other slot once every published generation has its index: that is one
-    transaction. Raises PermanentError, before anything is changed, where a model has too many dimensions, where the
-    slot that is live would be bound to another model, or where the slot to become live is not filled everywhere.
+    A slot without a model is empty: its column has NULL alone. A slot that is not live may be bound to another model,
+    or be emptied: its column is made anew, empty, and every source's next generation is loaded with it. `live` may name
+    the other slot once every published generation has its index: that is one transaction. Raises PermanentError, before
+    anything is changed, where a model has too many dimensions, where the slot that is live would be bound to another
+    model, or where the slot to become live is not filled everywhere.
     """
-    if set(models) != set(SLOTS) or live not in models:
+    if live not in models:
         raise PermanentError(
-            f"the models bound are {', '.join(sorted(models)) or 'none'}, the live one is {live}. Cure: bind exactly "
-            f"the slots {', '.join(SLOTS)} under models, and name one of them as live_model"
+            f"the models bound are {', '.join(sorted(models)) or 'none'}, the live one is {live}. Cure: bind a model "
+            f"to {live} under models, or name one that is bound as live_model"
         )
     for model in models.values():
         vector_type(model.dimensions)
@@ -105,9 +106,9 @@ def live_slot(conn: Connection) -> Slot | None:
 def bound_types(conn: Connection) -> VectorTypes:
     """The types of both slots' columns. Raises PermanentError before `ensure_models`."""
     models = bound_models(conn)
-    if set(models) != set(SLOTS):
+    if not models:
         raise PermanentError("no models are bound in this database yet. Cure: embedding-assets materialize")
-    return tuple(models[slot].model.type for slot in SLOTS)
+    return tuple(models[slot].model.type if slot in models else EMPTY for slot in SLOTS)
 
 
 def _describe(model: Model) -> str:
@@ -120,8 +121,8 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     published = [
         row[0] for row in conn.execute("SELECT id FROM embedding_assets.generations WHERE state = 'published'")
     ]
-    for slot in SLOTS:
-        model, before = models[slot], recorded.get(slot)
+    for slot, model in models.items():
+        before = recorded.get(slot)
         names = (model.name, *model.other_names)
         if before is None or before.model.name not in names or before.model.type != model.type:
             if before is not None and before.live and published:
@@ -133,7 +134,7 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
             if before is not None and before.live:  # nothing is published: nobody misses a row of the view
                 conn.execute("UPDATE embedding_assets.models SET live = false WHERE live")
                 conn.execute("SELECT embedding_assets.show_live_model()")
-            _renew_column(conn, slot, model)
+            _renew_column(conn, slot, model.type)
         conn.execute(
             """
             INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, endpoint, live)
@@ -157,9 +158,23 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
     conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
     conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
     conn.execute("SELECT embedding_assets.show_live_model()")
+    for slot in SLOTS:  # the view shows none of these any more
+        if slot not in models:
+            _empty(conn, slot)
 
 
-def _renew_column(conn: Connection, slot: Slot, model: Model) -> None:
+def _empty(conn: Connection, slot: Slot) -> None:
+    """Have a slot without a model and without vectors."""
+    bound = conn.execute("DELETE FROM embedding_assets.models WHERE slot = %s RETURNING slot", [slot]).fetchone()
+    column = conn.execute(
+        "SELECT FROM pg_attribute WHERE attrelid = 'embedding_assets.chunks'::regclass AND attname = %s",
+        [column_of(slot)],
+    ).fetchone()
+    if bound is not None or column is None:
+        _renew_column(conn, slot, EMPTY)
+
+
+def _renew_column(conn: Connection, slot: Slot, column_type: VectorType) -> None:
     """Make a slot's column anew and empty, in the catalog alone; its indexes go with it.
 
     Generations not yet published have the old column and could never be attached: they are dropped. Published ones no
@@ -173,7 +188,7 @@ def _renew_column(conn: Connection, slot: Slot, model: Model) -> None:
     conn.execute(sql.SQL("ALTER TABLE embedding_assets.chunks DROP COLUMN IF EXISTS {}").format(column))
     conn.execute(
         sql.SQL("ALTER TABLE embedding_assets.chunks ADD COLUMN {} {}({})").format(
-            column, sql.SQL(model.type.name), sql.Literal(model.type.dimensions)
+            column, sql.SQL(column_type.name), sql.Literal(column_type.dimensions)
         )
     )
 
@@ -192,6 +207,6 @@ def _refuse_unfilled(conn: Connection, slot: Slot) -> None:
     if missing:
         raise PermanentError(
             f"slot {slot} cannot become live: it has no vectors yet for source "
-            f"{', '.join(repr(source) for (source,) in missing)}. Cure: set live_model as it was, run "
-            "embedding-assets materialize, then switch"
+            f"{', '.join(repr(source) for (source,) in missing)}. Cure: set models and live_model as "
+            "they were, run embedding-assets materialize, then switch"
         )
