@@ -31,8 +31,13 @@ _LAST_SEAM: Final = re.compile(rf"(?s:.*){_SEAM}")
 def _encoding() -> "bpe_openai.Encoding":
     # Imported here: it decodes three vocabularies, a second of CPU, and where nothing changed no text is cut.
     import bpe_openai
+    from bpe_openai import registry
 
-    return bpe_openai.get_encoding("cl100k_base")
+    found = bpe_openai.get_encoding("cl100k_base")
+    # It keeps all that it decoded: 40 MB, of which the encoding has what it needs.
+    for kept in (*registry.ENCODING_CONSTRUCTORS.values(), registry._load_mergeable_ranks):
+        kept.cache_clear()
+    return found
 
 
 @cache

@@ -13,13 +13,12 @@ from functools import cache
 from typing import Final
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.providers.bundled import MODELS, Model, verified
+from embedding_assets.embedding.providers.bundled import MODELS, File, Model, verified
 from embedding_assets.embedding.providers.provider import Answer, Caps
 
 Embedder = Callable[[Sequence[str]], tuple[NDArray[np.float32], int, int]]
@@ -57,9 +56,7 @@ def _embedder(name: str) -> Embedder:
 
 def _wordllama(model: Model) -> Embedder:
     """A static model: the mean of the tokens' vectors, as `WordLlamaInference.embed` pools (no special tokens)."""
-    tokenizer = Tokenizer.from_file(str(verified(model.tokenizer)))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = _llama(model.tokenizer)
     table = load_file(verified(model.weights))["embedding.weight"][:, : model.dimensions].astype(np.float32)
 
     def embed(texts: Sequence[str]) -> tuple[NDArray[np.float32], int, int]:
@@ -76,8 +73,18 @@ def _wordllama(model: Model) -> Embedder:
     return embed
 
 
+@cache  # 25 MB, and the same for all widths of the model
+def _llama(file: File) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(verified(file)))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
 def _minilm(model: Model) -> Embedder:
     """all-MiniLM-L6-v2: the mean of the last hidden states over the text's tokens ([CLS] and [SEP] included)."""
+    import onnxruntime  # here: 14 MB and .2 s, which a static model does without
+
     tokenizer = Tokenizer.from_file(str(verified(model.tokenizer)))
     tokenizer.no_padding()  # it ships with padding and truncation to 128
     tokenizer.enable_truncation(_MINILM_WINDOW)
