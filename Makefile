@@ -7,7 +7,7 @@ export DAGSTER_HOME ?= $(EMBEDDING_ASSETS_HOME)/dagster
 # Nothing of the tools' own writing outside the project either.
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo help test test-slow lint schema ui stop clean bench
+.PHONY: demo help test test-slow lint schema ui stop clean bench bench-scale
 
 demo: .venv/installed ## real documents, searchable in two regions
 	$(BIN)/embedding-assets demo
@@ -37,6 +37,9 @@ ui: .venv/installed ## the Dagster UI on http://127.0.0.1:3000, with what the de
 
 bench: .venv/installed ## side by side with peers, which get an environment of their own
 	$(BIN)/python -m bench
+
+bench-scale: .venv/installed ## 1,000,000 chunks from files to searchable: hours; stopped, it goes on where it was
+	$(BIN)/python -m bench scale
 
 stop: ## stops the embedded Postgres
 	if [ -x $(BIN)/embedding-assets ]; then $(BIN)/embedding-assets stop; fi

@@ -1,13 +1,14 @@
 """What a change costs: from one document to a tenth of them, spread evenly, as shares of the first run's cost.
 
-A folder of 6,000 files (as in `end_to_end`: reference topics and READMEs, and variants of these), two bundled models
-(wordllama-256 and wordllama-64), two regions with a store and a database each. Each run is a process of its own, and
-follows the one before: a sentence is put into the middle of some documents, other ones each time.
+A folder of 6,000 files, and one of 20,000 (as in `end_to_end`: reference topics and READMEs, and variants of these),
+two bundled models (wordllama-256 and wordllama-64), two regions with a store and a database each. Each run is a process
+of its own, and follows the one before: a sentence is put into the middle of some documents, other ones each time.
 
 - Written: bytes of new objects in the primary region's store, its log entries among them. Copied: those in the other
   region's store.
 - CPU is the whole process's, without the server's, less that of a run on unchanged documents, which is what starting
-  Python and Dagster and looking at 6,000 files takes.
+  Python and Dagster and looking at so many files takes.
+- The picture `changes.svg` shows how these grow with the change.
 - Seconds are the whole process's, less those of the unchanged run.
 """
 
@@ -22,15 +23,18 @@ from typing import Final, NamedTuple
 
 import yaml
 
+from bench import pictures
 from bench.end_to_end import ROOT, children_cpu_seconds, clear, documents
 from bench.peers.terms import MAX_TOKENS, OVERLAP
 from embedding_assets.settings.home import home
 
-DOCUMENTS: Final = 6_000
+DOCUMENTS: Final = (6_000, 20_000)
 QUICK_DOCUMENTS: Final = 600
 SHARES: Final = (0.001, 0.003, 0.01, 0.03, 0.1)
 PRIMARY: Final = "primary"
 OTHER: Final = "other"
+PICTURE: Final = ROOT / "bench" / "changes.svg"
+DRAWN: Final = ("written %", "copied %", "CPU %")
 
 
 class Cost(NamedTuple):
@@ -112,17 +116,19 @@ def measure(count: int) -> list[dict[str, object]]:
             (folder / "documents" / f"{name}.txt").write_text(text)
         (folder / "bench.yaml").write_text(yaml.safe_dump(settings(folder)))
         first, unchanged = run(folder), run(folder)
-        rows = [row("first run", count, first, None, None), row("unchanged", 0, unchanged, first, None)]
+        rows = [row(count, "first run", count, first, None, None), row(count, "unchanged", 0, unchanged, first, None)]
         for number, changed in enumerate((1, *(max(1, round(share * count)) for share in SHARES)), start=1):
             edit(folder, number, changed, count)
-            rows.append(row(f"edit {number}", changed, run(folder), first, unchanged))
+            rows.append(row(count, f"edit {number}", changed, run(folder), first, unchanged))
             print(json.dumps(rows[-1]), file=sys.stderr)
         return rows
     finally:
         clear(folder)
 
 
-def row(what: str, changed: int, cost: Cost, first: Cost | None, unchanged: Cost | None) -> dict[str, object]:
+def row(
+    documents: int, what: str, changed: int, cost: Cost, first: Cost | None, unchanged: Cost | None
+) -> dict[str, object]:
     """A run's figures; shares are of the first run's, seconds without those of the unchanged one."""
     cpu, seconds = cost.cpu_seconds, cost.seconds
     if unchanged is not None:
@@ -133,6 +139,7 @@ def row(what: str, changed: int, cost: Cost, first: Cost | None, unchanged: Cost
         "CPU %": round(100 * cpu / first.cpu_seconds, 1),
     }  # fmt: skip
     return {
+        "documents": documents,
         "run": what,
         "documents changed": changed,
         "texts embedded": cost.texts_embedded,
@@ -144,13 +151,29 @@ def row(what: str, changed: int, cost: Cost, first: Cost | None, unchanged: Cost
     }
 
 
+def shares_of(rows: list[dict[str, object]]) -> dict[str, list[tuple[float, float]]]:
+    """What is drawn: by its name and the number of documents, (% of the documents changed, % of the first run's)."""
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for found in rows:
+        if str(found["run"]).startswith("edit"):
+            documents, changed = (float(str(found[name])) for name in ("documents", "documents changed"))
+            for what in DRAWN:
+                point = (100 * changed / documents, float(str(found[what])))
+                shares.setdefault(f"{what.removesuffix(' %')}, {documents:,.0f} documents", []).append(point)
+    return shares
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_DOCUMENTS} documents")
-    parser.add_argument("--documents", type=int, help=f"how many, {DOCUMENTS:,} if not given")
+    parser.add_argument("--documents", type=int, help=f"how many; {DOCUMENTS} if not given")
     arguments = parser.parse_args()
-    for found in measure(arguments.documents or (QUICK_DOCUMENTS if arguments.quick else DOCUMENTS)):
+    counts = (arguments.documents,) if arguments.documents else (QUICK_DOCUMENTS,) if arguments.quick else DOCUMENTS
+    rows = [found for count in counts for found in measure(count)]
+    if counts == DOCUMENTS:
+        pictures.growth(PICTURE, shares_of(rows))
+    for found in rows:
         print(json.dumps(found) if arguments.json else found)
 
 

@@ -10,10 +10,9 @@ installed distributions (those under 20,000 characters), and variants of these w
 - Whole-process seconds are a scheduled job's, from the interpreter's start to its exit; in-process seconds begin after
   the imports. CPU seconds are the whole process's, without the server's. HNSW seconds are part of the others.
 - Texts embedded are counted at the model that all share. Ours embeds equal texts once.
-- Ours does more in these seconds: it embeds with a second model (wordllama-64), builds an index for each and measures
-  its recall, keeps snapshots, runs its checks, and records everything in Dagster, whose import and event log are what
-  an unchanged run costs, whatever its size.
-- Ours keeps two indexed vector columns, and its changes go into both live indexes.
+- Ours does more in these seconds: it measures the index's recall, keeps snapshots, runs its checks, and records
+  everything in Dagster, whose import and event log are what an unchanged run costs, whatever its size.
+- The picture `end_to_end.svg` shows where each second goes: start-up is the interpreter's, until the imports are done.
 - Peers send the model 100 texts at a time, count tokens by bpe-openai, and show no progress. LlamaIndex keeps its
   document store and cache in local files.
 """
@@ -27,17 +26,20 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from pydoc_data.topics import topics
 from statistics import median
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import psycopg
 import yaml
 from psycopg import sql
 
+from bench import pictures
 from bench.peers import environment
 from bench.peers.terms import MAX_TOKENS, OVERLAP
 from embedding_assets.pgvector import embedded
@@ -51,6 +53,7 @@ LONGEST = 20_000  # characters: three READMEs of 100,000 would be a fifth of eve
 RUNS = ("first run", "unchanged", "1 % changed")
 REGION = "bench"
 OURS = "embedding-assets"
+PICTURE = ROOT / "bench" / "end_to_end.svg"
 
 
 class Contestant(NamedTuple):
@@ -69,6 +72,8 @@ class Figures(NamedTuple):
     index_seconds: float  # of these, for building HNSW indexes
     texts_embedded: int  # by the model that all have
     rows: int  # in the table afterwards
+    stages: Mapping[str, float] = MappingProxyType({})
+    """Where the whole process's seconds go, in the order of the flow."""
 
     def ratios(self, base: "Figures") -> tuple[float, float]:
         """Whole-process and in-process seconds as multiples of another's."""
@@ -79,11 +84,16 @@ Round = dict[tuple[str, str], Figures]
 """By run and contestant."""
 
 
-def documents(count: int) -> dict[str, str]:
-    """Texts by id; from the second use of a text on, its paragraphs are numbered (so they are new) and shuffled."""
+def real_texts() -> list[str]:
+    """Python's reference topics and the READMEs of installed distributions, in an order that is always the same."""
     readmes = (package.metadata.json.get("description") for package in metadata.distributions())
     found = {text.strip() for text in (*topics.values(), *readmes) if isinstance(text, str) and len(text) < LONGEST}
-    texts = sorted(found - {""})
+    return sorted(found - {""})
+
+
+def documents(count: int) -> dict[str, str]:
+    """Texts by id; from the second use of a text on, its paragraphs are numbered (so they are new) and shuffled."""
+    texts = real_texts()
     made: dict[str, str] = {}
     for number in range(count):
         use, place = divmod(number, len(texts))
@@ -112,10 +122,7 @@ def contestants(folder: Path, documents_file: Path, peers_python: Path) -> list[
     settings = {
         "primary_region": REGION,
         "regions": {REGION: {"store": (folder / "store").as_uri(), "database": "embedded"}},
-        "models": {
-            "v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256},
-            "v2": {"provider": "local", "name": "wordllama-64", "dimensions": 64},
-        },
+        "models": {"v1": {"provider": "local", "name": "wordllama-256", "dimensions": 256}},
         "live_model": "v1",
         "sources": {
             "documents": {
@@ -165,7 +172,7 @@ def run(contestant: Contestant, folder: Path) -> Figures:
     dsn = embedded.dsn(folder, contestant.database)
     with psycopg.connect(dsn, autocommit=True) as conn:
         conn.execute("CHECKPOINT")  # what the one before left to be written is not this one's
-    begin, cpu = time.perf_counter(), children_cpu_seconds()
+    began, begin, cpu = time.time(), time.perf_counter(), children_cpu_seconds()
     done = subprocess.run(  # noqa: S603
         contestant.command,
         cwd=ROOT,
@@ -179,7 +186,27 @@ def run(contestant: Contestant, folder: Path) -> Figures:
     told = json.loads(done.stdout.splitlines()[-1])
     with psycopg.connect(dsn) as conn:
         counted = conn.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(contestant.table))).fetchone()
-    return Figures(whole_process_seconds, cpu_seconds, **told, rows=counted[0] if counted else 0)
+    return Figures(
+        whole_process_seconds,
+        cpu_seconds,
+        told["seconds"],
+        told["index_seconds"],
+        told["texts_embedded"],
+        counted[0] if counted else 0,
+        stages_of(began, whole_process_seconds, told),
+    )
+
+
+def stages_of(began: float, whole_process_seconds: float, told: Mapping[str, Any]) -> dict[str, float]:
+    """Where a run's seconds go. Peers tell their index's alone; of ours, what is between the stages is Dagster's."""
+    if "steps" not in told:
+        start_up = whole_process_seconds - told["seconds"]
+        rest = told["seconds"] - told["index_seconds"]
+        return {"start-up": start_up, "splitting, embedding, writing": rest, "index": told["index_seconds"]}
+    stages = {"start-up": told["began"] - began}
+    for step, begin, end in told["steps"]:
+        stages[step] = stages.get(step, 0.0) + end - begin
+    return stages | {"between and after": whole_process_seconds - sum(stages.values())}
 
 
 def one_round(turn: int, count: int, folder: Path, peers_python: Path) -> Round:
@@ -201,21 +228,31 @@ def one_round(turn: int, count: int, folder: Path, peers_python: Path) -> Round:
     return figures
 
 
-def measure(quick: bool = False) -> list[dict[str, object]]:
-    """A row for each run of each contestant."""
+def measure(count: int, turns: int) -> list[Round]:
+    """Each contestant's runs in so many rounds."""
     here = home()
     peers_python = environment.interpreter(here)
-    count = QUICK_DOCUMENTS if quick else DOCUMENTS
     rounds: list[Round] = []
     folder = here / "bench"
-    for turn in range(1 if quick else ROUNDS):
+    for turn in range(turns):
         clear(folder)  # of what a killed bench left
         folder.mkdir(parents=True)
         try:
             rounds.append(one_round(turn, count, folder, peers_python))
         finally:
             clear(folder)
-    return rows_of(rounds, count)
+    return rounds
+
+
+def bars_of(rounds: list[Round]) -> dict[str, dict[str, float]]:
+    """Medians of each stage's seconds, by run and contestant."""
+    return {
+        f"{what}: {name}": {
+            stage: median(figures[what, name].stages.get(stage, 0.0) for figures in rounds)
+            for stage in rounds[0][what, name].stages
+        }
+        for what, name in rounds[0]
+    }
 
 
 def clear(folder: Path) -> None:
@@ -252,8 +289,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_DOCUMENTS} documents, one round")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"{ROUNDS} if not given")
     arguments = parser.parse_args()
-    for row in measure(arguments.quick):
+    count, turns = (QUICK_DOCUMENTS, 1) if arguments.quick else (DOCUMENTS, arguments.rounds)
+    rounds = measure(count, turns)
+    if not arguments.quick:
+        pictures.bars(PICTURE, bars_of(rounds), f"Where each second goes, {count:,} documents")
+    for row in rows_of(rounds, count):
         print(json.dumps(row) if arguments.json else row)
 
 

@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bench.__main__ as runner
-from bench import search
-from bench.end_to_end import Figures, documents, edited, rows_of
+from bench import changes, pictures, scale, search
+from bench.end_to_end import Figures, documents, edited, rows_of, stages_of
 from bench.peers import environment, terms
+from bench.processes import watched
 from embedding_assets.pgvector import options
 from embedding_assets.pgvector.connection import connect
 
@@ -51,7 +54,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys: pytest.Cap
         runner.main(["speed"])
     assert refused.value.code == 2
     assert (
-        "there is no speed; there are load, index, search, readers, chunking, end_to_end, changes, engine"
+        "there is no speed; there are load, index, search, readers, chunking, end_to_end, changes, engine, scale"
         in capsys.readouterr().err
     )
 
@@ -91,7 +94,8 @@ def test_only_a_whole_run_at_full_size_writes_the_results(
     assert results.exists() is written
     if written:
         text = results.read_text()
-        assert all(f"## {title}" in text for title in runner.TITLES.values())
+        titles = {title for name, title in runner.TITLES.items() if name not in runner.BY_NAME_ALONE}
+        assert titles == set(re.findall(r"^## (.*)$", text, re.MULTILINE))
         assert "What load does." in text
 
 
@@ -168,3 +172,71 @@ def test_every_way_of_searching_finds_the_same(database: str, small: int) -> Non
         for question in search._questions(small):
             answers = [search._ask(client, way, question) for way in search.WAYS]
             assert all([hit[1:] for hit in found] == [hit[1:] for hit in answers[0]] for found in answers)
+
+
+def test_every_second_of_a_run_is_in_one_stage() -> None:
+    ours = stages_of(
+        100.0, 10.0, {"began": 102.0, "seconds": 8.0, "steps": [("chunks", 103, 105), ("chunks", 106, 107)]}
+    )
+    peer = stages_of(100.0, 10.0, {"seconds": 8.0, "index_seconds": 3.0})
+
+    assert ours == {"start-up": 2.0, "chunks": 3.0, "between and after": 5.0}
+    assert peer == {"start-up": 2.0, "splitting, embedding, writing": 5.0, "index": 3.0}
+
+
+def test_the_same_figures_make_the_same_pictures(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"documents": 1000, "run": "edit 1", "documents changed": n, "written %": n, "copied %": n, "CPU %": -1}
+        for n in (1, 10)
+    ]
+    drawn = changes.shares_of([{"documents": 1000, "run": "unchanged"}, *rows])
+    assert drawn["written, 1,000 documents"] == [(0.1, 1.0), (1.0, 10.0)]
+    for name in ("one.svg", "other.svg"):
+        pictures.growth(tmp_path / name, drawn)
+        pictures.bars(tmp_path / f"bars-{name}", {"ours": {"a": 1.0, "b": 2.0}, "theirs": {"b": 3.0}}, "Seconds")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "other.svg").read_bytes()
+    assert (tmp_path / "bars-one.svg").read_bytes() == (tmp_path / "bars-other.svg").read_bytes()
+
+
+def test_what_a_process_takes_is_that_of_all_that_it_has_started() -> None:
+    def took(script: str) -> tuple[int, int, float]:
+        began = time.time()
+        process = subprocess.Popen([sys.executable, "-c", script])
+        with process, watched(process.pid) as watch:
+            process.wait()
+            watch.look()
+        return len(watch.peaks), watch.together, watch.cpu_seconds(began, time.time())
+
+    work = "import time; held = b'.' * 200_000_000; begin = time.process_time()\nwhile time.process_time() < .9: pass"
+    processes, together, cpu = took(f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])")
+    assert processes == 2
+    assert together > 200_000_000
+    assert cpu > 0.5
+
+
+def test_the_documents_of_a_scale_run_are_written_once_and_edited_once(tmp_path: Path) -> None:
+    scale.write_documents(tmp_path, 201)
+    before = {path.name: path.read_text() for path in tmp_path.rglob("*.txt")}
+    scale.write_documents(tmp_path, 201)
+    scale.edit(tmp_path, 201)
+    scale.edit(tmp_path, 201)
+
+    after = {path.name: path.read_text() for path in tmp_path.rglob("*.txt")}
+    assert len(set(before.values())) == 201
+    assert [name for name in sorted(after) if after[name] != before[name]] == [f"{n:07}.txt" for n in (0, 100, 200)]
+    assert {len(after[name]) - len(before[name]) for name in before} == {
+        0,
+        len("A sentence that was not there before.\n"),
+    }
+
+
+def test_a_run_that_was_stopped_counts_with_the_one_that_went_on() -> None:
+    stopped = {"failed": True, "seconds": 5.0, "CPU s": 4.0, "peak MB": 300.0, "raw_docs: seconds": 2.0}
+    ended = {"failed": False, "seconds": 10.0, "CPU s": 6.0, "peak MB": 200.0, "raw_docs: seconds": 0.5, "chunks": 100}
+    runs = {run: [stopped, ended] for run in scale.RUNS}
+    large = {run: [ended | {"chunks": 1000, "seconds": 150.0}] for run in scale.RUNS}
+
+    rows = scale.rows_of({100: runs, 1000: large})
+
+    assert rows[0] == {"run": "first run", "what": "seconds", "100": 15.0, "1,000": 150.0, "× a chunk": 1.0}
+    assert {"run": "first run", "what": "peak MB", "100": 300.0, "1,000": 200.0, "× a chunk": 2 / 30} in rows
