@@ -269,7 +269,7 @@ def _timed(home: Path, dsn: str, way: Callable[[], None]) -> Taken:
         conn.execute("DROP TABLE IF EXISTS target")
         _drop_generations(conn)
         conn.execute("CHECKPOINT")
-        server, client, began = _server_cpu(home), _client_cpu(), time.perf_counter()
+        server, client, began = server_cpu(home), _client_cpu(), time.perf_counter()
         way()
         wall, client = time.perf_counter() - began, _client_cpu() - client
         # A backend's CPU is counted with its parent's once it is gone.
@@ -278,7 +278,7 @@ def _timed(home: Path, dsn: str, way: Callable[[], None]) -> Taken:
         )
         while conn.execute(others).fetchone() != (0,):
             time.sleep(0.01)
-        return Taken(wall, client, _server_cpu(home) - server)
+        return Taken(wall, client, server_cpu(home) - server)
 
 
 def _drop_generations(conn: Connection) -> None:
@@ -406,14 +406,14 @@ def _client_cpu() -> float:
     return sum(used.ru_utime + used.ru_stime for used in usage)
 
 
-def _server_cpu(home: Path) -> float:
+def server_cpu(home: Path) -> float:
     """CPU seconds of the server's processes, and of those that it has seen end; asked again if one ends meanwhile."""
     postmaster = int((home / "postgres" / "data" / "postmaster.pid").read_text().splitlines()[0])
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
     try:
         living = sum(sum(islice(_ticks(int(child)), 2)) for child in children)
     except (FileNotFoundError, ProcessLookupError):
-        return _server_cpu(home)
+        return server_cpu(home)
     return (sum(_ticks(postmaster)) + living) / TICKS
 
 

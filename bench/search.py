@@ -180,12 +180,12 @@ def _publish(conn: Connection, rows: int) -> None:
     }
     ensure_models(conn, models, "v1")
     refs = [ShardRef(number, f"bench {number}", SHARD_ROWS) for number in range(rows // SHARD_ROWS)]
-    load_generation(conn, "bench", "root", refs, lambda ref: _rows(rows, ref.shard))
+    load_generation(conn, "bench", "root", refs, lambda ref: shard_rows(rows, ref.shard))
     build_indexes(conn, "bench", "root")
     publish(conn, "bench", "root", refs)
 
 
-def _rows(total: int, shard: int) -> ShardRows:
+def shard_rows(total: int, shard: int) -> ShardRows:
     """A shard's rows, made when they are asked for: 400,000 at once would take 2 GB."""
     rng = np.random.default_rng([20, shard])
     text = "\n".join(topics.values())

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.indexes.hnsw import parameters_of
+from embedding_assets.pgvector.indexes.hnsw import graphs_for, next_larger, parameters_of
 from embedding_assets.pgvector.indexes.measurement import shortfall, stored_measurement
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
@@ -119,9 +119,11 @@ def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: 
     generation, hnsw = published_generation(conn, served.source), deployment.hnsw
     if generation is None:  # dropped a moment ago
         return Served(served, as_set=False, degraded=None)
-    as_set = all(parameters_of(conn, generation, slot) == hnsw[slot] for slot in hnsw)
+    built = {slot: parameters_of(conn, generation, slot) for slot in hnsw}
+    as_set = all(built[slot] in graphs_for(hnsw[slot]) for slot in hnsw)
     measured = stored_measurement(conn, generation, live) if live is not None else None
     degraded = None
-    if live is not None and measured is not None:
-        degraded = shortfall(live, measured.recall, measured.ef_search, deployment.settings.target_recall)
+    if live is not None and measured is not None and (parameters := built.get(live)) is not None:
+        larger, target = next_larger(parameters, hnsw[live]), deployment.settings.target_recall
+        degraded = shortfall(live, measured.recall, measured.ef_search, target, larger)
     return Served(served, as_set, degraded)

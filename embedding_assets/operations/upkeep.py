@@ -75,7 +75,7 @@ def _keep_up_source(
     state = examine(conn, source, target)
     if state is None:
         return
-    to_mend = findings(state, hnsw, target)
+    to_mend = findings(state, hnsw, target, seconds=60 * deployment.settings.quiet_hours.minutes)
     if not to_mend:
         yield UpkeepEntry(region, source, str(state), "nothing", failed=False)
     for finding in to_mend:

@@ -9,6 +9,8 @@ from psycopg import sql
 
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.indexes import recall
+from embedding_assets.pgvector.indexes.measurement import Measured
 from embedding_assets_tests.support.toy import bind
 
 
@@ -75,3 +77,10 @@ def new_cluster(cluster: Path) -> Iterator[Callable[..., str]]:
         roles = admin.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND NOT rolsuper").fetchall()
         if roles:
             admin.execute(sql.SQL("DROP ROLE {}").format(sql.SQL(", ").join(sql.Identifier(role) for (role,) in roles)))
+
+
+@pytest.fixture
+def finds_too_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is built finds nine of ten: what a graph really finds differs from one build to the next."""
+    curve = tuple(Measured(ef_search, 0.9, 1.0, 2.0) for ef_search in recall.EF_SEARCH)
+    monkeypatch.setattr(recall, "measure_recall", lambda *_: (1_200, curve))

@@ -300,6 +300,35 @@ def test_other_parameters_leave_the_searches_with_the_ef_search_that_the_new_ind
     assert bound_models(region)["v1"].ef_search == poor.ef_search
 
 
+@pytest.mark.usefixtures("finds_too_little")
+def test_a_source_that_is_not_served_yet_gets_larger_graphs_at_once_where_that_of_the_settings_finds_too_little(
+    region: Connection,
+) -> None:
+    toy = Toy()
+    load(region, toy)
+
+    report = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
+
+    assert report.hnsw == Hnsw(m=16, ef_construction=160), "twice as many links, the last step"
+    assert "Cure: raise the model's hnsw.m" in (report.degraded(TARGET_RECALL) or "")
+    again = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
+    assert (again.hnsw, again.built, again.measured_now) == (report.hnsw, None, False)
+
+
+@pytest.mark.usefixtures("finds_too_little")
+def test_a_first_publication_waits_for_no_graph_that_takes_long(
+    region: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_AT_ONCE_SECONDS", 0.0)
+    toy = Toy()
+    load(region, toy)
+
+    report = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
+
+    assert report.hnsw == OTHERS["v1"]
+    assert "embedding-assets upkeep --now" in (report.degraded(TARGET_RECALL) or "")
+
+
 # Builds that are killed
 
 

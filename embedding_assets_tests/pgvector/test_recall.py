@@ -17,6 +17,7 @@ from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.options import TARGET_RECALL, Hnsw
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
+from embedding_assets.snapshots.slots import Slot
 from embedding_assets_tests.support.toy import Toy, bind, row
 
 points = st.tuples(st.floats(0, 1), st.sampled_from([7, QUESTIONS]))
@@ -139,7 +140,8 @@ def test_a_poor_index_is_measured_as_poor(region: Connection) -> None:
     load_generation(region, toy.name, toy.root, toy.refs, toy.read)
     healthy = build_indexes(region, toy.name, toy.root)["v1"]
 
-    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(m=2, ef_construction=4), "v2": Hnsw()})["v1"]
+    hnsw: dict[Slot, Hnsw] = {"v1": Hnsw(m=2, ef_construction=4), "v2": Hnsw()}
+    poor = build_indexes(region, toy.name, toy.root, hnsw, target_recall=0.01)["v1"]
 
     assert poor.curve[0].recall < healthy.curve[0].recall - 0.2
 

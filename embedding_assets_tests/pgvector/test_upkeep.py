@@ -2,7 +2,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
-from embedding_assets.pgvector.indexes import upkeep
+from embedding_assets.pgvector.indexes import index, upkeep
 from embedding_assets.pgvector.indexes.hnsw import parameters_of
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured, Measurement
@@ -37,7 +37,7 @@ HARD = Toy(rows=400, d1=96)  # random vectors of 96 dimensions: a narrow search 
 def hard(region: Connection) -> Connection:
     """A database that serves 1,200 vectors of 96 dimensions."""
     bind(region, d1=96)
-    publish_with(region, HARD, Hnsw())
+    publish_with(region, HARD)
     return region
 
 
@@ -70,10 +70,12 @@ def mend(conn: Connection, toy: Toy = HARD) -> list[str]:
     return [act(conn, state.generation, one, USUAL, TARGET_RECALL) for one in findings(state, USUAL, TARGET_RECALL)]
 
 
-def publish_with(conn: Connection, toy: Toy, hnsw: Hnsw) -> Generation:
+def publish_with(
+    conn: Connection, toy: Toy, hnsw: Mapping[Slot, Hnsw] = USUAL, target: float = TARGET_RECALL
+) -> Generation:
     load_generation(conn, toy.name, toy.root, toy.refs, toy.read)
     count_now(conn)
-    build_indexes(conn, toy.name, toy.root, {"v1": hnsw, "v2": Hnsw()})
+    build_indexes(conn, toy.name, toy.root, hnsw, target)
     return publish(conn, toy.name, toy.root, toy.refs)
 
 
@@ -172,9 +174,12 @@ def test_a_small_index_is_never_bloated(hard: Connection) -> None:
     assert [finding.cure for finding in found(hard)] == ["vacuum"]
 
 
-def test_an_index_of_other_parameters_than_the_settings_is_rebuilt(region: Connection) -> None:
+def test_an_index_of_other_parameters_than_the_settings_is_rebuilt(
+    region: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index, "_AT_ONCE_SECONDS", 0.0)  # or a larger graph would be built at once
     bind(region, d1=96)
-    generation = publish_with(region, HARD, POOR)
+    generation = publish_with(region, HARD, {**USUAL, "v1": POOR})
     (finding,) = found(region)
     assert finding.what == (
         "index v1 was built with m 2 and ef_construction 4, the settings have m 16 and ef_construction 200"
@@ -255,7 +260,7 @@ def test_a_larger_ef_search_is_put_to_use_where_it_reaches_the_target(region: Co
     """What was measured long ago is as if ten candidates had done; the index is left as it is."""
     bind(region, d1=96)
     settings: dict[Slot, Hnsw] = {"v1": Hnsw(m=6, ef_construction=30), "v2": Hnsw()}
-    publish_with(region, HARD, settings["v1"])
+    publish_with(region, HARD, settings)
     curve = {point.ef_search: point.recall for point in measured(look(region)).curve}
     assert curve[10] < curve[80], "or the test shows nothing"
     target = curve[80]
@@ -296,18 +301,38 @@ def test_an_index_that_changes_have_worn_below_the_target_is_rebuilt(hard: Conne
     assert found(hard) == []
 
 
-def test_an_index_that_its_parameters_keep_below_the_target_is_not_rebuilt_each_night(region: Connection) -> None:
-    bind(region, d1=96)
-    publish_with(region, HARD, POOR)
-    settings: dict[Slot, Hnsw] = {"v1": POOR, "v2": Hnsw()}
-    state = look(region)
+SMALL = Toy(rows=20)
 
-    (finding,) = findings(state, settings, TARGET_RECALL)
 
-    assert finding.cure is None
-    assert "raise the model's hnsw.m or hnsw.ef_construction" in finding.what
-    assert act(region, state.generation, finding, settings, TARGET_RECALL) == "nothing"
-    assert parameters_of(region, state.generation, "v1") == POOR
+@pytest.mark.usefixtures("finds_too_little")
+def test_an_index_that_its_parameters_keep_below_the_target_is_enlarged_twice_and_then_left(region: Connection) -> None:
+    settings: dict[Slot, Hnsw] = {"v1": POOR, "v2": POOR}
+    publish_with(region, SMALL, settings, target=0.5)
+
+    for larger in (Hnsw(m=3, ef_construction=8), Hnsw(m=4, ef_construction=16)):
+        state = look(region, SMALL)
+        found = findings(state, settings, TARGET_RECALL)
+        assert [finding.cure for finding in found] == ["enlarge", "enlarge"]
+        assert f"is built with m {larger.m} and ef_construction {larger.ef_construction}" in found[0].what
+        assert act(region, state.generation, found[0], settings, TARGET_RECALL).startswith("rebuilt generation_1_v1")
+        assert act(region, state.generation, found[1], settings, TARGET_RECALL).startswith("rebuilt generation_1_v2")
+        assert parameters_of(region, state.generation, "v1") == larger
+
+    state = look(region, SMALL)
+    found = findings(state, settings, TARGET_RECALL)
+    assert [finding.cure for finding in found] == [None, None]
+    assert "Cure: raise the model's hnsw.m or hnsw.ef_construction" in found[0].what
+    assert act(region, state.generation, found[0], settings, TARGET_RECALL) == "nothing"
+
+
+@pytest.mark.usefixtures("finds_too_little")
+def test_the_rows_that_follow_are_indexed_as_those_before_had_to_be(region: Connection) -> None:
+    settings: dict[Slot, Hnsw] = {"v1": POOR, "v2": POOR}
+    publish_with(region, SMALL, settings)  # which builds the largest at once, for nothing is served yet
+
+    generation = publish_with(region, SMALL.edited(), settings)
+
+    assert parameters_of(region, generation, "v1") == Hnsw(m=4, ef_construction=16)
 
 
 # Under way
@@ -362,6 +387,7 @@ HEALTHY = State(
     indexes=tuple(
         IndexState(
             slot=slot,
+            dimensions=384,
             hnsw=Hnsw(),
             size_bytes=200_000_000,
             measurement=Measurement(100_000, 40, (Measured(40, 0.99, 1.0, 2.0),), 2000.0, 0, 0),
@@ -391,6 +417,17 @@ def test_an_index_is_rebuilt_exactly_where_it_is_half_as_large_again_a_vector_as
 
     bloated = built > 1.5 * live and 2000 * built > upkeep.SMALL_INDEX
     assert (("reindex", "v1") in judged(state)) == bloated
+
+
+def test_a_larger_graph_is_not_begun_that_the_quiet_hours_are_too_short_for() -> None:
+    large = Measurement(1_000_000, 1000, (Measured(1000, 0.9, 1.0, 2.0),), 2000.0, 0, 0)
+    degraded = HEALTHY.indexes[0]._replace(measurement=large)
+    state = HEALTHY._replace(
+        indexes=(degraded, HEALTHY.indexes[1]), live_rows=1_000_000, ef_search={"v1": 1000, "v2": 40}
+    )
+
+    assert judged(state) == [("enlarge", "v1")]
+    assert [finding.cure for finding in findings(state, USUAL, TARGET_RECALL, seconds=600)] == [None]
 
 
 def replace_measurement(index: IndexState, vectors: int, rows: int) -> IndexState:

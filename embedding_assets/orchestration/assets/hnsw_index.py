@@ -16,7 +16,6 @@ from embedding_assets.orchestration.resources.alerts import alert
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.pgvector.indexes.hnsw import Built
 from embedding_assets.pgvector.indexes.index import IndexReport, build_indexes, invalid_indexes
-from embedding_assets.pgvector.indexes.measurement import shortfall
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.snapshots import replication
 from embedding_assets.snapshots.names import INDEX, TABLE
@@ -59,7 +58,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             serving = publish(conn, source, replica.root, refs, tell)
             invalid = invalid_indexes(conn, serving)
         live = deployment.settings.live_model
-        _alert_if_degraded(context, reports[live], live, target)
+        _alert_if_degraded(context, reports[live], target)
         found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
         for slot, report in reports.items():
             found |= _metadata(context.log, slot, report)
@@ -73,9 +72,9 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
     return hnsw_index
 
 
-def _alert_if_degraded(context: dg.AssetExecutionContext, report: IndexReport, live: Slot, target: float) -> None:
+def _alert_if_degraded(context: dg.AssetExecutionContext, report: IndexReport, target: float) -> None:
     """Say it once, by the run that measured it."""
-    degraded = shortfall(live, report.recall, report.ef_search, target)
+    degraded = report.degraded(target)
     if degraded and report.measured_now:
         alert(context.log, f"{context.partition_key} is served, and degraded: {degraded}")
 

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.indexes.index import IndexReport
-from embedding_assets.pgvector.indexes.measurement import shortfall
 from embedding_assets.pgvector.publishing.publish import Difference
 from embedding_assets.snapshots.derivation import sources_of
 from embedding_assets.snapshots.draft import Draft
@@ -252,11 +251,7 @@ def recall_at_10(reports: Mapping[Slot, IndexReport], live: Slot, target: float)
     It warns, and keeps nothing from readers: rows that are right, found less well, serve better than none.
     """
     measured = {slot: report.recall for slot, report in reports.items() if report.recall is not None}
-    below = {
-        slot: problem
-        for slot, report in reports.items()
-        if (problem := shortfall(slot, report.recall, report.ef_search, target))
-    }
+    below = {slot: problem for slot, report in reports.items() if (problem := report.degraded(target))}
     said = [("degraded: " if slot == live else "not live: ") + problem for slot, problem in below.items()]
     return dg.AssetCheckResult(
         check_name="recall_at_10",

@@ -42,6 +42,28 @@ class Means(NamedTuple):
 
 SERVERS: Final = Means()
 
+_LARGER: Final = ((1.5, 2), (2, 4))  # times m and ef_construction, which a build's seconds follow
+
+
+def graphs_for(hnsw: Hnsw) -> tuple[Hnsw, ...]:
+    """What the settings say, and the larger graphs that are built in turn where that finds less than it should.
+
+    Within pgvector's bounds. Measured on 12,000 vectors of 64 dimensions, sixty close to each of 200: recall .978 at an
+    ef_search of 1,000 with m 16 and ef_construction 200, .990 with 24 and 400, 1.000 at 400 with 32 and 800. Random
+    ones reached .98 at 200, 120 and 80. Each step doubled the build's CPU.
+    """
+    larger = (
+        Hnsw(m=min(int(hnsw.m * links), 100), ef_construction=min(hnsw.ef_construction * candidates, 1000))
+        for links, candidates in _LARGER
+    )
+    return tuple(dict.fromkeys((hnsw, *larger)))
+
+
+def next_larger(built: Hnsw, hnsw: Hnsw) -> Hnsw | None:
+    """The graph to be built next where one with these parameters, of those for `hnsw`, finds less than it should."""
+    graphs = graphs_for(hnsw)
+    return next(iter(graphs[graphs.index(built) + 1 :]), None) if built in graphs else None
+
 
 def graph_bytes(vectors: int, dimensions: int, width: int = 4, m: int = M) -> int:
     """Estimate of the memory that pgvector's build needs for the whole graph; `width` is a dimension's, in bytes.

@@ -7,7 +7,7 @@ them waiting.
 
 import logging
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -20,15 +20,23 @@ from embedding_assets.pgvector.indexes.hnsw import (
     Means,
     build,
     drop_leftovers,
+    graphs_for,
+    next_larger,
     parameters_of,
     patience,
 )
 from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
-from embedding_assets.pgvector.indexes.measurement import Measured, put_to_use, stored_measurement
+from embedding_assets.pgvector.indexes.measurement import Measured, is_below, put_to_use, shortfall, stored_measurement
 from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settled
+from embedding_assets.pgvector.loading.costs import index_seconds
 from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
-from embedding_assets.pgvector.schema.generations import Generation, column_type, find_generation
+from embedding_assets.pgvector.schema.generations import (
+    Generation,
+    column_type,
+    find_generation,
+    published_generation,
+)
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
@@ -37,16 +45,21 @@ from embedding_assets.telemetry.events import RecallMeasured, Tell, unheard
 
 _log = logging.getLogger(__name__)
 
+_AT_ONCE_SECONDS: Final = 300.0
+"""That a first publication waits for a graph that finds more. A large source is searched sooner by the one it has."""
+
 
 class IndexReport(NamedTuple):
     """An HNSW index: how it was built (None where it was there already), and what was measured on it, now or before.
 
-    `curve` is empty where fewer than two vectors leave nothing to measure.
+    `larger` is the graph to be built next, should it find less than it should. `curve` is empty where fewer than two
+    vectors leave nothing to measure.
     """
 
     slot: Slot
     name: str
     hnsw: Hnsw
+    larger: Hnsw | None
     vectors: int
     built: Built | None
     measured_now: bool
@@ -54,6 +67,10 @@ class IndexReport(NamedTuple):
     ef_search: int
     recall: float | None
     curve: tuple[Measured, ...]
+
+    def degraded(self, target: float) -> str | None:
+        """What is wrong with it if it finds less than it should, and the cure."""
+        return shortfall(self.slot, self.recall, self.ef_search, target, self.larger)
 
 
 def build_indexes(
@@ -67,10 +84,10 @@ def build_indexes(
 ) -> dict[Slot, IndexReport]:
     """Build and measure what a loaded generation lacks: primary key, an HNSW index for each slot, statistics, recall.
 
-    Returns a report for each slot. A build that was killed is made anew; a finished one stays, unless it was built with
-    other parameters than `hnsw` has for its slot. On a published generation readers go on meanwhile. The smallest
-    `ef_search` that reaches `target_recall` is stored (the largest measured, where none does); publishing puts it to
-    use. The server is asked for a build's progress where somebody listens.
+    Returns a report for each slot. A build that was killed is made anew; a finished one stays, unless its parameters
+    are none of `graphs_for` those that `hnsw` has for its slot. On a published generation readers go on meanwhile. The
+    smallest `ef_search` that reaches `target_recall` is stored (the largest measured, where none does); publishing puts
+    it to use. The server is asked for a build's progress where somebody listens.
 
     Raises PermanentError where no generation was loaded from `target_root`, or a chunk is in it twice.
     """
@@ -123,12 +140,56 @@ def ensure_index(
     tell: Tell = unheard,
     means: Means = SERVERS,
 ) -> IndexReport:
-    """Have a slot's index, valid and built with these parameters, and measured; for whoever holds the source's lock."""
-    built = None
-    if parameters_of(conn, generation, slot) != hnsw:
+    """Have a slot's index, valid and built with one of the graphs for `hnsw`, and measured.
+
+    Where the source is not served yet, and the index finds less than it should, a larger graph is built at once if that
+    is a matter of minutes. Where it is served that is left to upkeep. For whoever holds the source's lock.
+    """
+    graphs = graphs_for(hnsw)
+    parameters, built = parameters_of(conn, generation, slot), None
+    served = published_generation(conn, generation.source)
+    if parameters not in graphs:
+        # What helped the rows before these helps them: a graph is not found too small twice.
+        proven = parameters_of(conn, served, slot) if served is not None else None
+        parameters = proven if proven in graphs else hnsw
         create = _create_beside if generation.state == "published" else _create
-        built = create(conn, generation, slot, hnsw, tell, means)
-    return _report(conn, generation, slot, hnsw, target, built, tell)
+        built = create(conn, generation, slot, parameters, tell, means)
+    report = _report(conn, generation, slot, parameters, hnsw, target, built, tell)
+    while (
+        served is None
+        and report.larger is not None
+        and is_below(report.recall, target)
+        and index_seconds(report.vectors, column_type(conn, generation, slot)[1], report.larger) <= _AT_ONCE_SECONDS
+    ):
+        _log.warning(
+            "%s has recall@10 %.3f at ef_search %d, the target is %g: m %d and ef_construction %d are tried before it "
+            "is published",
+            report.name, report.recall, report.ef_search, target, report.larger.m, report.larger.ef_construction,
+        )  # fmt: skip
+        built = _create(conn, generation, slot, report.larger, tell, means)
+        report = _report(conn, generation, slot, report.larger, hnsw, target, built, tell)
+    return report
+
+
+def enlarge(
+    conn: Connection,
+    generation: Generation,
+    slot: Slot,
+    hnsw: Hnsw,
+    target: float,
+    tell: Tell = unheard,
+    means: Means = SERVERS,
+) -> IndexReport:
+    """Build the next larger of the graphs for `hnsw` beside a published generation's, put it in its place, measure it.
+
+    For whoever holds the source's lock. Readers go on with the old one until the new one is there.
+    """
+    parameters = parameters_of(conn, generation, slot)
+    larger = next_larger(parameters, hnsw) if parameters is not None else None
+    if larger is None:
+        return ensure_index(conn, generation, slot, hnsw, target, tell, means)
+    built = _create_beside(conn, generation, slot, larger, tell, means)
+    return _report(conn, generation, slot, larger, hnsw, target, built, tell)
 
 
 def reindex(
@@ -142,11 +203,12 @@ def reindex(
 ) -> IndexReport:
     """Build a slot's index of a published generation anew from the rows as they are, and measure it.
 
-    For whoever holds the source's lock. Readers go on with the old one until the new one is there.
+    Its parameters stay. For whoever holds the source's lock. Readers go on with the old one until the new one is there.
     """
+    parameters = parameters_of(conn, generation, slot) or hnsw
     statement = sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(generation_index(generation.id, slot))
-    built = build(conn, generation, slot, hnsw, statement, tell, means)
-    return _report(conn, generation, slot, hnsw, target, built, tell)
+    built = build(conn, generation, slot, parameters, statement, tell, means)
+    return _report(conn, generation, slot, parameters, hnsw, target, built, tell)
 
 
 def _add_primary_key(conn: Connection, generation: Generation) -> None:
@@ -229,7 +291,14 @@ def _create_statement(
 
 
 def _report(
-    conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, target: float, built: Built | None, tell: Tell
+    conn: Connection,
+    generation: Generation,
+    slot: Slot,
+    parameters: Hnsw,
+    hnsw: Hnsw,
+    target: float,
+    built: Built | None,
+    tell: Tell,
 ) -> IndexReport:
     name = f"generation_{generation.id}_{slot}"
     size = index_bytes(conn, generation, slot)
@@ -248,7 +317,8 @@ def _report(
     return IndexReport(
         slot=slot,
         name=name,
-        hnsw=hnsw,
+        hnsw=parameters,
+        larger=next_larger(parameters, hnsw),
         vectors=stored.vectors,
         built=built,
         measured_now=known is None,

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema.generations import Generation
 from embedding_assets.pgvector.schema.names import generation_index
 from embedding_assets.snapshots.slots import Slot
@@ -53,14 +54,25 @@ def stored_measurement(conn: Connection, generation: Generation, slot: Slot) -> 
     return Measurement(*row)._replace(curve=tuple(Measured(*point) for point in row[2])) if row else None
 
 
-def shortfall(slot: Slot, recall: float | None, ef_search: int, target: float) -> str | None:
-    """What is wrong with a slot's index that finds less than it should, and the cure; None where it finds enough."""
-    if recall is None or recall >= target:
+def is_below(recall: float | None, target: float) -> bool:
+    """Whether an index finds less than it should; one of fewer than two vectors does not."""
+    return recall is not None and recall < target
+
+
+def shortfall(slot: Slot, recall: float | None, ef_search: int, target: float, larger: Hnsw | None) -> str | None:
+    """What is wrong with a slot's index that finds less than it should, and the cure; None where it finds enough.
+
+    `larger` is the graph that upkeep builds next; None where it has built them all.
+    """
+    if recall is None or not is_below(recall, target):
         return None
-    return (
-        f"index {slot} has recall@10 {recall:.3f} at ef_search {ef_search}, the target is {target}. Cure: raise the "
-        "model's hnsw.m or hnsw.ef_construction (the index is built again), or lower target_recall"
-    )
+    cure = "raise the model's hnsw.m or hnsw.ef_construction (the index is built again), or lower target_recall"
+    if larger is not None:
+        cure = (
+            f"embedding-assets upkeep --now, or wait for the quiet hours: the index is built with m {larger.m} and "
+            f"ef_construction {larger.ef_construction}. If that does not do, {cure}"
+        )
+    return f"index {slot} has recall@10 {recall:.3f} at ef_search {ef_search}, the target is {target}. Cure: {cure}"
 
 
 def put_to_use(conn: Connection) -> None:

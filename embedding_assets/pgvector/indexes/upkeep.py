@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
@@ -15,15 +16,18 @@ from embedding_assets.pgvector.indexes.hnsw import (
     SERVERS,
     Means,
     drop_leftovers,
+    graphs_for,
     leftovers,
+    next_larger,
     parameters_of,
 )
-from embedding_assets.pgvector.indexes.index import IndexReport, ensure_index, reindex
+from embedding_assets.pgvector.indexes.index import IndexReport, enlarge, ensure_index, reindex
 from embedding_assets.pgvector.indexes.measurement import Measurement, put_to_use, shortfall, stored_measurement
 from embedding_assets.pgvector.indexes.recall import answers, index_bytes, measure
+from embedding_assets.pgvector.loading.costs import index_seconds
 from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.options import Hnsw
-from embedding_assets.pgvector.schema.generations import Generation, published_generation
+from embedding_assets.pgvector.schema.generations import Generation, column_type, published_generation
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.slots import Slot
@@ -48,13 +52,14 @@ CHANGED_SHARE: Final = 0.05
 PATIENCE_SECONDS: Final = 10.0
 """For a load: upkeep's turn comes again."""
 
-Cure = Literal["drop", "ef_search", "build", "reindex", "vacuum"]
+Cure = Literal["drop", "ef_search", "build", "enlarge", "reindex", "vacuum"]
 
 
 class IndexState(NamedTuple):
     """A slot's index; `hnsw` and `measurement` are None where there is none, or it is invalid."""
 
     slot: Slot
+    dimensions: int
     hnsw: Hnsw | None
     size_bytes: int
     measurement: Measurement | None
@@ -112,8 +117,9 @@ def examine(conn: Connection, source: str, target_recall: float) -> State | None
         )
 
 
-def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float) -> list[Finding]:
-    """What is to be done about a generation, in the order of doing it.
+def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float, seconds: float = math.inf) -> list[Finding]:
+    """What is to be done about a generation, in the order of doing it; a larger graph only where it takes no more than
+    so many seconds, by estimate.
 
     The cheap things first. An index is rebuilt before the table is vacuumed, which then has no graph to repair
     (pgvector's README, "Vacuuming").
@@ -121,7 +127,7 @@ def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float) -> l
     found = []
     if state.leftovers:
         found.append(Finding(f"left over from killed builds: {', '.join(state.leftovers)}", "drop"))
-    judged = [_of_index(state, index, hnsw[index.slot], target_recall) for index in state.indexes]
+    judged = [_of_index(state, index, hnsw[index.slot], target_recall, seconds) for index in state.indexes]
     found += sorted(filter(None, judged), key=lambda finding: finding.cure != "ef_search")
     everything = state.live_rows + state.dead_rows
     if state.dead_rows > DEAD_SHARE * everything:
@@ -164,11 +170,13 @@ def act(
                 did = f"searches use ef_search {bound_models(conn)[index].ef_search}"
             case "build", str(index):
                 did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, tell, means))
+            case "enlarge", str(index):
+                did = _rebuilt(enlarge(conn, generation, index, hnsw[index], target_recall, tell, means))
             case "reindex", str(index):
                 did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, tell, means))
             case cure, about:
                 raise ValueError(f"{cure} is no cure for {about or 'the whole table'}")
-        if finding.cure in ("build", "reindex"):
+        if finding.cure in ("build", "enlarge", "reindex"):
             put_to_use(conn)
     seconds = time.monotonic() - began
     _log.info("source %r: %s: %s (%.1f s)", generation.source, finding.what, did, seconds)
@@ -201,22 +209,27 @@ def _index_state(conn: Connection, generation: Generation, slot: Slot, live_rows
             or generation.rows_changed - measurement.changes_at_measurement > CHANGED_SHARE * live_rows
         ):
             measurement = measure(conn, generation, slot, target)
-    return IndexState(slot, hnsw, index_bytes(conn, generation, slot), measurement)
+    return IndexState(
+        slot, column_type(conn, generation, slot)[1], hnsw, index_bytes(conn, generation, slot), measurement
+    )
 
 
-def _of_index(state: State, index: IndexState, hnsw: Hnsw, target: float) -> Finding | None:
+def _of_index(state: State, index: IndexState, hnsw: Hnsw, target: float, seconds: float) -> Finding | None:
     """The gravest thing about an index: what mends it mends the lesser ones."""
     name, now = f"index {index.slot}", index.measurement
     if index.hnsw is None or now is None:
         return Finding(f"{name} is missing or invalid", "build", index.slot)
-    if index.hnsw != hnsw:
+    if index.hnsw not in graphs_for(hnsw):
         built, wanted = (f"m {of.m} and ef_construction {of.ef_construction}" for of in (index.hnsw, hnsw))
         return Finding(f"{name} was built with {built}, the settings have {wanted}", "build", index.slot)
-    if below := shortfall(index.slot, now.recall, now.ef_search, target):
+    larger = next_larger(index.hnsw, hnsw)
+    if larger is not None and index_seconds(now.vectors, index.dimensions, larger) > seconds:
+        larger = None  # it would be under way when the quiet hours are over
+    if below := shortfall(index.slot, now.recall, now.ef_search, target, larger):
         if state.generation.rows_changed - now.changes_at_build > CHANGED_SHARE * state.live_rows:
             return Finding(below, "reindex", index.slot)
         # Hardly anything has changed since it was built: the same build would come to the same.
-        return Finding(below, None, index.slot)
+        return Finding(below, None if larger is None else "enlarge", index.slot)
     if (bloat := _bloat(state, index, now)) > BLOAT and index.size_bytes > SMALL_INDEX:
         return Finding(f"{name} has {bloat:.1f} × the bytes a vector that it was built with", "reindex", index.slot)
     if now.ef_search > state.ef_search[index.slot]:

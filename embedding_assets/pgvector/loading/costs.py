@@ -5,6 +5,7 @@ Estimates from constants, measured by `bench/load.py`: on another machine both w
 
 from typing import Final, Literal, NamedTuple
 
+from embedding_assets.pgvector.options import EF_CONSTRUCTION, Hnsw
 from embedding_assets.pgvector.rows.vector_types import VectorTypes
 
 Way = Literal["nothing", "delta", "new generation"]
@@ -47,6 +48,12 @@ class Choice(NamedTuple):
     def crossover_share(self) -> float:
         """Above this share a new generation costs less; above 1 in small tables, for what it costs at any size."""
         return self.rows_at_crossover / max(self.rows, 1)
+
+
+def index_seconds(vectors: int, dimensions: int, hnsw: Hnsw) -> float:
+    """Estimate of what building an HNSW index takes, on two cores."""
+    fixed, each = _ROW_BUILT
+    return vectors * (fixed + each * dimensions) * hnsw.ef_construction / EF_CONSTRUCTION
 
 
 def choose(rows: int, differing: int, drifted: int, types: VectorTypes) -> Choice:
