@@ -1,7 +1,8 @@
 """The client for programs with an event loop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -10,7 +11,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool
 
-from embedding_assets.client.connecting import closed, parameters
+from embedding_assets.client.connecting import GRACE_SECONDS, Line, closed, parameters
 from embedding_assets.client.core import (
     Asked,
     Deadline,
@@ -43,7 +44,7 @@ class AsyncSearchClient:
         keys: Collection[str] = ("OPENAI_API_KEY",),
         embed: Callable[[str, LiveModel], Awaitable[npt.ArrayLike]] | None = None,
     ) -> None:
-        self._parameters = parameters(dsn)
+        self._parameters = parameters(dsn, timeout)
         self._timeout = timeout
         self._memory = Memory(cached_questions)
         self._embed = embed
@@ -117,13 +118,14 @@ class AsyncSearchClient:
         await self._open()
         try:
             async with self._pool.connection(deadline.left()) as conn:
-                async with conn.pipeline(), conn.transaction():
-                    await conn.execute(*deadline.limit())
-                    cursors = [await conn.execute(*statement) for statement in step.statements]
-                return [await cursor.fetchall() for cursor in cursors]
+                with _cut(conn, deadline.left() + GRACE_SECONDS):
+                    async with conn.pipeline(), conn.transaction():
+                        await conn.execute(*deadline.limit())
+                        cursors = [await conn.execute(*statement) for statement in step.statements]
+                    return [await cursor.fetchall() for cursor in cursors]
         except psycopg.Error as error:
             if may_pass(error):
-                await self._pool.check()  # whoever ended this session may have ended the others
+                await self._pool.drain()  # whoever ended this session may have ended the others
             raise
 
     async def _open(self) -> None:
@@ -144,3 +146,15 @@ class AsyncSearchClient:
         if self._embed is not None:
             return await self._embed(step.question, step.model)
         return await self._questions.embed(step.question, step.model, deadline.left())
+
+
+@contextmanager
+def _cut(conn: psycopg.AsyncConnection[DictRow], seconds: float) -> Iterator[None]:
+    """Cut the connection where the block is not left by then."""
+    line = Line(conn.fileno())
+    timer = asyncio.get_running_loop().call_later(seconds, line.cut)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        line.leave()

@@ -1,8 +1,9 @@
 """The client for programs with threads."""
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from threading import Lock, Thread
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from threading import Lock, Thread, Timer
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -11,7 +12,7 @@ import psycopg
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import ConnectionPool
 
-from embedding_assets.client.connecting import closed, parameters
+from embedding_assets.client.connecting import GRACE_SECONDS, Line, closed, parameters
 from embedding_assets.client.core import (
     Asked,
     Deadline,
@@ -53,7 +54,7 @@ class SearchClient:
         keys: Collection[str] = ("OPENAI_API_KEY",),
         embed: Callable[[str, LiveModel], npt.ArrayLike] | None = None,
     ) -> None:
-        self._parameters = parameters(dsn)
+        self._parameters = parameters(dsn, timeout)
         self._timeout = timeout
         self._memory = Memory(cached_questions)
         self._embed = embed
@@ -126,14 +127,14 @@ class SearchClient:
     def _run(self, step: Run, deadline: Deadline) -> list[Rows]:
         self._open()
         try:
-            with self._pool.connection(deadline.left()) as conn:
+            with self._pool.connection(deadline.left()) as conn, _cut(conn, deadline.left() + GRACE_SECONDS):
                 with conn.pipeline(), conn.transaction():
                     conn.execute(*deadline.limit())
                     cursors = [conn.execute(*statement) for statement in step.statements]
                 return [cursor.fetchall() for cursor in cursors]
         except psycopg.Error as error:
             if may_pass(error):
-                self._pool.check()  # whoever ended this session may have ended the others
+                self._pool.drain()  # whoever ended this session may have ended the others
             raise
 
     def _open(self) -> None:
@@ -154,6 +155,20 @@ class SearchClient:
         if self._embed is not None:
             return self._embed(step.question, step.model)
         return self._questions.embed(step, deadline.left())
+
+
+@contextmanager
+def _cut(conn: psycopg.Connection[DictRow], seconds: float) -> Iterator[None]:
+    """Cut the connection where the block is not left by then."""
+    line = Line(conn.fileno())
+    timer = Timer(seconds, line.cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        line.leave()
 
 
 class _Background:

@@ -1,6 +1,8 @@
 """What an application gets of either client, on a real database."""
 
 import asyncio
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from typing import Any
@@ -186,6 +188,22 @@ def test_a_search_that_waits_ends_at_its_time_out_and_the_next_one_is_answered(
 
         with pytest.raises(TransientError, match="Cure: ask again, or raise timeout"):
             client.search(QUESTION)
+
+    assert client.search(QUESTION) != []
+
+
+def test_a_server_that_has_ceased_to_answer_is_left_at_the_time_out(region: Region, new_client: NewClient) -> None:
+    client = new_client(region.application, timeout=1.5)
+    client.search(QUESTION)
+    with psycopg.connect(region.pipeline) as conn:
+        asked = "SELECT pid FROM pg_stat_activity WHERE application_name = 'embedding-assets client'"
+        (pid,) = [pid for (pid,) in conn.execute(asked)]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(TransientError, match=r"no answer within 1.5 s. Cure"):
+            client.search(QUESTION)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
     assert client.search(QUESTION) != []
 
