@@ -55,7 +55,7 @@ def rows_of(texts: Sequence[str], vectors: Sequence[npt.NDArray[np.float32]]) ->
             document_id=f"doc-{n}",
             ordinal=0,
             content=text,
-            metadata=f'{{"team": "{n % 2}"}}',
+            metadata=f'{{"team": "{n % 2}", "title": "{text.split()[0]}"}}',
             v1=v1[n],
             v2=v2[n],
         )

@@ -211,4 +211,5 @@ def test_an_application_names_the_live_model_and_another_role_does_not(applicati
 
 
 def test_each_library_of_the_readme_is_tried() -> None:
-    assert set(BLOCKS) == {"psycopg", "sqlalchemy", "asyncpg", *SHOWN}
+    of_our_own = {"embedding_assets"}  # client/test_pages.py
+    assert set(BLOCKS) == {"psycopg", "sqlalchemy", "asyncpg", *SHOWN, *of_our_own}
