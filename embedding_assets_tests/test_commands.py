@@ -368,9 +368,15 @@ def test_verify_names_a_table_whose_row_somebody_changed(
             "jsonb_build_object('chunk_id', gen_random_uuid(), 'shard', 5)) FROM {0} AS c))",
             "1 shards replaced by the replica's rows",
         ),
-        ("ALTER TABLE {} DROP CONSTRAINT generation_1_pkey", "index generation_1_pkey built again"),
-        ("DROP INDEX embedding_assets.generation_1_shard", "index generation_1_shard built again"),
-        ("DROP INDEX embedding_assets.generation_1_v1", "index generation_1_v1 built again"),
+        (
+            "ALTER TABLE {} DROP CONSTRAINT generation_1_pkey",
+            "index generation_1_pkey is missing or invalid: built again",
+        ),
+        (
+            "DROP INDEX embedding_assets.generation_1_shard",
+            "index generation_1_shard is missing or invalid: built again",
+        ),
+        ("DROP INDEX embedding_assets.generation_1_v1", "index generation_1_v1 is missing or invalid: built again"),
     ],
 )
 def test_verify_repairs_a_table_that_somebody_harmed(
@@ -384,8 +390,10 @@ def test_verify_repairs_a_table_that_somebody_harmed(
     ran = invoke(terminal, monkeypatch, "embedding-assets verify --repair --json")
 
     assert (ran.code, ran.json["differences"]) == (0, [])
-    (line,) = ran.json["repaired"]
-    assert line.startswith(f"{EU}|{SOURCE}: {told}")
+    (done,) = ran.json["repaired"]
+    assert (done["region"], done["source"], done["failed"]) == (EU, SOURCE, False)
+    assert done["did"].startswith(told)
+    assert {finding["region"] for finding in done["findings"]} == {EU}
     assert terminal.box.rows(EU) == before
     again = invoke(terminal, monkeypatch, "embedding-assets verify --repair --json")
     assert (again.code, again.json) == (0, {"repaired": [], "differences": []})

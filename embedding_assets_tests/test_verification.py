@@ -12,12 +12,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from embedding_assets.cli import cli
-from embedding_assets.operations.findings import Finding, Kind
+from embedding_assets.operations import verification
+from embedding_assets.operations.findings import Finding, Kind, Where
 from embedding_assets.operations.status import is_current, status
-from embedding_assets.operations.verification import verify
+from embedding_assets.operations.verification import repair, verify, verify_and_repair
 from embedding_assets.orchestration.automation.jobs import REGION_JOB, SOURCE_JOB
-from embedding_assets.snapshots import log
+from embedding_assets.snapshots import log, replication
 from embedding_assets.snapshots.names import REPLICA
+from embedding_assets.snapshots.replication import Harm
+from embedding_assets.snapshots.snapshot import Snapshot
+from embedding_assets.snapshots.stores import Store
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 EU = "eu-west-1"
@@ -190,3 +194,49 @@ def test_a_region_that_lost_of_its_store_is_not_current_and_either_command_bring
     assert found(box) == []
     (row,) = status(box.deployment, [SOURCE], [EU])
     assert (row.current, row.lag_seconds) == (True, 0)
+
+
+def test_what_is_mended_is_what_the_findings_name_and_nothing_else(box: Sandbox) -> None:
+    lose_all_parts(box)
+    first, *others = found(box)
+
+    (done,) = repair(box.deployment, [first])
+
+    assert (done.findings, done.failed) == ((first,), False)
+    assert found(box) == others
+
+
+def test_a_repair_takes_the_finding_at_its_word_and_examines_nothing(box: Sandbox) -> None:
+    """So what a person or another program found is mended alike."""
+    where = Where(SOURCE, EU, "pgvector_table", shard=0)
+
+    (done,) = repair(box.deployment, [Finding(Kind.ROWS_DIFFER, where, "of another opinion", "verify --repair")])
+
+    assert done.did == f"1 shards replaced by the replica's rows: {len(box.rows(EU))} written, 0 deleted"
+    assert found(box) == []
+
+
+def test_only_where_something_was_mended_is_looked_at_again(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip_a_bit(box)
+    read: list[str] = []
+
+    def harmed(store: Store, snapshot: Snapshot) -> list[Harm]:
+        read.append(store.url.rpartition("/")[2])
+        return replication.harmed(store, snapshot)
+
+    monkeypatch.setattr(verification, "harmed", harmed)
+    repairs, left = verify_and_repair(box.deployment, [SOURCE], REGIONS)
+
+    assert ([done.place for done in repairs], left) == ([(EU, SOURCE)], [])
+    assert (read.count(PRIMARY), read.count(EU)) == (5, 2)
+
+
+def test_what_cannot_be_mended_is_said_and_left(box: Sandbox) -> None:
+    """The replica's own part is lost in every region: its stage makes it again."""
+    part(box, PRIMARY).unlink()
+    part(box, EU).unlink()
+
+    repairs, left = verify_and_repair(box.deployment, [SOURCE], REGIONS)
+
+    assert repairs == []
+    assert {finding.kind for finding in left} == {Kind.PART_MISSING}

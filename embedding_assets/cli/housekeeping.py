@@ -52,12 +52,13 @@ def prepare(region: str | None, as_json: bool) -> None:
     """
     from embedding_assets.cli.terminal import printable
     from embedding_assets.errors import PipelineError
+    from embedding_assets.telemetry.log import waits_logged
 
     deployment = current_deployment()
     errors: dict[str, str | None] = {}
     for name in chosen(region, deployment.settings.regions, "region"):
         try:
-            deployment.prepare(name)
+            deployment.prepare(name, waits_logged())
             errors[name] = None
         except PipelineError as error:
             errors[name] = str(error)
@@ -118,12 +119,13 @@ def upkeep(region: str | None, now: bool, as_json: bool) -> None:
     With --json a list of {region, source, saw, did, failed}; source is empty where it concerns the whole region.
     """
     from embedding_assets.operations.upkeep import UpkeepEntry, is_quiet, keep_up
+    from embedding_assets.telemetry.log import waits_logged
 
     deployment = current_deployment()
     regions = chosen(region, deployment.settings.regions, "region")
     done: list[UpkeepEntry] = []
     if now or is_quiet(deployment):
-        for entry in keep_up(deployment, regions, lambda: now or is_quiet(deployment)):
+        for entry in keep_up(deployment, regions, lambda: now or is_quiet(deployment), waits_logged()):
             done.append(entry)
             if not as_json:
                 line = f"{entry.region}|{entry.source or 'all sources'}: {entry.saw}. Did: {entry.did}."

@@ -115,31 +115,34 @@ def verify(source: str | None, region: str | None, repair: bool, as_json: bool) 
     indexes, missing or invalid               built again
     What it cannot mend is named with its cure.
 
-    With --json {differences}, a list of {kind, source, region, asset, path, shard, what, cure}; with --repair
-    {repaired, differences}, repaired a sentence each. path and shard are null where it is not about one.
+    With --json {differences}, a list of {kind, source, region, asset, path, shard, what, cure}; path and shard are null
+    where it is not about one. With --repair {repaired, differences}, repaired a list of {source, region, did, failed,
+    findings}, findings being what it was done about, as differences are what is left.
     """
     from embedding_assets.cli import terminal
     from embedding_assets.operations import orphans, verification
+    from embedding_assets.operations.findings import Repair
     from embedding_assets.operations.regions import ask
+    from embedding_assets.telemetry.log import waits_logged
 
     deployment = current_deployment()
     sources = chosen(source, deployment.settings.sources, "source")
     regions = chosen(region, deployment.settings.regions, "region")
-    repaired: list[str] = []
+    repairs: list[Repair] = []
     if repair:
-        repaired, found = verification.verify_and_repair(deployment, sources, regions)
+        repairs, left = verification.verify_and_repair(deployment, sources, regions, waits_logged())
     else:
-        found = verification.verify(deployment, sources, regions)
+        left = verification.verify(deployment, sources, regions)
     if source is None:
-        found += orphans.findings(deployment, [ask(deployment, name, []) for name in regions])
+        left += orphans.findings(deployment, [ask(deployment, name, []) for name in regions])
     if as_json:
-        differences = [finding.as_json() for finding in found]
-        print_json({"repaired": repaired, "differences": differences} if repair else {"differences": differences})
+        repaired = {"repaired": [done.as_json() for done in repairs]} if repair else {}
+        print_json({**repaired, "differences": [finding.as_json() for finding in left]})
     else:
-        for line in (*repaired, *map(str, found)):
+        for line in (*map(str, repairs), *map(str, left)):
             OUT.print(line, markup=False)
-        OUT.print("everything is as recorded" if not found else terminal.counted(len(found), "difference"))
-    sys.exit(1 if found else 0)
+        OUT.print("everything is as recorded" if not left else terminal.counted(len(left), "difference"))
+    sys.exit(1 if left else 0)
 
 
 @click.command()

@@ -14,6 +14,7 @@ from embedding_assets.operations.regions import ask
 from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration import driver
 from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.telemetry.log import waits_logged
 
 
 def materialize(
@@ -35,7 +36,7 @@ def materialize(
         # Who may read what follows the settings now, also where nothing is stale.
         start = time.monotonic()
         try:
-            deployment.prepare(region)
+            deployment.prepare(region, waits_logged())
         except PipelineError as error:
             refused.append(Outcome(region, "", succeeded=False, seconds=time.monotonic() - start, errors=[str(error)]))
     outcomes: list[Outcome] = []

@@ -17,7 +17,7 @@ from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.hnsw import Means
-from embedding_assets.pgvector.locks import QUEUE_SECONDS, TOLD_SECONDS, SourceBusy
+from embedding_assets.pgvector.locks import QUEUE_SECONDS, SourceBusy
 from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
@@ -56,13 +56,13 @@ class Deployment:
         configured = self.settings.regions[region].dsn()
         return configured if configured is not None else embedded.dsn(self.home, region)
 
-    def prepare(self, region: str) -> None:
+    def prepare(self, region: str, tell: Tell = unheard) -> None:
         """Bring the region's database to this version of its tables, and to what the settings say of it.
 
         That is its migrations, search surface and roles; then the models bound, the readers and the language. Writes
         nothing where it is so already. Raises PermanentError where it cannot be so.
         """
-        migrations.migrate(self.dsn(region))
+        migrations.migrate(self.dsn(region), tell)
         with self.connect(region) as conn:
             ensure_models(conn, self._models, self.settings.live_model)
             roles.ensure_readers(conn, self.settings.row_level_security)
@@ -77,7 +77,7 @@ class Deployment:
             yield conn
 
     @contextmanager
-    def prepared(self, region: str) -> Iterator[Connection]:
+    def prepared(self, region: str, tell: Tell = unheard) -> Iterator[Connection]:
         """The same for those who load and index, prepared at this deployment's first use of the region.
 
         Raises PermanentError where it is no longer as this version and these settings need it: runs of several versions
@@ -85,7 +85,7 @@ class Deployment:
         Raises TransientError where nothing is in it any more: the next try prepares it.
         """
         if region not in self._prepared:
-            self.prepare(region)
+            self.prepare(region, tell)
         with self.connect(region) as conn:
             with pipeline_errors(f"asking what region {region} is prepared for"):
                 migrated = migrations.is_migrated(conn)
@@ -161,13 +161,13 @@ class Deployment:
     def sole_writer(self, *partition: str, tell: Tell = unheard) -> Iterator[None]:
         """Wait until no other process of this machine writes the partition.
 
-        After `TOLD_SECONDS` the log names who does. Raises SourceBusy after `QUEUE_SECONDS`. Only saves work: across
-        machines the snapshot log and the database's own locks decide.
+        Tells each second who does. Raises SourceBusy after `QUEUE_SECONDS`. Only saves work: across machines the
+        snapshot log and the database's own locks decide.
         """
         path = self.home / "locks" / ("-".join(partition) + ".lock")
         private_folder(path.parent)
         lock, holder = FileLock(path), path.with_suffix(".holder")
-        began, logged = time.monotonic(), False
+        began = time.monotonic()
         while True:
             try:
                 lock.acquire(timeout=_SLICE_SECONDS)
@@ -181,9 +181,6 @@ class Deployment:
                     f"{'|'.join(partition)}: another run on this machine has been at work on it for over "
                     f"{QUEUE_SECONDS:g} s: {by}. Cure: let it end, or end it, and run this again"
                 )
-            if waited >= TOLD_SECONDS and not logged:
-                logged = True
-                _log.warning("%s: waiting for another run, %.0f s by now: %s", "|".join(partition), waited, by)
         try:
             with suppress(OSError):  # on a full disk nobody is told who; the run goes on
                 holder.write_text(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC", "utf-8")

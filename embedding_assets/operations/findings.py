@@ -54,12 +54,41 @@ class Finding:
     what: str
     cure: str
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Region and source."""
+        return self.where.region, self.where.source
+
     def __str__(self) -> str:
         return f"{self.where}: {self.what}. Cure: {self.cure}"
 
     def as_json(self) -> dict[str, Any]:
         """The fields that `--json` prints; they are stable."""
         return {"kind": self.kind.value, **asdict(self.where), "what": self.what, "cure": self.cure}
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done about findings of one place: `did` is a sentence without its full stop."""
+
+    findings: tuple[Finding, ...]
+    did: str
+    failed: bool = False
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Region and source."""
+        return self.findings[0].place
+
+    def __str__(self) -> str:
+        region, source = self.place
+        return f"{region}|{source}: {self.did}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that `--json` prints; they are stable."""
+        region, source = self.place
+        findings = [finding.as_json() for finding in self.findings]
+        return {"source": source, "region": region, "did": self.did, "failed": self.failed, "findings": findings}
 
 
 def could_not_be(what: str, where: Where, error: PipelineError) -> Finding:

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
 from embedding_assets.errors import PipelineError
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.operations.findings import Finding, Kind, Where, could_not_be, links_behind
+from embedding_assets.operations.findings import Finding, Kind, Repair, Where, could_not_be, links_behind
 from embedding_assets.operations.healing import put_back
 from embedding_assets.operations.replica_shards import read_shard, shard_refs
 from embedding_assets.pgvector.connection import pipeline_errors
-from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
+from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import delta
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.schema.generations import published_generation
@@ -21,6 +22,7 @@ from embedding_assets.snapshots.names import CHUNKS, INDEX, REPLICA, SOURCE_ASSE
 from embedding_assets.snapshots.replication import harmed, prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
+from embedding_assets.telemetry.events import Tell, unheard
 from embedding_assets.work.pool import in_process
 
 _PARTS: Final = (Kind.PART_MISSING, Kind.PART_DAMAGED)
@@ -31,53 +33,47 @@ _ROUNDS: Final = 3
 
 def verify(deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]) -> list[Finding]:
     """Hash every part again, and compare every link from a source's snapshot to the rows that readers see."""
-    found: list[Finding] = []
-    for source in sources:
-        of_primary = list(_verify_primary(deployment, source))
-        found += of_primary
-        for region in region_names:
-            # The primary's own replica lies in its store: what is harmed there has been named.
-            named = {(one.where.region, one.where.path) for one in of_primary}
-            found += [
-                one
-                for one in _verify_region(deployment, region, source)
-                if one.where.path is None or (region, one.where.path) not in named
-            ]
-    return found
+    return [finding for source in sources for finding in _verify(deployment, source, region_names)]
 
 
-def repair(deployment: Deployment, findings: Sequence[Finding]) -> list[str]:
-    """Mend what was found, where it can be mended without the source's own run: a sentence for each thing done.
+def repair(deployment: Deployment, findings: Sequence[Finding], tell: Tell = unheard) -> list[Repair]:
+    """Mend what the findings name, and nothing else, where it can be mended without the source's own run.
 
     Parts of a replica come from the primary again, a replica that is behind is replicated, shards whose rows differ are
-    replaced by the replica's, and indexes are built anew while readers go on. What it can't mend it leaves alone.
+    replaced by the replica's, and indexes are built anew while readers go on. Nothing is examined for it: the findings
+    say what is the matter. What can't be mended here is in no repair.
     """
-    done: list[str] = []
-
-    def place(finding: Finding) -> tuple[str, str]:
-        return finding.where.region, finding.where.source
-
-    for (region, source), some in groupby(sorted(findings, key=place), key=place):
+    repairs: list[Repair] = []
+    for (region, source), at_place in groupby(sorted(findings, key=attrgetter("place")), key=attrgetter("place")):
+        of_place = tuple(at_place)
         try:
-            done += [f"{region}|{source}: {line}" for line in _repair(deployment, region, source, list(some))]
+            repairs += _repair(deployment, region, source, of_place, tell)
         except PipelineError as error:
-            done.append(f"{region}|{source}: not repaired: {error}")
-    return done
+            repairs.append(Repair(of_place, f"not repaired: {str(error).rstrip('.')}", failed=True))
+    return repairs
 
 
 def verify_and_repair(
-    deployment: Deployment, sources: Sequence[str], region_names: Sequence[str]
-) -> tuple[list[str], list[Finding]]:
-    """Look, mend what was found, and look again: (what was done, what is left)."""
-    done: list[str] = []
-    found = verify(deployment, sources, region_names)
+    deployment: Deployment, sources: Sequence[str], region_names: Sequence[str], tell: Tell = unheard
+) -> tuple[list[Repair], list[Finding]]:
+    """Look, mend what was found, and look again where something was mended: (what was done, what is left).
+
+    What lies behind a damaged part could not be compared before. Places where nothing was mended are read once.
+    """
+    repairs: list[Repair] = []
+    left = verify(deployment, sources, region_names)
     for _ in range(_ROUNDS):
-        did = repair(deployment, found)
-        if not did:
+        now = [done for done in repair(deployment, left, tell) if done not in repairs]
+        mended = dict.fromkeys(done.place for done in now if not done.failed)
+        repairs += now
+        if not mended:
             break
-        done += did
-        found = verify(deployment, sources, region_names)
-    return list(dict.fromkeys(done)), found
+        left = [finding for finding in left if finding.place not in mended]
+        for source in dict.fromkeys(source for _, source in mended):
+            again = [region for region in region_names if (region, source) in mended]
+            of_primary = (deployment.settings.primary_region, source) in mended
+            left += _verify(deployment, source, again, primary=of_primary)
+    return repairs, left
 
 
 def materialize_cure(source: str, region: str | None = None) -> str:
@@ -87,6 +83,16 @@ def materialize_cure(source: str, region: str | None = None) -> str:
 
 def _repair_cure(source: str, region: str) -> str:
     return f"embedding-assets verify --repair --source {source} --region {region}"
+
+
+def _verify(deployment: Deployment, source: str, region_names: Sequence[str], *, primary: bool = True) -> list[Finding]:
+    findings = list(_verify_primary(deployment, source)) if primary else []
+    # The primary's own replica lies in its store: what is harmed there is named once.
+    named = {(finding.where.region, finding.where.path) for finding in findings if finding.where.path is not None}
+    for region in region_names:
+        of_region = _verify_region(deployment, region, source)
+        findings += [finding for finding in of_region if (region, finding.where.path) not in named]
+    return findings
 
 
 def _verify_primary(deployment: Deployment, source: str) -> Iterator[Finding]:
@@ -170,56 +176,73 @@ def _harmed(store: Store, snapshot: Snapshot, region: str) -> Iterator[Finding]:
             yield Finding(kind, where, harm.what, cure)
 
 
-def _repair(deployment: Deployment, region: str, source: str, findings: Sequence[Finding]) -> Iterator[str]:
+def _repair(
+    deployment: Deployment, region: str, source: str, findings: Sequence[Finding], tell: Tell
+) -> Iterator[Repair]:
     """Parts first: what is behind them is read from them."""
-    for part in (one for one in findings if one.kind in _PARTS):
-        if did := _mend_part(deployment, part.where, part.kind == Kind.PART_MISSING):
-            yield did
-    if any(one.where.asset == REPLICA and one.kind in (Kind.NEVER_MADE, Kind.BEHIND) for one in findings):
-        yield from _replicate(deployment, region, source)
-    shards = {one.where.shard for one in findings if one.kind == Kind.ROWS_DIFFER and one.where.shard is not None}
-    rebuild = any(one.kind == Kind.INDEX_INVALID for one in findings)
-    if shards or rebuild:
-        yield from _repair_table(deployment, region, source, shards, rebuild)
+    for part in _of(findings, *_PARTS):
+        if did := _mend_part(deployment, part):
+            yield Repair((part,), did)
+    if replica := [one for one in _of(findings, Kind.NEVER_MADE, Kind.BEHIND) if one.where.asset == REPLICA]:
+        yield from _replicate(deployment, region, source, replica, tell)
+    rows, indexes = _of(findings, Kind.ROWS_DIFFER), _of(findings, Kind.INDEX_INVALID)
+    if rows or indexes:
+        yield from _repair_table(deployment, region, source, rows, indexes, tell)
 
 
-def _mend_part(deployment: Deployment, where: Where, missing: bool) -> str:
-    """Put a part back from where its bytes are whole; a sentence on what was done."""
-    store = deployment.store(where.region)
+def _of(findings: Sequence[Finding], *kinds: Kind) -> tuple[Finding, ...]:
+    return tuple(finding for finding in findings if finding.kind in kinds)
+
+
+def _mend_part(deployment: Deployment, finding: Finding) -> str:
+    """Put a part back from where its bytes are whole; a sentence on what was done, empty where nothing could be."""
+    where, store = finding.where, deployment.store(finding.where.region)
     snapshot = log.head(store, where.asset, where.source)
     for layer in snapshot.layers if snapshot else ():
         if layer.path(where.source) == where.path:
             healed = put_back(deployment, LayerDamaged(store, where.source, layer, "is lost or damaged"))
-            return healed.done if healed.is_whole or not missing else ""
+            return healed.done if healed.is_whole or finding.kind != Kind.PART_MISSING else ""
     return ""
 
 
-def _replicate(deployment: Deployment, region: str, source: str) -> Iterator[str]:
+def _replicate(
+    deployment: Deployment, region: str, source: str, findings: Sequence[Finding], tell: Tell
+) -> Iterator[Repair]:
     upstream = [log.head(deployment.primary, asset, source) for asset in (CHUNKS, *VECTORS)]
     newest = [snapshot for snapshot in upstream if snapshot is not None]
-    if len(newest) == len(upstream):
-        with deployment.sole_writer(REPLICA, region, source):
-            primary, store = deployment.primary, deployment.store(region)
-            draft, layers, copied = prepare_replica(primary, store, source, newest, in_process)
-            log.append(store, draft, derived_in=primary)
-        yield f"replicated again, {layers} files and {copied:,} bytes copied"
+    if len(newest) < len(upstream):
+        return  # its source's own run comes first
+    with deployment.sole_writer(REPLICA, region, source, tell=tell):
+        primary, store = deployment.primary, deployment.store(region)
+        draft, layers, copied = prepare_replica(primary, store, source, newest, in_process)
+        log.append(store, draft, derived_in=primary)
+    yield Repair(tuple(findings), f"replicated again, {layers} files and {copied:,} bytes copied")
 
 
-def _repair_table(deployment: Deployment, region: str, source: str, shards: set[int], rebuild: bool) -> Iterator[str]:
+def _repair_table(
+    deployment: Deployment,
+    region: str,
+    source: str,
+    rows: tuple[Finding, ...],
+    indexes: tuple[Finding, ...],
+    tell: Tell,
+) -> Iterator[Repair]:
     store = deployment.store(region)
-    with deployment.sole_writer(TABLE, region, source), deployment.prepared(region) as conn:
+    with deployment.sole_writer(TABLE, region, source, tell=tell), deployment.prepared(region, tell) as conn:
         replica = log.head(store, REPLICA, source)
         serving = published_generation(conn, source)
         if replica is None or serving is None or serving.target_root != replica.root:
             return  # it has moved since it was looked at
-        if shards:
+        if rows:
+            shards = {finding.where.shard for finding in rows if finding.where.shard is not None}
             refs, read = shard_refs(replica), read_shard(store, replica)
-            repaired = delta.repair(conn, source, replica.root, refs, read, shards)
-            yield (
-                f"{len(shards)} shards replaced by the replica's rows: {repaired.rows_written:,} written, "
-                f"{repaired.rows_deleted:,} deleted"
+            replaced = delta.repair(conn, source, replica.root, refs, read, shards, tell)
+            yield Repair(
+                rows,
+                f"{len(shards)} shards replaced by the replica's rows: {replaced.rows_written:,} written, "
+                f"{replaced.rows_deleted:,} deleted",
             )
-        if rebuild and (lost := invalid_indexes(conn, serving)):
+        if indexes:
             target, means = deployment.settings.target_recall, deployment.build_means(region)
-            build_indexes(conn, source, replica.root, deployment.hnsw, target, means=means)
-            yield f"index {', '.join(lost)} built again"
+            build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
+            yield Repair(indexes, "; ".join(finding.what for finding in indexes) + ": built again")

@@ -29,9 +29,6 @@ _log = logging.getLogger(__name__)
 QUEUE_SECONDS: Final = 3600.0
 """For another load of the same source: it does the very work that we wait for."""
 
-TOLD_SECONDS: Final = 10.0
-"""Of waiting, after which the log says for whom."""
-
 _SLICE_SECONDS: Final = 1.0
 """A wait within Postgres hears no signal."""
 
@@ -138,8 +135,8 @@ def source_lock(conn: Connection, source: str, patience: float = QUEUE_SECONDS, 
 def held(conn: Connection, name: str, what: str, patience: float, tell: Tell = unheard) -> Iterator[None]:
     """Hold the lock of a table of `embedding_assets` in a transaction of this connection.
 
-    It waits a second at a time, so that a signal is heard, and after `TOLD_SECONDS` the log names the holder. Raises
-    SourceBusy where it was not to be had for so many seconds.
+    It waits a second at a time, so that a signal is heard, and tells each time who holds it. Raises SourceBusy where it
+    was not to be had for so many seconds.
     """
     conn.execute(
         "SELECT set_config('application_name', %s, false), set_config('lock_timeout', %s, false)",
@@ -148,7 +145,7 @@ def held(conn: Connection, name: str, what: str, patience: float, tell: Tell = u
             f"{min(_SLICE_SECONDS, patience) * 1000:.0f}ms",
         ],
     )
-    began, logged = time.monotonic(), False
+    began = time.monotonic()
     _make(conn, name)
     while not _is_taken(conn, name):
         waited, holders = time.monotonic() - began, _holders(conn, name)
@@ -158,9 +155,6 @@ def held(conn: Connection, name: str, what: str, patience: float, tell: Tell = u
                 f"{what}: another run has been at work on it for over {patience:g} s: {holders}. Cure: let it end, or "
                 "end it (in the database by SELECT pg_terminate_backend(<session>)), and run this again"
             )
-        if waited >= TOLD_SECONDS and not logged:
-            logged = True
-            _log.warning("%s: waiting for another run, %.0f s by now: %s", what, waited, holders)
     try:
         yield
     finally:

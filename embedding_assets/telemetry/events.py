@@ -200,6 +200,45 @@ class LockAwaited:
     holder: str
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerAwaited:
+    """A provider gives no answer to what is in flight; told about once a second for as long as it gives none."""
+
+    what: str
+    """The model and its endpoint."""
+    seconds: float
+    """Waited by now."""
+    timeout_seconds: float
+    """After which a request is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecoveryAwaited:
+    """A provider fails or throttles, and nothing has got through since; told about once a second for as long."""
+
+    what: str
+    """The model and its endpoint."""
+    seconds: float
+    """Waited by now."""
+    trouble: str
+    """The class of its last error, and its words."""
+    pause_seconds: float
+    """Until the next request may leave."""
+    left_seconds: float
+    """Until the run gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetryAwaited:
+    """A step is tried again later, as a provider asked; told about once a second, in a thread of its own."""
+
+    what: str
+    seconds: float
+    """Waited by now."""
+    trouble: str
+    left_seconds: float
+
+
 Event = (
     ItemRead
     | ShardMade
@@ -217,11 +256,14 @@ Event = (
     | RecallMeasured
     | GenerationPublished
     | LockAwaited
+    | AnswerAwaited
+    | RecoveryAwaited
+    | RetryAwaited
 )
 
 Tell = Callable[[Event], None]
 """A sink, as the domain sees it. It has to be quick, for the work waits for it, and to raise nothing, for that would
-end the work. It is called from one thread at a time, `IndexProgress` apart."""
+end the work. It is called from one thread at a time, `IndexProgress` and `RetryAwaited` apart."""
 
 
 def unheard(event: Event) -> None:

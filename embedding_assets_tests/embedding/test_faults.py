@@ -17,7 +17,7 @@ from embedding_assets.embedding.engine.errors import ProviderDown
 from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots.rejections import ERROR_CLASSES
-from embedding_assets.telemetry.events import BreakerClosed, BreakerOpened, Event
+from embedding_assets.telemetry.events import BreakerClosed, BreakerOpened, Event, Tell, unheard
 from embedding_assets_tests.embedding.conftest import HASTY, Delivered, texts_of
 from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.standin import KEY, Standin
@@ -31,9 +31,11 @@ def run(
     texts: Any = TEXTS,
     patience: Patience = HASTY,
     budget: Budget = UNLIMITED,
-    **given: Any,
+    tell: Tell = unheard,
+    **options: Any,
 ) -> Usage:
-    return embed(standin.binding(**{"max_items": 8, **given}), texts, delivered, patience=patience, budget=budget)
+    binding = standin.binding(**{"max_items": 8, **options})
+    return embed(binding, texts, delivered, patience=patience, budget=budget, tell=tell)
 
 
 def poisoned(n: int, poison: set[int]) -> list[Any]:

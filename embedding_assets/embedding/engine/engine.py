@@ -101,7 +101,7 @@ def embed(
         return Usage()
     with open_ledger(budget.account if budget.limited else None) as ledger:
         requests = Requests(open_provider(binding, answered_as), binding, patience, takes)
-        waiting = Waiting(requests, binding.timeout_seconds, patience)
+        waiting = Waiting(requests, binding.timeout_seconds, patience, tell)
         run = _Run(requests, binding, deliver, tell, budget, ledger, stop, waiting)
         try:
             return run.run(chain([first], source))

@@ -22,6 +22,7 @@ from embedding_assets.snapshots.names import SOURCE_ASSETS
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.telemetry.events import Tell, committed
+from embedding_assets.telemetry.log import waits_logged
 
 PATIENT: Final = dg.RetryPolicy(
     # 2, 6 and 14 seconds at most: longer trouble is the run's, the schedule's or the sensor's to try again.
@@ -137,7 +138,9 @@ def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> 
             raise
         context.log.warning(f"{error} Trying again in {wait:.0f} s, as told.")
         if context.retry_number < PATIENT.max_retries:
-            tell_of_wait(f"{context.asset_key.to_user_string()} of {context.partition_key}", str(error), wait)
+            tell_of_wait(
+                f"{context.asset_key.to_user_string()} of {context.partition_key}", str(error), wait, waits_logged()
+            )
         if context.run.tags.get(WAITS_INSIDE) and context.retry_number < PATIENT.max_retries:
             wait = _waited(context, wait)
         raise dg.RetryRequested(max_retries=PATIENT.max_retries, seconds_to_wait=wait) from error

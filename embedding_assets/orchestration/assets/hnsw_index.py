@@ -50,7 +50,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         short transaction."""
         region, source = region_and_source(context.partition_key)
         watch, target, tell = Stopwatch(), deployment.settings.target_recall, telemetry.of(context)
-        with at_work(context, deployment, tell), deployment.prepared(region) as conn:
+        with at_work(context, deployment, tell), deployment.prepared(region, tell) as conn:
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
             means = deployment.build_means(region)

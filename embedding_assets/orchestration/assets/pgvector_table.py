@@ -39,7 +39,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         that readers see, a shard at a time; a large one in a table aside, which hnsw_index publishes."""
         region, source = region_and_source(context.partition_key)
         watch, store, tell = Stopwatch(), deployment.store(region), telemetry.of(context)
-        with at_work(context, deployment, tell), deployment.prepared(region) as conn:
+        with at_work(context, deployment, tell), deployment.prepared(region, tell) as conn:
             replica = log.newest(store, s3_replica)
             refs = shard_refs(replica)
             loaded = load(

@@ -8,6 +8,7 @@ import dagster as dg
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.upkeep import UpkeepEntry, is_quiet, keep_up
 from embedding_assets.settings.models import Settings
+from embedding_assets.telemetry.log import waits_logged
 
 UPKEEP_JOB: Final = "upkeep"
 
@@ -27,7 +28,8 @@ def _keep_up(context: dg.OpExecutionContext, config: UpkeepConfig, deployment: d
         context.log.info(f"Not in the quiet hours, {deployment.settings.quiet_hours} UTC: nothing was looked at.")
         return
     entries: list[UpkeepEntry] = []
-    for entry in keep_up(deployment, sorted(deployment.settings.regions), lambda: config.now or is_quiet(deployment)):
+    regions, tell = sorted(deployment.settings.regions), waits_logged(context.log.warning)
+    for entry in keep_up(deployment, regions, lambda: config.now or is_quiet(deployment), tell):
         entries.append(entry)
         say = context.log.error if entry.failed else context.log.info
         say(f"{entry.region}|{entry.source or 'all sources'}: {entry.saw}. Did: {entry.did}.")

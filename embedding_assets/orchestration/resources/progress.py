@@ -19,6 +19,7 @@ from embedding_assets.telemetry.events import (
     TaskSettled,
     Tell,
 )
+from embedding_assets.telemetry.log import waits_logged
 
 _EVERY_SECONDS: Final = 5.0
 
@@ -51,8 +52,9 @@ class Telemetry:
         self._is_broken = False
 
     def of(self, context: dg.AssetExecutionContext, *hooks: Tell) -> Tell:
-        """What the step tells its events: the display, and its own hooks."""
+        """What the step tells its events: the display, the log of waits, and its own hooks."""
         display = self._display or LoggedProgress(context.log)
+        hooks = (waits_logged(), *hooks)
         asset, partition = context.asset_key.to_user_string(), context.partition_key
 
         def tell(event: Event) -> None:

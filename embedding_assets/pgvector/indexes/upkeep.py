@@ -95,13 +95,13 @@ def published_sources(conn: Connection) -> list[str]:
         return [source for (source,) in rows]
 
 
-def examine(conn: Connection, source: str, target_recall: float) -> State | None:
+def examine(conn: Connection, source: str, target_recall: float, tell: Tell = unheard) -> State | None:
     """Look at a source's published generation; None where there is none.
 
     Recall is measured and stored where more than `CHANGED_SHARE` of the rows changed since it was, and where the index
     was built since. Raises SourceBusy where somebody is loading the source.
     """
-    with pipeline_errors(f"examining source {source!r}"), source_lock(conn, source, PATIENCE_SECONDS):
+    with pipeline_errors(f"examining source {source!r}"), source_lock(conn, source, PATIENCE_SECONDS, tell):
         generation = published_generation(conn, source)
         if generation is None:
             return None
@@ -155,7 +155,7 @@ def act(
     began, slot = time.monotonic(), finding.slot
     with (
         pipeline_errors(f"upkeep of source {generation.source!r} ({finding.cure})"),
-        source_lock(conn, generation.source, PATIENCE_SECONDS),
+        source_lock(conn, generation.source, PATIENCE_SECONDS, tell),
     ):
         present = published_generation(conn, generation.source)
         if present is None or present.id != generation.id:

@@ -74,14 +74,20 @@ class Difference(NamedTuple):
 
 
 def repair(
-    conn: Connection, source: str, target_root: str, shards: Sequence[ShardRef], read_shard: ReadShard, bad: Set[int]
+    conn: Connection,
+    source: str,
+    target_root: str,
+    shards: Sequence[ShardRef],
+    read_shard: ReadShard,
+    bad: Set[int],
+    tell: Tell = unheard,
 ) -> Loaded:
     """Replace every row of the shards numbered in `bad`, whatever digests are stored, by those of the snapshot.
 
     Also of shards that the snapshot does not have. Readers go on. Raises PermanentError where what is published was not
     loaded from `target_root`, and as `load` does.
     """
-    with pipeline_errors(f"repairing source {source!r}"), source_lock(conn, source):
+    with pipeline_errors(f"repairing source {source!r}"), source_lock(conn, source, tell=tell):
         types, rows = bound_types(conn), sum(ref.rows for ref in shards)
         published = published_generation(conn, source)
         if published is None or published.target_root != target_root:
@@ -98,6 +104,7 @@ def repair(
             target_root,
             refs,
             Reader(source, types, read_shard),
+            tell=tell,
             wholesale=True,
         )
 

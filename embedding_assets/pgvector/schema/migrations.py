@@ -12,6 +12,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.locks import SCHEMA_LOCK, SWAP_LOCK_TIMEOUT, held, limit, until_granted
 from embedding_assets.pgvector.schema import roles, surface
+from embedding_assets.telemetry.events import Tell, unheard
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ _LONGEST_MS: Final = 60_000
 """The most that a migration may take: none rewrites a table that readers use."""
 
 
-def migrate(dsn: str) -> None:
+def migrate(dsn: str, tell: Tell = unheard) -> None:
     """Bring the database to the newest migration, its search surface and its roles in place.
 
     Writes nothing where that is so already. A newer program's surface stays.
@@ -40,7 +41,7 @@ def migrate(dsn: str) -> None:
         if _missing(conn):
             _prepare(conn)
             # Held by one connection while yoyo works on others.
-            with connect(dsn) as keeper, held(keeper, SCHEMA_LOCK, "the schema", _PATIENCE_SECONDS):
+            with connect(dsn) as keeper, held(keeper, SCHEMA_LOCK, "the schema", _PATIENCE_SECONDS, tell):
                 if _missing(conn):
                     surface.forget(conn)
                     search_path = _search_path(conn)
