@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Final
+
+from pydantic import ConfigDict, SkipValidation
 
 from embedding_assets.embedding.engine import errors
 from embedding_assets.embedding.engine.batching import batches
@@ -21,7 +23,7 @@ from embedding_assets.embedding.engine.requests import Requests, Settled
 from embedding_assets.embedding.engine.takes import ANYTHING, Takes
 from embedding_assets.embedding.engine.waiting import Waiting
 from embedding_assets.embedding.ledger import Account, Ledger, Used, open_ledger
-from embedding_assets.embedding.options import Binding
+from embedding_assets.embedding.options import Binding, RunBudget
 from embedding_assets.embedding.providers.opening import open_provider
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.telemetry.events import EngineProgress, Tell, unheard
@@ -35,15 +37,16 @@ _WINDOW_BYTES: Final = 128 << 20  # of vectors outstanding: 2,048 texts × 1,536
 _PROGRESS_SECONDS: Final = 1.0
 
 
-class Budget(NamedTuple):
-    """What one run may use; None is unlimited. Kept before sending: by our count of tokens for what is ahead, by the
-    provider's for what is done. All that have the same account share it; without one it is for one call."""
+class Budget(RunBudget):
+    """The settings' limits of one run, and with whom it shares them.
 
-    max_cost_usd: float | None = None
-    max_tokens: int | None = None
-    max_seconds: float | None = None
-    """From when the first that shares it began."""
-    account: Account | None = None
+    Kept before sending: by our count of tokens for what is ahead, by the provider's for what is done.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    account: SkipValidation[Account | None] = None
+    """All that have the same account share what it has; without one it is for one call."""
 
     @property
     def limited(self) -> bool:
