@@ -113,6 +113,24 @@ def test_a_run_that_begins_with_the_table_prepares_a_database_with_nothing_in_it
         assert bound_models(conn)["v1"].live
 
 
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        ("SELECT 1 / 0", PermanentError),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", TransientError),
+    ],
+    ids=["refused", "cut off"],
+)
+def test_what_postgres_says_to_whoever_connects_is_an_error_of_the_pipeline_with_its_cure(
+    sandbox: Sandbox, statement: str, error: type[PermanentError] | type[TransientError]
+) -> None:
+    with (
+        pytest.raises(error, match=rf"using the database of region {EU}: .* Cure: "),
+        sandbox.deployment.connect(EU) as conn,
+    ):
+        conn.execute(statement.encode())
+
+
 def test_a_database_that_is_dropped_in_the_middle_of_a_run_is_prepared_again_by_its_next_attempt(
     empty: Sandbox, postgres: Path
 ) -> None:

@@ -71,8 +71,11 @@ class Deployment:
 
     @contextmanager
     def connect(self, region: str) -> Iterator[Connection]:
-        """A connection to the region's database as it is, for those who look; as the ingest role, if that may be."""
-        with connect(self.dsn(region)) as conn:
+        """A connection to the region's database as it is, for those who look; as the ingest role, if that may be.
+
+        What Postgres raises meanwhile leaves it as TransientError or PermanentError, whoever asked.
+        """
+        with pipeline_errors(f"using the database of region {region}"), connect(self.dsn(region)) as conn:
             roles.act_as_ingest(conn)
             yield conn
 

@@ -1,0 +1,3 @@
+"""A new store, place, format, provider or runner supplies a factory to its suite here, and gets all of its tests."""
+
+from embedding_assets_tests.snapshots.conftest import opened, store  # noqa: F401
