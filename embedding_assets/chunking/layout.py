@@ -193,7 +193,7 @@ def _indented(
 def _headings(text: str, codes: Codes, lines: _Lines, in_code: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """The first and last line of each heading: `# Title`, or a title over (or between) rows of one character."""
     marked = (codes[lines.start] == ord("#")) & (lines.indent <= 3) & ~in_code
-    found = [(line, line) for line in np.flatnonzero(marked).tolist() if _ATX.match(lines.read(text, line))]
+    headings = [(line, line) for line in np.flatnonzero(marked).tolist() if _ATX.match(lines.read(text, line))]
     ruled = (lines.after - lines.first == 1) & (lines.end - lines.start >= 3) & ~lines.gap & ~in_code
     ruled &= codes[lines.start] == codes[lines.end - 1]
     for line in np.flatnonzero(ruled).tolist():
@@ -204,5 +204,5 @@ def _headings(text: str, codes: Codes, lines: _Lines, in_code: NDArray[np.bool_]
         under = lines.gap[title] and lines.indent[title] == 0
         # Only = and - may be shorter than the title (Markdown); "Loading" over "..." is no heading.
         if (over or under) and (rule[0] in "=-" or len(rule) >= lines.end[title] - lines.start[title]):
-            found.append((title - over, line))
-    return sorted(found)
+            headings.append((title - over, line))
+    return sorted(headings)

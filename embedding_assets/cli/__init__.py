@@ -29,10 +29,10 @@ def main() -> None:
         sys.exit(1)
 
 
-def arguments(given: Sequence[str]) -> list[str]:
+def arguments(words: Sequence[str]) -> list[str]:
     """The arguments, read as UTF-8 whatever the locale says: a timer's is often C. Exits where one is none."""
     read: list[str] = []
-    for argument in given:
+    for argument in words:
         try:
             read.append(os.fsencode(argument).decode())
         except UnicodeDecodeError:

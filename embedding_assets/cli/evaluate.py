@@ -53,12 +53,12 @@ def evaluate(
         raise click.UsageError(f"say of which source: --source {' or '.join(sources)}.")
     place = chosen(region or deployment.settings.primary_region, deployment.settings.regions, "region")[0]
     questions = evaluation.read_questions(queries) if queries else None
-    found = [evaluation.evaluate(deployment, place, each, questions, made) for each in sources]
+    evaluations = [evaluation.evaluate(deployment, place, name, questions, made) for name in sources]
     if picture:
-        evaluation.draw(found[0], picture)
+        evaluation.draw(evaluations[0], picture)
     if as_json:
-        print_json([evaluation.to_json(each) for each in found])
+        print_json([evaluation.to_json(scored) for scored in evaluations])
         return
-    OUT.print(scores.evaluation_table(found))
-    for note in scores.evaluation_notes(found):
+    OUT.print(scores.evaluation_table(evaluations))
+    for note in scores.evaluation_notes(evaluations):
         OUT.print(note)

@@ -63,8 +63,8 @@ def prepare(region: str | None, as_json: bool) -> None:
         except PipelineError as error:
             errors[name] = str(error)
         if not as_json:
-            told = printable(errors[name] or "prepared")
-            OUT.print(f"{name}: {told}", markup=False, style="red" if errors[name] else "")
+            outcome = printable(errors[name] or "prepared")
+            OUT.print(f"{name}: {outcome}", markup=False, style="red" if errors[name] else "")
     if as_json:
         print_json([{"region": name, "prepared": not error, "error": error} for name, error in errors.items()])
     sys.exit(1 if any(errors.values()) else 0)

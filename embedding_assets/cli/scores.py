@@ -41,12 +41,14 @@ def _score(score: Score, sign: str = "") -> str:
 
 def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     """What the table does not say: how many questions of whose these were, and what the region lacks."""
-    asked = " and ".join(f"{each.questions} questions of {plain(each.source)}" for each in evaluations)
+    asked = " and ".join(
+        f"{evaluation.questions} questions of {plain(evaluation.source)}" for evaluation in evaluations
+    )
     notes = [f"{asked}. In brackets: intervals of 95 %."]
     if evaluations[0].self_made:
         notes.append("They are made of the sources: they compare, and say less of people's questions.")
-    for each in evaluations:
-        if each.unknown:
-            some = ", ".join(plain(document) for document in each.unknown[:3])
-            notes.append(f"{len(each.unknown)} of the documents named are not in this region, such as {some}.")
+    for evaluation in evaluations:
+        if evaluation.unknown:
+            first = ", ".join(plain(document) for document in evaluation.unknown[:3])
+            notes.append(f"{len(evaluation.unknown)} of the documents named are not in this region, such as {first}.")
     return notes

@@ -26,11 +26,11 @@ def current_deployment() -> "Deployment":
     return Deployment(current_settings(), home())
 
 
-def chosen(given: str | None, known: Mapping[str, object], what: str) -> list[str]:
+def chosen(name: str | None, known: Mapping[str, object], what: str) -> list[str]:
     """The one that was given, or all that there are; click's error where there is none of this name."""
-    if given is not None and given not in known:
-        raise click.UsageError(f"there is no {what} {given!r}: the settings have {', '.join(sorted(known))}.")
-    return [given] if given is not None else sorted(known)
+    if name is not None and name not in known:
+        raise click.UsageError(f"there is no {what} {name!r}: the settings have {', '.join(sorted(known))}.")
+    return [name] if name is not None else sorted(known)
 
 
 def print_json(value: object) -> None:

@@ -79,7 +79,7 @@ class Claims:
 
     def _others(self) -> Iterator[tuple[str, Claim]]:
         newest: dict[str, Claim] = {}
-        for path in sorted(found.path for found in self._store.entries(self._folder)):
+        for path in sorted(entry.path for entry in self._store.entries(self._folder)):
             attempt = path.split("/")[-2]
             data = self._store.get(path) if attempt != self.attempt else None
             if data is not None:
@@ -91,4 +91,4 @@ class Claims:
 
     def _remove_old(self) -> None:
         oldest = time.time() - self._kept_seconds
-        self._store.delete([found.path for found in self._store.entries(FOLDER) if found.modified.timestamp() < oldest])
+        self._store.delete([entry.path for entry in self._store.entries(FOLDER) if entry.modified.timestamp() < oldest])

@@ -162,10 +162,10 @@ class Journal:
 
     def _select(self, columns: str, table: str, text_hashes: Sequence[bytes]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(text_hashes), _AT_ONCE):
-            some = text_hashes[start : start + _AT_ONCE]
-            marks = ",".join("?" * len(some))
+            batch = text_hashes[start : start + _AT_ONCE]
+            marks = ",".join("?" * len(batch))
             query = f"select {columns} from {table} where text_hash in ({marks})"  # noqa: S608 - all of them are ours
-            yield from self._db.execute(query, some)
+            yield from self._db.execute(query, batch)
 
 
 @contextmanager

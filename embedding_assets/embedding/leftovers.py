@@ -59,7 +59,7 @@ class Place(NamedTuple):
 
 def listed(place: Place) -> list[str]:
     """The paths of all leftovers of the source, of whatever model."""
-    return sorted(found.path for found in place.store.entries(place.folder))
+    return sorted(entry.path for entry in place.store.entries(place.folder))
 
 
 class Leaving:
@@ -87,9 +87,9 @@ class Leaving:
 
 def leave(place: Place, journal: Journal) -> Iterator[str]:
     """Put into the store what only the journal has, some thousand vectors an object; the paths, as they are written."""
-    while found := journal.unstored(_AT_ONCE):
-        hashes = [text_hash for text_hash, _ in found]
-        vectors = [vector for _, vector in found]
+    while rows := journal.unstored(_AT_ONCE):
+        hashes = [text_hash for text_hash, _ in rows]
+        vectors = [vector for _, vector in rows]
         columns = [pa.array(hashes, pa.binary(32)), pa.array(vectors, pa.binary(4 * place.dimensions))]
         sink = pa.BufferOutputStream()
         pq.write_table(

@@ -179,12 +179,12 @@ def _table(deployment: Deployment) -> Iterator[Connection]:
 
 
 def _by_id(conn: Connection, ids: Sequence[int]) -> list[DeadLetter]:
-    found = table.by_id(conn, ids) if is_migrated(conn) else []
-    if missing := sorted(set(ids) - {letter.id for letter in found}):
+    letters = table.by_id(conn, ids) if is_migrated(conn) else []
+    if missing := sorted(set(ids) - {letter.id for letter in letters}):
         raise PermanentError(
             f"there is no dead letter {', '.join(map(str, missing))}. Cure: embedding-assets dead-letters list --all"
         )
-    return found
+    return letters
 
 
 def _ids(letters: Sequence[DeadLetter]) -> list[int]:

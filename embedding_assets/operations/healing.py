@@ -46,9 +46,9 @@ def put_back(deployment: Deployment, damaged: LayerDamaged) -> Healed:
     """
     store, source, layer = damaged.store, damaged.source, damaged.layer
     path = layer.path(source)
-    found = _find_whole(deployment, store, source, layer)
-    if found is not None:
-        whence, data = found
+    whole = _find_whole(deployment, store, source, layer)
+    if whole is not None:
+        whence, data = whole
         store.replace(path, data)
         return Healed(True, f"{path} was lost or damaged, and was put back from {whence}")
     if _recorded_anew(store, source, layer):

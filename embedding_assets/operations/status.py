@@ -67,8 +67,8 @@ def of_regions(deployment: Deployment, sources: Sequence[str], regions: Sequence
 
 def is_current(deployment: Deployment, region: str, source: str) -> bool:
     """Whether a run of the region and source would find nothing to do."""
-    found = ask(deployment, region, [source])
-    return found.error is None and _serves_newest(_primary(deployment, source), found)
+    state = ask(deployment, region, [source])
+    return state.error is None and _serves_newest(_primary(deployment, source), state)
 
 
 def is_behind(row: SourceStatus, max_lag: int) -> bool:
@@ -78,10 +78,10 @@ def is_behind(row: SourceStatus, max_lag: int) -> bool:
 
 def serving(deployment: Deployment, region: str, sources: Sequence[str]) -> dict[str, bool]:
     """Whether the region serves the newest of each source, asked once for all. Raises where it can't be asked."""
-    found = ask(deployment, region, sources)
-    if found.error is not None:
-        raise found.error
-    return {source: _serves_newest(_primary(deployment, source), found) for source in sources}
+    state = ask(deployment, region, sources)
+    if state.error is not None:
+        raise state.error
+    return {source: _serves_newest(_primary(deployment, source), state) for source in sources}
 
 
 class _Primary(NamedTuple):
@@ -97,10 +97,10 @@ class _Primary(NamedTuple):
 def _primary(deployment: Deployment, source: str) -> _Primary:
     store = deployment.primary
     try:
-        found = {asset: log.head(store, asset, source) for asset in SOURCE_ASSETS}
+        newest = {asset: log.head(store, asset, source) for asset in SOURCE_ASSETS}
     except PipelineError as error:
         return _Primary(source, store, {}, None, str(error))
-    heads = {asset: head for asset, head in found.items() if head is not None}
+    heads = {asset: head for asset, head in newest.items() if head is not None}
     looks = {stage: outcomes.last(deployment.home, source, stage) for stage in (outcomes.SWEEP, *SOURCE_ASSETS)}
     reading = looks[RAW_DOCS]
     looked_at = reading.succeeded_at if reading else None

@@ -166,8 +166,10 @@ def _run(
     errors: list[str] = []
     for event in result.all_events:
         if event.is_step_materialization:
-            found = event.step_materialization_data.materialization
-            metadata[found.asset_key.to_user_string()] = {name: value.value for name, value in found.metadata.items()}
+            materialization = event.step_materialization_data.materialization
+            metadata[materialization.asset_key.to_user_string()] = {
+                name: value.value for name, value in materialization.metadata.items()
+            }
         elif event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
             verdict = event.asset_check_evaluation_data
             checks.append(

@@ -118,8 +118,8 @@ def _set_up(conn: Connection) -> None:
 
 def dsn_of(conn: Connection) -> str:
     """What to `connect` to for another connection to the same database, by the same login role."""
-    given: dict[str, Any] = {**conn.info.get_parameters(), "password": conn.info.password or None}
-    return make_conninfo("", **given)
+    parameters: dict[str, Any] = {**conn.info.get_parameters(), "password": conn.info.password or None}
+    return make_conninfo("", **parameters)
 
 
 def another(conn: Connection) -> Connection:
@@ -135,10 +135,10 @@ def pipeline_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
-        told = f"{doing}: {str(error).strip() or type(error).__name__}"
+        what = f"{doing}: {str(error).strip() or type(error).__name__}"
         if _is_permanent(error):
-            raise PermanentError(f"{told}. Cure: {_cure(error)}") from error
-        raise TransientError(f"{told}. {_passing_cure(error)}") from error
+            raise PermanentError(f"{what}. Cure: {_cure(error)}") from error
+        raise TransientError(f"{what}. {_passing_cure(error)}") from error
 
 
 def _is_permanent(error: psycopg.Error) -> bool:

@@ -412,20 +412,20 @@ def _owner(layout: _Layout) -> _Owner:
     """Postgres refuses to run as root: for root, the cluster's present owner, or the existing user `nobody`."""
     if os.geteuid() != 0:
         return _Owner(None, None)
-    if layout.data.is_dir() and (found := layout.data.stat()).st_uid != 0:
-        return _Owner(found.st_uid, found.st_gid)
+    if layout.data.is_dir() and (state := layout.data.stat()).st_uid != 0:
+        return _Owner(state.st_uid, state.st_gid)
     nobody = pwd.getpwnam("nobody")
     return _Owner(nobody.pw_uid, nobody.pw_gid)
 
 
 def _refuse_foreign(folder: Path, owner: _Owner) -> None:
     """Only the server's own user may have a hand in its files, and without being their owner it cannot start."""
-    found = folder.lstat()
+    state = folder.lstat()
     expected = os.geteuid() if owner.uid is None else owner.uid
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != expected or stat.S_IMODE(found.st_mode) & 0o077:
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != expected or stat.S_IMODE(state.st_mode) & 0o077:
         raise PermanentError(
             f"{folder} must be a folder of user id {expected} with mode 0700, for the embedded Postgres; it belongs to "
-            f"user id {found.st_uid} with mode {stat.S_IMODE(found.st_mode):04o}. Cure: run as that user, or move it."
+            f"user id {state.st_uid} with mode {stat.S_IMODE(state.st_mode):04o}. Cure: run as that user, or move it."
         )
 
 

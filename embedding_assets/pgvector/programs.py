@@ -39,8 +39,8 @@ def runnable(installed: Path, uid: int | None, gid: int | None, copies: Path = _
     """
     if uid is None or _runs(installed, uid, gid):
         return installed
-    found = (installed / "postgres").stat()
-    name = hashlib.sha256(f"{installed} {found.st_mtime_ns} {found.st_size}".encode()).hexdigest()[:16]
+    program = (installed / "postgres").stat()
+    name = hashlib.sha256(f"{installed} {program.st_mtime_ns} {program.st_size}".encode()).hexdigest()[:16]
     copy = copies / name / "postgres" / "install" / "bin"
     try:
         if not _runs(copy, uid, gid):

@@ -11,8 +11,8 @@ from embedding_assets.settings.yaml_file import load_settings
 
 def current_settings() -> Settings:
     """The settings that EMBEDDING_ASSETS_CONFIG names, or the demo's."""
-    given = os.environ.get(CONFIG)
-    if not given:
+    file = os.environ.get(CONFIG)
+    if not file:
         return default_settings(home())
-    utf8(Path(given).absolute(), CONFIG)
-    return load_settings(Path(given))
+    utf8(Path(file).absolute(), CONFIG)
+    return load_settings(Path(file))

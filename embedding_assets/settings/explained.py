@@ -95,8 +95,8 @@ def line_of(document: yaml.Node, loc: tuple[str, ...]) -> tuple[int, str]:
             below = [(key.value, key, value) for key, value in node.value]
         elif isinstance(node, yaml.SequenceNode):
             below = [(str(place), value, value) for place, value in enumerate(node.value)]
-        found = next(((at, value) for name, at, value in below if name == step), None)
-        if found is None:
+        child = next(((at, value) for name, at, value in below if name == step), None)
+        if child is None:
             break
-        line, node = found[0].start_mark.line + 1, found[1]
+        line, node = child[0].start_mark.line + 1, child[1]
     return line, ".".join(loc) or "the settings"

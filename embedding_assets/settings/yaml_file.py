@@ -26,16 +26,16 @@ def load_settings(path: Path) -> Settings:
     Raises:
         SettingsError: lists every problem as `file:line: where: what. Cure: …`.
     """
-    document, given = _parsed(path)
-    located = _located(given, path.absolute().parent)
-    settings, found = None, []
+    document, values = _parsed(path)
+    located = _located(values, path.absolute().parent)
+    settings, explanations = None, []
     try:
         settings = Settings.model_validate(located)
     except ValidationError as error:
-        found = [explained(details, located) for details in error.errors() if details["type"] != "misfit"]
+        explanations = [explained(details, located) for details in error.errors() if details["type"] != "misfit"]
     problems = {
         (line, f"{path}:{line}: {where}: {misfit.what}. Cure: {misfit.cure}.")
-        for misfit in (*filter(None, found), *misfits(located))
+        for misfit in (*filter(None, explanations), *misfits(located))
         for line, where in [line_of(document, misfit.loc)]
     }
     if problems or settings is None:
@@ -49,7 +49,7 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
     try:
         document = yaml.compose(text, yaml.SafeLoader)
         doubled = [] if document is None else list(_doubled(document))
-        given = yaml.safe_load(text)
+        values = yaml.safe_load(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise SettingsError(f"{path}:{line}: not YAML: {error.reason}. Cure: remove the character.") from None
@@ -66,7 +66,7 @@ def _parsed(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
         raise SettingsError(f"{path}:1: the settings are no mapping. Cure: begin with `primary_region: …`.")
     if doubled:
         raise SettingsError("\n".join(f"{path}:{line}: {key}: stands twice. Cure: keep one." for key, line in doubled))
-    return document, given
+    return document, values
 
 
 def _text(path: Path) -> str:
@@ -107,16 +107,16 @@ def _doubled(document: yaml.Node) -> Iterator[tuple[str, int]]:
             below.extend(node.value)
 
 
-def _located(given: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings with relative paths and stores made absolute."""
-    located = dict(given)
+    located = dict(values)
     for part, key, place in (("sources", "path", _absolute_path), ("regions", "store", _absolute_store)):
-        if isinstance(given.get(part), dict):
+        if isinstance(values.get(part), dict):
             located[part] = {
                 name: {**entry, key: place(entry[key], folder)}
                 if isinstance(entry, dict) and isinstance(entry.get(key), str)
                 else entry
-                for name, entry in given[part].items()
+                for name, entry in values[part].items()
             }
     return located
 

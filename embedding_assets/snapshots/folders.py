@@ -69,10 +69,10 @@ def private_folder(folder: Path, mode: int = 0o700) -> Path:
 
 def close_folder(folder: Path, mode: int = 0o700) -> None:
     """Take from others what `mode` does not give them, with a word in the log. Raises OSError."""
-    found = stat.S_IMODE(folder.stat().st_mode)
-    if found & 0o077 & ~mode:
-        folder.chmod(found & (0o700 | mode))
-        _log.warning("%s was open to other users (mode %04o): it is closed to them now", folder, found)
+    before = stat.S_IMODE(folder.stat().st_mode)
+    if before & 0o077 & ~mode:
+        folder.chmod(before & (0o700 | mode))
+        _log.warning("%s was open to other users (mode %04o): it is closed to them now", folder, before)
 
 
 def close_home(home: Path) -> None:
@@ -82,9 +82,9 @@ def close_home(home: Path) -> None:
     there, stays as it is.
     """
     with suppress(OSError):
-        found = set(os.listdir(home))
-        if found <= _OURS:
+        names = set(os.listdir(home))
+        if names <= _OURS:
             close_folder(home)
-        for name in found & _OURS - {"input", "matplotlib"}:  # nothing of the user's own
+        for name in names & _OURS - {"input", "matplotlib"}:  # nothing of the user's own
             if (folder := home / name).is_dir() and not folder.is_symlink():
                 close_folder(folder, 0o711 if name == "postgres" else 0o700)

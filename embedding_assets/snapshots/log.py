@@ -26,8 +26,8 @@ class CommitConflict(TransientError):
 
 def head(store: Store, asset: str, source: str) -> Snapshot | None:
     """The current snapshot of an asset's source in this store; None before the first commit."""
-    found, _ = _head_and_newest(store, asset, source)
-    return found
+    snapshot, _ = _head_and_newest(store, asset, source)
+    return snapshot
 
 
 def newest(store: Store, snapshot: Snapshot) -> Snapshot:
@@ -37,7 +37,7 @@ def newest(store: Store, snapshot: Snapshot) -> Snapshot:
 
 def numbers(store: Store, asset: str, source: str) -> list[int]:
     """The numbers of the log's entries, ascending. Other files in its folder are nobody's."""
-    names = (found.path.rpartition("/")[2] for found in store.entries(_folder(asset, source)))
+    names = (listed.path.rpartition("/")[2] for listed in store.entries(_folder(asset, source)))
     return sorted(number for name in names if (number := number_of(name)) is not None)
 
 
@@ -59,7 +59,7 @@ def entry(store: Store, asset: str, source: str, number: int) -> Snapshot | None
     if data is None:
         return None
     try:
-        found = from_json(data)
+        fields = from_json(data)
     except ValueError:
         _log.warning("store %s: %s is cut short, and stepped over", store.url, path)
         return None
@@ -68,7 +68,7 @@ def entry(store: Store, asset: str, source: str, number: int) -> Snapshot | None
         "counts."
     )
     try:
-        snapshot = Snapshot.model_validate(found)
+        snapshot = Snapshot.model_validate(fields)
     except ValidationError as error:
         raise PermanentError(
             f"store {store.url}: {path} is no snapshot that this version can read ({error.error_count()} errors, "
@@ -85,8 +85,8 @@ def entry(store: Store, asset: str, source: str, number: int) -> Snapshot | None
 def _head_and_newest(store: Store, asset: str, source: str) -> tuple[Snapshot | None, int]:
     """The head, and the largest number in the log, which is another where the newest entry is cut short."""
     listed = numbers(store, asset, source)
-    found = (entry(store, asset, source, number) for number in reversed(listed))
-    return next((snapshot for snapshot in found if snapshot is not None), None), max(listed, default=0)
+    newest_first = (entry(store, asset, source, number) for number in reversed(listed))
+    return next((snapshot for snapshot in newest_first if snapshot is not None), None), max(listed, default=0)
 
 
 def append(store: Store, draft: Draft, *, derived_in: Store | None = None) -> Snapshot:

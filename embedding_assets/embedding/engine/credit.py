@@ -38,17 +38,17 @@ def no_credit(status: int, body: str, texts: Sequence[str] = ()) -> bool:
         return True
     if status not in _SILENT_OF_TEXTS:
         return False
-    said = {found[0] for found in _PHRASE.finditer(body.casefold())}
-    return any(not any(phrase in text.casefold() for text in texts) for phrase in said)
+    phrases = {match[0] for match in _PHRASE.finditer(body.casefold())}
+    return any(not any(phrase in text.casefold() for text in texts) for phrase in phrases)
 
 
 def _codes(body: str) -> Iterator[str]:
     """What stands in the fields for codes of a body of JSON."""
     try:
-        found = msgspec.json.decode(body)
+        document = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError):
         return
-    level: list[object] = [found]
+    level: list[object] = [document]
     for _ in range(_DEEPEST):
         below: list[object] = []
         for value in level:

@@ -189,37 +189,39 @@ class Gate:
         """The provider answered, if only to turn a request away: it is there."""
         self._failures = 0
 
-    def throttled(self, ticket: Ticket, told: float | None) -> None:
+    def throttled(self, ticket: Ticket, wait_asked: float | None) -> None:
         """Nothing leaves until the time told. Raises `ProviderDown` where waiting is not this process's to do."""
         now = time.monotonic()
         patience = self._patience
         self._cut(ticket)
-        if told is not None and told > patience.longest_told_seconds:
-            if told <= patience.absurd_told_seconds:
-                raise ProviderDown(f"the provider asks to wait {told:.0f} s before the next request. {WAIT}", told)
-            told = patience.longest_told_seconds
+        if wait_asked is not None and wait_asked > patience.longest_told_seconds:
+            if wait_asked <= patience.absurd_told_seconds:
+                raise ProviderDown(
+                    f"the provider asks to wait {wait_asked:.0f} s before the next request. {WAIT}", wait_asked
+                )
+            wait_asked = patience.longest_told_seconds
         if self._storm_since is None:
             self._storm_since = now
         elif now - self._storm_since > patience.storm_seconds:
             raise ProviderDown(
                 f"the provider throttled every request for {now - self._storm_since:.0f} s. Cure: set "
                 "requests_per_minute and tokens_per_minute to what this run has of the quota, which others may share",
-                told or patience.hand_over_seconds,
+                wait_asked or patience.hand_over_seconds,
             )
         if ticket.number > self._paused_at:  # one pause for all that were in flight together
             self._pauses += 1
             self._paused_at = self._sent
-            if told is None:
+            if wait_asked is None:
                 self._paused_until = max(self._paused_until, now + patience.backoff(self._pauses))
-        if told is not None:
-            self._paused_until = max(self._paused_until, now + told)
+        if wait_asked is not None:
+            self._paused_until = max(self._paused_until, now + wait_asked)
 
-    def failed(self, ticket: Ticket, told: float | None) -> bool:
+    def failed(self, ticket: Ticket, wait_asked: float | None) -> bool:
         """Counts a failure of the provider; True when this one opened the breaker."""
         self._cut(ticket)
         self._failures += 1
-        if told is not None:
-            wait = min(told, self._patience.longest_told_seconds)
+        if wait_asked is not None:
+            wait = min(wait_asked, self._patience.longest_told_seconds)
             self._paused_until = max(self._paused_until, time.monotonic() + wait)
         if self._failures >= self._patience.breaker_failures and not self.broken:
             self.broken = True

@@ -70,14 +70,14 @@ def told_wait(headers: Mapping[str, str]) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    told = headers.get("retry-after")
-    if told is None:
+    header = headers.get("retry-after")
+    if header is None:
         return None
-    seconds = _number(told)
+    seconds = _number(header)
     if seconds is not None:
         return seconds
     try:
-        date = parsedate_to_datetime(told)
+        date = parsedate_to_datetime(header)
     except (ValueError, TypeError, OverflowError):
         return None
     return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time())

@@ -223,7 +223,7 @@ class Requests:
                     case Kind.VERDICT:
                         await self._prove(sent, error.row.error_class)
                     case Kind.DOWN if sent - began > patience.storm_seconds:
-                        raise ProviderDown(f"{_told(error, texts)}. {WAIT}", patience.hand_over_seconds) from error
+                        raise ProviderDown(f"{_describe(error, texts)}. {WAIT}", patience.hand_over_seconds) from error
                 tries += 1
                 # The texts are at fault when, after all attempts, this happens twice: they fail, others get through.
                 # Twice, for the first of them may have met the end of an outage.
@@ -453,7 +453,7 @@ class Requests:
                 f"base_url?): {error.message}. Cure: correct that setting"
             )
         before = ", which accepted the same text before" if texts == [self._canary] and self.gate.trusted else ""
-        return PermanentError(f"{_told(error, texts)} ({self.where()}{before}). Cure: {error.row.cure}")
+        return PermanentError(f"{_describe(error, texts)} ({self.where()}{before}). Cure: {error.row.cure}")
 
     def where(self) -> str:
         """The model and its endpoint, for a message."""
@@ -461,7 +461,7 @@ class Requests:
         return f"model {binding.name} of {binding.provider}" + (f" at {binding.base_url}" if binding.base_url else "")
 
 
-def _told(error: RequestError, texts: list[Text]) -> str:
+def _describe(error: RequestError, texts: list[Text]) -> str:
     return f"a request with {len(texts)} texts failed: {error.row.error_class}: {error.message}"
 
 

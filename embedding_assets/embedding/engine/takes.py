@@ -64,18 +64,18 @@ class Learning:
         items = Takes(items=self._accepted_items) if self._accepted_items < len(texts) else ANYTHING
         tokens = Takes(tokens=self._accepted_tokens) if self._accepted_tokens < tokens_of(texts) else ANYTHING
         if named != ANYTHING:
-            found = items if named.items else tokens
+            limit_learned = items if named.items else tokens
         else:
-            found = next(
+            limit_learned = next(
                 (limit for limit in ((tokens, items) if by_size else (items, tokens)) if limit != ANYTHING), ANYTHING
             )
         before = self.takes
-        if found == ANYTHING:
+        if limit_learned == ANYTHING:
             return False
-        if named == ANYTHING and self._suspected != found:
-            self._suspected = found
+        if named == ANYTHING and self._suspected != limit_learned:
+            self._suspected = limit_learned
             return False
-        self.takes = self.takes | found
+        self.takes = self.takes | limit_learned
         return self.takes != before
 
 
@@ -85,11 +85,11 @@ def _least(*limits: int | None) -> int | None:
 
 def hinted(words: str, texts: list[Text]) -> Takes:
     """The limit that a refusal of these texts names, if it names one that they exceed in words of its own."""
-    for found in _LIMIT.finditer(words):
-        number = int(re.sub("[,_]", "", found[1])[:12])
-        if any(found[0] in text.text for text in texts):
+    for match in _LIMIT.finditer(words):
+        number = int(re.sub("[,_]", "", match[1])[:12])
+        if any(match[0] in text.text for text in texts):
             continue
-        about = words[max(0, found.start() - 60) : found.end()]
+        about = words[max(0, match.start() - 60) : match.end()]
         if "token" in about.casefold():
             if tokens_of(texts) > number >= tokens_of(texts) / _MOST_PIECES:
                 return Takes(tokens=number)

@@ -69,12 +69,12 @@ def verified(file: File) -> Path:
     try:
         path = Path(str(distribution(file.requirement.partition("==")[0]).locate_file(file.path)))
         with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except (PackageNotFoundError, OSError) as error:
         raise PermanentError(f"the bundled model file {file.path} cannot be read ({error}). {cure}") from error
-    if found != file.sha256:
+    if digest != file.sha256:
         raise PermanentError(
-            f"the bundled model file {file.path} has SHA-256 {found}, not {file.sha256}: "
+            f"the bundled model file {file.path} has SHA-256 {digest}, not {file.sha256}: "
             f"its vectors would not fit those already stored. {cure}"
         )
     return path

@@ -75,9 +75,10 @@ class OpenAIProvider:
         self.caps = Caps(binding.max_items, binding.max_tokens_per_item, binding.max_tokens_per_request)
         client = AsyncOpenAI(api_key=key, base_url=binding.base_url)
         self._url = f"{str(client.base_url).rstrip('/')}/embeddings"
-        given = {**client.default_headers, **client.auth_headers, "Content-Type": "application/json"}
-        given["Accept-Encoding"] = "identity"  # base64 of floats hardly shrinks, and unpacking costs more than the rest
-        self._headers = {name: value for name, value in given.items() if isinstance(value, str)}
+        headers = {**client.default_headers, **client.auth_headers, "Content-Type": "application/json"}
+        # base64 of floats hardly shrinks, and unpacking costs more than the rest
+        headers["Accept-Encoding"] = "identity"
+        self._headers = {name: value for name, value in headers.items() if isinstance(value, str)}
         self._key = key
         self._name = binding.name
         # Whether told, recorded, or learned from the first answer: another name is another model.
@@ -275,13 +276,13 @@ def _places(indexes: Sequence[object], n: int) -> Sequence[int] | None:
     An item without an index has the only place that is left, or its own if all the others are in order.
     """
     everywhere = range(n)
-    given = [_whole(index) for index in indexes if index is not None]
-    if len(indexes) != n or len(set(given)) != len(given) or not all(index in everywhere for index in given):
+    stated = [_whole(index) for index in indexes if index is not None]
+    if len(indexes) != n or len(set(stated)) != len(stated) or not all(index in everywhere for index in stated):
         return None
-    if len(given) == n:
-        return given
-    if len(given) == n - 1:
-        (left,) = set(everywhere) - set(given)
+    if len(stated) == n:
+        return stated
+    if len(stated) == n - 1:
+        (left,) = set(everywhere) - set(stated)
         return [left if index is None else _whole(index) for index in indexes]
     in_order = all(index is None or _whole(index) == place for place, index in enumerate(indexes))
     return everywhere if in_order else None
@@ -307,8 +308,8 @@ def _tokens(usage: object) -> int:
 
     Whether that can be is the engine's to say, which knows what was sent.
     """
-    told = (usage.get(name) for name in ("total_tokens", "prompt_tokens")) if isinstance(usage, dict) else ()
-    total = next((count for count in told if count is not None), None)
+    stated = (usage.get(name) for name in ("total_tokens", "prompt_tokens")) if isinstance(usage, dict) else ()
+    total = next((count for count in stated if count is not None), None)
     counts = total if isinstance(total, list) else [total]
     numbers = [
         count

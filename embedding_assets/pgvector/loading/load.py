@@ -77,10 +77,10 @@ def load(
             _log.info("source %r: %s: %s", source, choice.way, choice.why)
             return fill_generation(conn, source, target_root, shards, read_shard, tell)._replace(choice=choice)
 
-        found, published = find_generation(conn, source, target_root), published_generation(conn, source)
-        if found is not None and found.state == "published":
+        begun, published = find_generation(conn, source, target_root), published_generation(conn, source)
+        if begun is not None and begun.state == "published":
             return fill_generation(conn, source, target_root, shards, read_shard, tell)
-        why_whole = _why_whole(conn, found, published, shards)
+        why_whole = _why_whole(conn, begun, published, shards)
         if why_whole is not None or published is None:
             return load_whole(costs.forced("new generation", why_whole or "", rows, types))
 
@@ -107,12 +107,12 @@ def load(
 
 
 def _why_whole(
-    conn: Connection, found: Generation | None, published: Generation | None, shards: Sequence[ShardRef]
+    conn: Connection, begun: Generation | None, published: Generation | None, shards: Sequence[ShardRef]
 ) -> str | None:
     """Why no delta can bring the published generation to the new root; None where one can."""
     if published is None:
         return "nothing is published yet"
-    if found is not None:
+    if begun is not None:
         return "an earlier load began it"
     if not published.target_root:
         return "what is published lacks the vectors of a model, or its digests"
@@ -127,13 +127,14 @@ def _differing(
     conn: Connection, published: Generation, changed: Sequence[ShardRef], sample: Mapping[int, Incoming]
 ) -> int:
     """Estimate of the rows to be inserted, updated or deleted in the changed shards, from those in the sample."""
-    found = {
-        number: compare(some, stored_rows(conn, published, number)).difference.rows for number, some in sample.items()
+    differing_in = {
+        number: compare(incoming, stored_rows(conn, published, number)).difference.rows
+        for number, incoming in sample.items()
     }
-    differing = sum(found.values())
-    share = differing / max(sum(sample[number].ref.rows for number in found), 1)
+    differing = sum(differing_in.values())
+    share = differing / max(sum(sample[number].ref.rows for number in differing_in), 1)
     for ref in changed:
-        if ref.shard not in found:
+        if ref.shard not in differing_in:
             gone = 0 if ref.rows else fingerprint.by_digests(conn, generation_table(published.id), ref.shard).rows
             differing += gone + round(ref.rows * share)
     return differing

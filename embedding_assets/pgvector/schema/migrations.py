@@ -123,10 +123,10 @@ def refuse_old_pgvector(version: str) -> None:
 
 def _migrations() -> set[str]:
     """The numbered files; what else is beside them is for people."""
-    found = {path.stem for path in MIGRATIONS.glob("[0-9]*_*.sql")}
-    if not found:
+    names = {path.stem for path in MIGRATIONS.glob("[0-9]*_*.sql")}
+    if not names:
         raise PermanentError(f"no migrations in {MIGRATIONS}. Cure: install the project as editable (pip install -e .)")
-    return found
+    return names
 
 
 def _missing(conn: Connection) -> set[str]:

@@ -72,9 +72,9 @@ def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) ->
     for model in models.values():
         vector_type(model.dimensions)
     with roles.with_way_out(conn, "binding the models in the region's database"):
-        found = bound_models(conn)
+        present = bound_models(conn)
         wanted = {slot: model.recorded for slot, model in models.items()}
-        if {slot: bound.model for slot, bound in found.items()} == wanted and found[live].live:
+        if {slot: bound.model for slot, bound in present.items()} == wanted and present[live].live:
             return
         short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
         failpoint(Failpoint.MODELS_BOUND)

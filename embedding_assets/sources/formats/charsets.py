@@ -104,6 +104,6 @@ def _label(attributes: bytes) -> bytes | None:
     if b"charset" in named:
         return named[b"charset"]
     if named.get(b"http-equiv", b"").strip().lower() == b"content-type":
-        found = _CHARSET.search(named.get(b"content", b""))
-        return bytes(found[1]) if found else None
+        match = _CHARSET.search(named.get(b"content", b""))
+        return bytes(match[1]) if match else None
     return None

@@ -59,8 +59,8 @@ def _declared(sign: str, lines: list[str]) -> str | None:
     for number, line in enumerate(lines):
         if sign == "=" and line.startswith("["):
             return None  # a table: what follows is its own
-        key, found, value = line.partition(sign)
-        if not found or key.rstrip().strip("\"'") != "title":
+        key, separator, value = line.partition(sign)
+        if not separator or key.rstrip().strip("\"'") != "title":
             continue
         value = value.strip()
         if value[:1] in (">", "|") or value in ('"""', "'''"):  # a text of several lines

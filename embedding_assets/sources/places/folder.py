@@ -125,9 +125,9 @@ class State(NamedTuple):
     """The kernel's own time, which nobody can put back."""
 
     @classmethod
-    def of(cls, found: os.stat_result) -> "State":
+    def of(cls, status: os.stat_result) -> "State":
         """The part of a file's state that matters here; a folder of 100,000 files is held at once."""
-        return cls(found.st_mode, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return cls(status.st_mode, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def file_item(name: str, root: str, parts: tuple[str, ...], state: State, now: int) -> Item:
@@ -157,11 +157,11 @@ def _open(root: str, parts: tuple[str, ...]) -> BinaryIO:
         descriptor = os.open(parts[-1], _FILE, dir_fd=folder)
     finally:
         os.close(folder)
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode):
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
         os.close(descriptor)
         raise OSError(0, "not a regular file")
-    return io.BufferedReader(_AsOpened(descriptor, found.st_size), buffer_size=1 << 20)
+    return io.BufferedReader(_AsOpened(descriptor, state.st_size), buffer_size=1 << 20)
 
 
 class _AsOpened(io.RawIOBase):
