@@ -349,7 +349,7 @@ def test_a_provider_that_says_when_to_come_back_is_left_alone_until_then(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What the engine would wait for itself, made short: so the wait that it is told goes to Dagster.
-    hand_over = Patience(longest_told_seconds=0.05)
+    hand_over = Patience(longest_asked_seconds=0.05)
     monkeypatch.setattr(stage, "embed", partial(embed, patience=hand_over))
     box = replace(box, models={**box.models, "v1": standin.model()})
     standin.faults({"fault": "throttle", "times": 1, "retry_after": "0.4"})

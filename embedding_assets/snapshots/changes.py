@@ -9,12 +9,16 @@ from embedding_assets.snapshots.stores import Store
 
 
 class Changes(NamedTuple):
-    """Rows of the new snapshot against the old one: those it has not, has otherwise, has alike, and has alone."""
+    """How many rows of which kind there are in a snapshot and the one before it, by their identity."""
 
     new: int
+    """Only the new snapshot has them."""
     changed: int
+    """Both have them, with other content."""
     reused: int
+    """Both have them, and they are the same."""
     removed: int
+    """Only the old snapshot has them."""
 
 
 def count_changes(

@@ -267,7 +267,7 @@ end the work. It is called from one thread at a time, `IndexProgress` and `Retry
 
 
 def unheard(event: Event) -> None:
-    """The sink where nobody listens: what it would cost something to know is not asked for."""
+    """The sink that does nothing. Whoever gets it asks for nothing that only an event would say."""
 
 
 def committed(snapshot: Snapshot) -> SnapshotCommitted:

@@ -289,7 +289,7 @@ def test_a_wait_too_long_to_sleep_is_handed_to_the_caller(
 def test_an_absurd_wait_is_bounded(standin: Standin, delivered: Delivered) -> None:
     standin.faults({"fault": "throttle", "retry_after": "1790000000", "times": 1})
     began = time.monotonic()
-    run(standin, delivered, patience=Patience(longest_told_seconds=0.2))
+    run(standin, delivered, patience=Patience(longest_asked_seconds=0.2))
     assert 0.2 <= time.monotonic() - began < 2
     delivered.assert_right(TEXTS)
 

@@ -165,4 +165,4 @@ def test_waits_are_obeyed_handed_over_or_bounded_by_their_length() -> None:
         gate.returned(ticket, None)
         await enter(gate, 1)
 
-    on_a_gate(behaviour, patience=Patience(longest_told_seconds=0.05, absurd_told_seconds=100))
+    on_a_gate(behaviour, patience=Patience(longest_asked_seconds=0.05, absurd_asked_seconds=100))

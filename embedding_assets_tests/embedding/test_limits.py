@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_assets.embedding.engine.limits import BURST_SECONDS, Bucket, Quota, quota, told_wait
+from embedding_assets.embedding.engine.limits import BURST_SECONDS, Bucket, Quota, quota, wait_asked
 
 amounts = st.lists(st.tuples(st.floats(0, 3), st.floats(0.1, 40)), min_size=1, max_size=60)  # idle seconds, amount
 
@@ -89,19 +89,19 @@ def test_headers_without_a_quota_say_nothing() -> None:
     ],
 )
 def test_retry_after_is_read_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert told_wait(headers) == seconds
+    assert wait_asked(headers) == seconds
 
 
 def test_retry_after_as_a_date_is_the_time_until_then() -> None:
     then = datetime.now(UTC) + timedelta(seconds=30)
-    assert told_wait({"retry-after": format_datetime(then, usegmt=True)}) == pytest.approx(30, abs=1.5)
-    assert told_wait({"retry-after": format_datetime(then - timedelta(hours=1), usegmt=True)}) == 0
+    assert wait_asked({"retry-after": format_datetime(then, usegmt=True)}) == pytest.approx(30, abs=1.5)
+    assert wait_asked({"retry-after": format_datetime(then - timedelta(hours=1), usegmt=True)}) == 0
 
 
 @given(st.text(max_size=30))
 def test_no_header_can_break_the_reading(value: str) -> None:
     names = ("retry-after", "retry-after-ms", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens")
     for name in names:
-        wait = told_wait({name: value})
+        wait = wait_asked({name: value})
         assert wait is None or 0 <= wait < float("inf")
         quota({"x-ratelimit-remaining-requests": "1", name: value})

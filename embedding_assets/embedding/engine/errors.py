@@ -2,7 +2,7 @@
 
 | kind      | says                                        | the engine                                             |
 |-----------|---------------------------------------------|--------------------------------------------------------|
-| throttled | too much, too fast                          | nothing leaves until the time told (or a full-jitter   |
+| throttled | too much, too fast                          | nothing leaves for the time asked (or a full-jitter    |
 |           |                                             | back-off), then one request alone until one gets       |
 |           |                                             | through; half the concurrency; no attempt of the text  |
 | transient | this request failed; another may not        | again after a full-jitter back-off; when it fails on   |
@@ -125,7 +125,7 @@ class RequestError(Exception):
         row: Row,
         message: str,
         *,
-        told_wait: float | None = None,
+        wait_asked: float | None = None,
         quota: Quota | None = None,
         paid: bool = False,
         tokens: int = 0,
@@ -133,7 +133,7 @@ class RequestError(Exception):
         super().__init__(message)
         self.row = row
         self.message = message
-        self.told_wait = told_wait  # seconds
+        self.wait_asked = wait_asked  # seconds
         self.quota = quota
         self.paid = paid  # an answer came that is thrown away
         self.tokens = tokens  # as that answer counts them; 0 where it does not say

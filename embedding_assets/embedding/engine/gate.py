@@ -23,13 +23,13 @@ class Patience:
     attempts: int = 5  # of a request, or of a text without a sound vector
     backoff_seconds: float = 0.5  # full jitter: uniform(0, min(longest, backoff · 2ⁿ))
     longest_backoff_seconds: float = 30.0
-    longest_told_seconds: float = 60.0  # a longer Retry-After is handed to the caller …
-    absurd_told_seconds: float = 3_600.0  # … unless it is over this (an epoch taken for seconds): then obeyed to 60 s
+    longest_asked_seconds: float = 60.0  # a longer Retry-After is handed to the caller …
+    absurd_asked_seconds: float = 3_600.0  # … unless it is over this (an epoch taken for seconds): then obeyed to 60 s
     storm_seconds: float = 600.0  # throttled without one success for so long: handed to the caller
     breaker_failures: int = 5  # in a row, without a success
     breaker_seconds: float = 1.0  # before the first probe, doubled before each next one
     breaker_probes: int = 4  # 1 + 2 + 4 + 8 s; then the wait is handed to the caller
-    hand_over_seconds: float = 60.0  # the wait it is told
+    hand_over_seconds: float = 60.0  # the wait that it is asked for
 
     def backoff(self, tries: int) -> float:
         """Seconds before the try after the `tries`-th."""
@@ -190,16 +190,16 @@ class Gate:
         self._failures = 0
 
     def throttled(self, ticket: Ticket, wait_asked: float | None) -> None:
-        """Nothing leaves until the time told. Raises `ProviderDown` where waiting is not this process's to do."""
+        """Nothing leaves for the seconds asked. Raises `ProviderDown` where waiting is not this process's to do."""
         now = time.monotonic()
         patience = self._patience
         self._cut(ticket)
-        if wait_asked is not None and wait_asked > patience.longest_told_seconds:
-            if wait_asked <= patience.absurd_told_seconds:
+        if wait_asked is not None and wait_asked > patience.longest_asked_seconds:
+            if wait_asked <= patience.absurd_asked_seconds:
                 raise ProviderDown(
                     f"the provider asks to wait {wait_asked:.0f} s before the next request. {WAIT}", wait_asked
                 )
-            wait_asked = patience.longest_told_seconds
+            wait_asked = patience.longest_asked_seconds
         if self._storm_since is None:
             self._storm_since = now
         elif now - self._storm_since > patience.storm_seconds:
@@ -221,7 +221,7 @@ class Gate:
         self._cut(ticket)
         self._failures += 1
         if wait_asked is not None:
-            wait = min(wait_asked, self._patience.longest_told_seconds)
+            wait = min(wait_asked, self._patience.longest_asked_seconds)
             self._paused_until = max(self._paused_until, time.monotonic() + wait)
         if self._failures >= self._patience.breaker_failures and not self.broken:
             self.broken = True

@@ -62,7 +62,7 @@ def quota(headers: Mapping[str, str]) -> Quota | None:
     return Quota(*remaining, *resets) if remaining != [None, None] else None
 
 
-def told_wait(headers: Mapping[str, str]) -> float | None:
+def wait_asked(headers: Mapping[str, str]) -> float | None:
     """The seconds an answer asks us to wait: `retry-after-ms`, or `Retry-After` in seconds or as an HTTP date.
 
     None where it asks for nothing, or nothing that makes sense. How much of it is obeyed is the gate's to say.

@@ -185,7 +185,7 @@ class Requests:
             dead = await self._settle(piece, ticket=ticket)
             if dead is not None:
                 await self._prove(ticket.at if ticket else time.monotonic(), dead.error_class)
-                self._bury(dead)
+                self._deliver_dead(dead)
             ticket = None
         self._put(Settled(batch))
 
@@ -263,7 +263,7 @@ class Requests:
         if letters:
             await self._prove(sent, error.row.error_class)
         for letter in letters:
-            self._bury(letter)
+            self._deliver_dead(letter)
         if error.row in (errors.REFUSED, errors.TOO_LARGE) and self.counts.dead == buried:
             self._learn(texts, named, error.row)
         return None
@@ -319,8 +319,8 @@ class Requests:
         for probe in range(patience.breaker_probes):
             wait = min(patience.longest_backoff_seconds, patience.breaker_seconds * 2.0**probe)
             await gate.sleep(wait)
-            while (told := gate.pause()) > 0:  # it may grow meanwhile: the others' answers ask for it too
-                await gate.sleep(told)
+            while (pause := gate.pause()) > 0:  # it may grow meanwhile: the others' answers ask for it too
+                await gate.sleep(pause)
             try:
                 await self._request([self._canary], gate.probe())
             except RequestError as error:
@@ -334,7 +334,7 @@ class Requests:
         raise ProviderDown(
             f"{self.where()} has failed for everyone, and {patience.breaker_probes} probes since: "
             f"{failure.row.error_class}: {failure.message}. {WAIT}",
-            min(failure.told_wait or patience.hand_over_seconds, patience.absurd_told_seconds),
+            min(failure.wait_asked or patience.hand_over_seconds, patience.absurd_asked_seconds),
         )
 
     async def _request(
@@ -369,7 +369,7 @@ class Requests:
         except RequestError as error:
             error.sent_at = ticket.at
             tokens = believed(error.tokens, texts) or ours
-            self._note(ticket, error.row.error_class, texts, tokens, error.told_wait)
+            self._note(ticket, error.row.error_class, texts, tokens, error.wait_asked)
             if error.paid:
                 counts.tokens += tokens
                 self._discard(tokens)
@@ -384,11 +384,11 @@ class Requests:
                     raise self._fatal(error, texts) from error
                 case Kind.THROTTLED:
                     counts.throttled += 1
-                    gate.throttled(ticket, error.told_wait)
+                    gate.throttled(ticket, error.wait_asked)
                 case Kind.POISON | Kind.VERDICT:
                     gate.refused()
                 case _:
-                    if gate.failed(ticket, error.told_wait):
+                    if gate.failed(ticket, error.wait_asked):
                         self._put(BreakerOpened(self._patience.breaker_failures))
                         self._start(self._probe())
             raise
@@ -427,7 +427,7 @@ class Requests:
         self.counts.texts += len(texts)
         self._put(Embedded([text.text_hash for text in texts], vectors, model))
 
-    def _bury(self, letter: Dead) -> None:
+    def _deliver_dead(self, letter: Dead) -> None:
         self.counts.dead += 1
         self._put(letter)
 

@@ -22,7 +22,7 @@ from openai import AsyncOpenAI
 
 from embedding_assets.embedding.engine import errors
 from embedding_assets.embedding.engine.errors import Kind, RequestError
-from embedding_assets.embedding.engine.limits import quota, told_wait
+from embedding_assets.embedding.engine.limits import quota, wait_asked
 from embedding_assets.embedding.model_names import LONGEST, may_answer, same_model
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.providers.provider import Answer, Caps
@@ -116,7 +116,7 @@ class OpenAIProvider:
             raise RequestError(
                 errors.by_status(status, words, texts),
                 f"{status}: {self._quote(words)}",
-                told_wait=told_wait(headers),
+                wait_asked=wait_asked(headers),
                 quota=left,
             )
         try:

@@ -114,7 +114,7 @@ def handed_on(
 
 @contextmanager
 def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> Iterator[None]:
-    """Tell Dagster what an error of the pipeline means: wait as told, try again, or stop and call somebody.
+    """Tell Dagster what an error of the pipeline means: wait as asked, try again, or stop and call somebody.
 
     A part that is lost or damaged is healed, if any store has it; then the step is tried again.
     """
@@ -136,7 +136,7 @@ def domain_errors(context: dg.AssetExecutionContext, deployment: Deployment) -> 
         wait = getattr(error, "retry_after_seconds", None)
         if wait is None:
             raise
-        context.log.warning(f"{error} Trying again in {wait:.0f} s, as told.")
+        context.log.warning(f"{error} Trying again in {wait:.0f} s, as it asked.")
         if context.retry_number < PATIENT.max_retries:
             tell_of_wait(
                 f"{context.asset_key.to_user_string()} of {context.partition_key}", str(error), wait, waits_logged()
@@ -167,7 +167,7 @@ def _stop(context: dg.AssetExecutionContext) -> dg.Failure:
 def drained_on_signal(context: dg.AssetExecutionContext) -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGINT sets, so that the asset ends what is in flight before the run stops.
 
-    A second signal goes at once to whom it was meant for. Outside the main thread Python lets nobody listen, and
+    A second signal has the effect that it has anywhere, at once. Outside the main thread Python delivers no signal, and
     nothing is set.
     """
     stop = threading.Event()
