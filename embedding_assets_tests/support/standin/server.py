@@ -332,7 +332,7 @@ def _hash(text: str) -> str:
 
 @lru_cache(4096)
 def _tokens(text: str) -> int:
-    return len(_TOKENIZER.encode(text))
+    return len(_TOKENIZER.encode(text, disallowed_special=()))
 
 
 @lru_cache(4096)
