@@ -49,7 +49,7 @@ class Questions:
                     except RequestError as error:
                         failed = error.message
                         _refuse(error, model)
-                        told = error.told_wait
+                        told = error.wait_asked
                     else:
                         vector: Vector = answer.vectors[0]
                         return vector
