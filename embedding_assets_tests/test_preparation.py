@@ -21,6 +21,7 @@ from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets.telemetry.events import Tell
 from embedding_assets_tests.support.asked import Asked, name_of
 from embedding_assets_tests.support.harness import MODELS, PRIMARY, SOURCE, Sandbox
 
@@ -34,9 +35,9 @@ def migrated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     migrate = migrations.migrate
 
-    def noted(dsn: str) -> None:
+    def noted(dsn: str, tell: Tell) -> None:
         names.append(name_of(dsn))
-        migrate(dsn)
+        migrate(dsn, tell)
 
     monkeypatch.setattr(migrations, "migrate", noted)
     return names
@@ -117,7 +118,7 @@ def test_a_run_that_begins_with_the_table_prepares_a_database_with_nothing_in_it
     ("statement", "error"),
     [
         ("SELECT 1 / 0", PermanentError),
-        ("SELECT pg_terminate_backend(pg_backend_pid())", TransientError),
+        ("SET statement_timeout = 1; SELECT pg_sleep(60)", TransientError),
     ],
     ids=["refused", "cut off"],
 )

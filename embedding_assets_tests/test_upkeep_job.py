@@ -18,6 +18,8 @@ from embedding_assets.orchestration.automation.upkeep import UPKEEP_JOB
 from embedding_assets.orchestration.build import build_defs
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.pgvector.locks import source_lock
+from embedding_assets.telemetry.events import Event, LockAwaited
+from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.harness import PRIMARY, QUIET, REGIONS, SOURCE, Sandbox
 
 EU = "eu-west-1"
@@ -147,9 +149,11 @@ def test_a_source_that_is_being_loaded_has_its_turn_the_next_hour(
 ) -> None:
     monkeypatch.setattr("embedding_assets.pgvector.indexes.upkeep.PATIENCE_SECONDS", 0.05)
 
+    events: list[Event] = []
     with connect(box.dsns[EU]) as loader, source_lock(loader, SOURCE):
-        did = list(keep_up(box.deployment, [EU], lambda: True))
+        did = list(keep_up(box.deployment, [EU], lambda: True, events.append))
 
+    assert {wait.what for wait in of_kind(events, LockAwaited)} == {f"source '{SOURCE}'"}
     assert did == [UpkeepEntry(EU, SOURCE, "it is being loaded", "nothing, its turn comes again", failed=False)]
 
 

@@ -206,6 +206,7 @@ def test_what_is_mended_is_what_the_findings_name_and_nothing_else(box: Sandbox)
     assert found(box) == others
 
 
+@pytest.mark.slow
 def test_a_repair_takes_the_finding_at_its_word_and_examines_nothing(box: Sandbox) -> None:
     """So what a person or another program found is mended alike."""
     where = Where(SOURCE, EU, "pgvector_table", shard=0)
@@ -216,6 +217,7 @@ def test_a_repair_takes_the_finding_at_its_word_and_examines_nothing(box: Sandbo
     assert found(box) == []
 
 
+@pytest.mark.slow
 def test_only_where_something_was_mended_is_looked_at_again(box: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     flip_a_bit(box)
     read: list[str] = []
@@ -231,6 +233,7 @@ def test_only_where_something_was_mended_is_looked_at_again(box: Sandbox, monkey
     assert (read.count(PRIMARY), read.count(EU)) == (5, 2)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_mended_is_said_and_left(box: Sandbox) -> None:
     """The replica's own part is lost in every region: its stage makes it again."""
     part(box, PRIMARY).unlink()
