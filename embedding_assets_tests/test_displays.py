@@ -187,6 +187,22 @@ def test_a_first_source_of_one_chunk_has_its_figures_and_no_map(sandbox: Sandbox
 
 
 @pytest.mark.slow
+def test_a_change_of_less_than_a_hundredth_draws_no_picture(sandbox: Sandbox, instance: dg.DagsterInstance) -> None:
+    sandbox.write(**{f"page{number}": f"# Page {number}\n\nAbout item {number}." for number in range(150)})
+    first, _ = run(sandbox, instance)
+
+    sandbox.write(page7="# Page 7\n\nAbout another item.")
+    one, _ = run(sandbox, instance)
+
+    sandbox.write(**{f"page{number}": f"# Page {number}\n\nAbout nothing, {number} times." for number in range(3)})
+    three, _ = run(sandbox, instance)
+
+    drawn = [{"norms", "map"} & found["embeddings_v1"].keys() for found in (first, one, three)]
+    assert drawn == [{"norms", "map"}, set(), {"norms", "map"}]
+    assert [found["embeddings_v1"]["new"] for found in (first, one, three)] == [150, 1, 3]
+
+
+@pytest.mark.slow
 def test_a_lost_part_of_the_snapshot_before_costs_the_counts_of_changes_alone(
     box: Sandbox, instance: dg.DagsterInstance
 ) -> None:

@@ -41,6 +41,8 @@ _MAP_VECTORS: Final = 1_200
 
 _LEAST_POINTS: Final = 5  # seconds of a run, about: a shorter one has no course to draw
 _LEAST_VECTORS: Final = 3  # fewer have no two principal directions
+_LEAST_SHARE: Final = 0.01
+"""Of the vectors, to be new: the pictures of fewer look as the last ones did, and drawing takes a second of CPU."""
 
 
 def build(slot: Slot, bound: Binding | None, partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
@@ -189,9 +191,10 @@ def _pictures(
     pictures: dict[str, Callable[[], Any]] = {}
     if len(pace) > _LEAST_POINTS:
         pictures["throughput"] = lambda: metadata.throughput(pace)
-    if len(lengths):
+    changed = len(lengths) >= _LEAST_SHARE * sum(part.rows for part in snapshot.parts)
+    if changed and len(lengths):
         pictures["norms"] = lambda: metadata.norm_histogram(lengths)
-    if len(lengths) >= _LEAST_VECTORS:
+    if changed and len(lengths) >= _LEAST_VECTORS:
         pictures["map"] = lambda: _map(deployment, snapshot.asset, snapshot.source, binding)
     drawn: dict[str, Any] = {}
     for name, draw in pictures.items():
