@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from embedding_assets.client.failures import may_pass, told
 from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Endpoint
-from embedding_assets.errors import PermanentError, TransientError
+from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.snapshots.slots import Slot
 
 MOST: Final = 10_000
@@ -154,9 +154,9 @@ class Deadline:
 def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
     """The steps of a search.
 
-    The model that is live is asked for in the transaction of the search, after it: where another one has become live
-    since the question was embedded, the hits are thrown away and the question is embedded anew. (Only a switch there
-    and back within one search would go unseen; each takes a run of the pipeline.)
+    The model that is live is asked for in the transaction of the search, before it and after it: where another one has
+    become live since the question was embedded, the hits are thrown away and the question is embedded anew. (Only a
+    switch there and back between three statements that are sent together would go unseen.)
 
     Raises PermanentError for a question, k or filter that cannot be, and TransientError where the database does not
     answer.
@@ -169,22 +169,26 @@ def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
             vector = unit((yield Embed(asked.question, live)), live)
             memory.keep(live, asked.question, vector)
         try:
-            found, (row,) = yield Run((_statement(asked, vector), (_LIVE, {})))
+            (before,), found, (after,) = yield Run(((_LIVE, {}), _statement(asked, vector), (_LIVE, {})))
+        except psycopg.errors.InvalidParameterValue as error:  # of other dimensions than the model that is live by now?
+            embedded_by, live = live, (yield from asking(memory))
+            failed = told(error) if embedded_by == live else _switched()
         except psycopg.Error as error:
             failed = told(error)
-            if may_pass(error):  # a search changes nothing: it may be asked twice
-                continue
-            # Perhaps of other dimensions than those of the model that is live by now.
-            before, live = live, (yield from asking(memory))
-            if live == before:
+            if not may_pass(error):
                 raise failed from error
-            continue
-        before, live = live, _model(row)
-        memory.live = live
-        if live == before:
-            return [_hit(row) for row in found]
-        failed = TransientError(f"the live model changed {_ATTEMPTS} times during one search. Cure: ask again")
+            # A search changes nothing: it may be asked twice.
+        else:
+            embedded_by, live = live, _model(after)
+            memory.live = live
+            if embedded_by == live == _model(before):
+                return [_hit(row) for row in found]
+            failed = _switched()
     raise failed
+
+
+def _switched() -> PipelineError:
+    return TransientError(f"the live model changed {_ATTEMPTS} times during one search. Cure: ask again")
 
 
 def asking(memory: Memory) -> Steps[LiveModel]:
