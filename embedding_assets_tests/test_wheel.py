@@ -23,6 +23,7 @@ sources:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("wheel")  # two builds at once share a folder of the checkout
 def test_a_wheel_materializes_a_folder_of_somebody_else_and_keeps_what_is_local_there(tmp_path: Path) -> None:
     wheel = built(tmp_path)
     prefix = "embedding_assets/pgvector/schema/sql/"

@@ -18,6 +18,7 @@ with SearchClient(sys.argv[1]) as client:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("wheel")  # two builds at once share a folder of the checkout
 def test_a_client_is_installed_without_dagster_and_searches(region: Region, tmp_path: Path) -> None:
     programs = environment(tmp_path, "-c", PROJECT / "constraints.txt", f"{built(tmp_path)}[client]")
 
