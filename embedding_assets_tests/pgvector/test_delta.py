@@ -22,11 +22,12 @@ from embedding_assets.pgvector.loading import costs, delta
 from embedding_assets.pgvector.loading.delta import Incoming, difference, repair
 from embedding_assets.pgvector.loading.generations import Loaded, load_generation
 from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
-from embedding_assets.pgvector.rows.vector_types import vector_type
+from embedding_assets.pgvector.rows.vector_types import EMPTY, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
@@ -290,7 +291,7 @@ def test_many_small_deltas_end_in_a_new_generation(
     monkeypatch.setattr(costs, "_GENERATION", 0.0)
     ways, present = [], served
     for edition in range(12):
-        rows = [r._replace(content=f"edition {edition}") if n < 6 else r for n, r in enumerate(present.shards[1])]
+        rows = [r._replace(content=f"edition {edition}") if n < 3 else r for n, r in enumerate(present.shards[1])]
         present = present.changed({1: rows})
         ways.append(written(present.publish(region))[0])
         assert_serves(region, present)
@@ -325,6 +326,23 @@ def test_the_cheaper_way_is_chosen(rows: int, differing: int, drifted: int, d1: 
         assert choice.delta_seconds <= choice.generation_seconds
     if not drifted and choice.way == "new generation":
         assert choice.generation_seconds <= choice.delta_seconds
+
+
+@given(rows=st.integers(1, 10**8), more=st.integers(1, 10**8), dimensions=st.integers(1, 4000))
+def test_a_row_costs_more_to_index_the_more_there_are_but_never_by_as_much(
+    rows: int, more: int, dimensions: int
+) -> None:
+    few, many = (costs.index_seconds(n, dimensions, Hnsw()) / n for n in (rows, rows + more))
+
+    assert few <= many <= few * (rows + more) / rows
+
+
+def test_a_slot_without_a_model_costs_nothing() -> None:
+    alone = costs.choose(100_000, 1_000, 0, (vector_type(384), EMPTY))
+    beside = costs.choose(100_000, 1_000, 0, (vector_type(384), vector_type(384)))
+
+    assert beside.generation_seconds == pytest.approx(2 * alone.generation_seconds, abs=costs._GENERATION)
+    assert beside.delta_seconds == pytest.approx(2 * alone.delta_seconds)
 
 
 def test_another_number_of_shards_is_loaded_anew(region: Connection, served: Source) -> None:
