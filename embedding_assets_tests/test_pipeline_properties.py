@@ -31,7 +31,6 @@ from embedding_assets.operations.replica_shards import read_change, read_shard, 
 from embedding_assets.pgvector.rows.shards import ShardRows, check_aligned
 from embedding_assets.settings.models import FilesSource, JsonlSource
 from embedding_assets.snapshots import keys, layers, log
-from embedding_assets.snapshots.derivation import Task
 from embedding_assets.snapshots.failpoints import Failpoint
 from embedding_assets.snapshots.garbage import collect
 from embedding_assets.snapshots.keys import document_bucket, shard_of
@@ -47,6 +46,7 @@ from embedding_assets.sources.documents import normalised
 from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import prepare_source, remember
 from embedding_assets_tests.support.places import Settled
+from embedding_assets_tests.support.runners import one_by_one
 
 SOURCE: Final = "handbook"
 MODEL: Final = Binding.model_validate(
@@ -365,6 +365,7 @@ class Pipeline(RuleBasedStateMachine):
                 SOURCE,
                 replace(reader, place=Settled(reader.place)),
                 catalog,
+                one_by_one,
                 max_deleted=0,
                 allow_deletes=True,
             )
@@ -541,11 +542,6 @@ def by_chunk(rows: ShardRows) -> dict[bytes, object]:
     """All that a table holds of each chunk, by its id."""
     tables = [rows.chunks.to_pylist(), *(vectors.to_pylist() for vectors in rows.vectors)]
     return {chunk["chunk_id"]: (chunk, *vectors) for chunk, *vectors in zip(*tables, strict=True)}
-
-
-def one_by_one(work: Callable[[Store, Task], Done], store: Store, tasks: Sequence[Task]) -> list[Done]:
-    """In a fixed order, so that what fails fails again."""
-    return [work(store, task) for task in tasks]
 
 
 @pytest.mark.parametrize("kind", [Folder, Lines])

@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from embedding_assets.embedding.claims import Claim, Claims
 from embedding_assets.snapshots.sqlite_files import sqlite_file
-from embedding_assets.snapshots.stores import Store
+from embedding_assets.snapshots.stores import StoreByUrl
 
 _SCHEMA: Final = """
 begin immediate;
@@ -32,13 +33,14 @@ commit;
 _KEPT_SECONDS: Final = 30 * 86_400  # no run is tried again after so long
 
 
-class Account(NamedTuple):
+@dataclass(frozen=True)
+class Account:
     """Where a run's use is kept: the ledger's file, and the run's name in it, the same for all of its attempts; and the
     store that attempts with another home have in common with it."""
 
     path: Path
     run: str
-    store: Store | None = None
+    store: StoreByUrl | None = None
 
 
 class Used(NamedTuple):

@@ -24,9 +24,8 @@ from embedding_assets.pgvector.locks import drop_source_lock
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.publishing.forget import forget as drop
 from embedding_assets.pgvector.schema.migrations import ensure_migrated, has_tables
-from embedding_assets.settings.models import Name
 from embedding_assets.snapshots.garbage import aside_of
-from embedding_assets.snapshots.names import JOURNALS, REPLICA, TABLE
+from embedding_assets.snapshots.names import JOURNALS, REPLICA, TABLE, Name
 from embedding_assets.snapshots.slots import SLOTS
 from embedding_assets.snapshots.stores import Store
 

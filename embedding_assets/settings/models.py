@@ -9,7 +9,6 @@ from pydantic import (
     AfterValidator,
     Field,
     SecretStr,
-    StringConstraints,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -20,10 +19,9 @@ from embedding_assets.errors import PermanentError, Problem
 from embedding_assets.options import Options, Share
 from embedding_assets.pgvector.options import BuildOptions, TableOptions, VectorOptions
 from embedding_assets.settings.fit import is_dsn, misfits, shallow
+from embedding_assets.snapshots.names import Name
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.sources.options import FilesOptions, JsonlOptions
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 
 
 class SettingsError(PermanentError):

@@ -1,10 +1,12 @@
 """What a commit changed, row by row, told from the parts that differ between two snapshots and from no others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from typing import NamedTuple
 
-from embedding_assets.snapshots.parts import read_part
-from embedding_assets.snapshots.snapshot import Part, Snapshot
+from embedding_assets.snapshots.layers import Rows, read_layer
+from embedding_assets.snapshots.parts import merged
+from embedding_assets.snapshots.snapshot import Layer, Part, Snapshot
 from embedding_assets.snapshots.stores import Store
 
 
@@ -27,11 +29,12 @@ def count_changes(
     """Compare two snapshots of an asset by its `identity` and `content` columns; memory is that of a shard or two."""
     new = changed = removed = 0
     for old_parts, new_parts in _differing(asset, previous, current):
+        read = cache(partial(read_layer, store, current.source, columns=(identity, content)))  # most are of both
         old: dict[object, object] = {}
         for part in old_parts:
-            old.update(_rows(store, current.source, part, identity, content))
+            old.update(_rows(read, part, identity, content))
         for part in new_parts:
-            for key, value in _rows(store, current.source, part, identity, content):
+            for key, value in _rows(read, part, identity, content):
                 before = old.pop(key, None)
                 new += before is None
                 changed += before is not None and before != value
@@ -63,6 +66,6 @@ def _differing(asset: str, previous: Snapshot | None, current: Snapshot) -> Iter
     yield from groups.values()
 
 
-def _rows(store: Store, source: str, part: Part, identity: str, content: str) -> Iterator[tuple[object, object]]:
-    table = read_part(store, source, part, [identity, content])
+def _rows(read: Callable[[Layer], Rows], part: Part, identity: str, content: str) -> Iterator[tuple[object, object]]:
+    table = merged([read(layer) for layer in part.layers]).table
     return zip(table.column(identity).to_pylist(), table.column(content).to_pylist(), strict=True)

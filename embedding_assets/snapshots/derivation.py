@@ -1,7 +1,9 @@
 """What a stage has to make anew: of each part the rows that changed, less what its last snapshot or the store holds."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
 
 from embedding_assets.snapshots.keys import PartKey
 from embedding_assets.snapshots.layers import find_layer
@@ -28,7 +30,7 @@ class Shelf:
 
     def __init__(self, store: Store, asset: str, source: str, previous: Snapshot | None) -> None:
         self._store, self._asset, self._source = store, asset, source
-        self._bytes = {found.path: found.bytes for found in store.entries(f"parts/{asset}/{source}")}
+        self._bytes = {entry.path: entry.bytes for entry in store.entries(f"parts/{asset}/{source}")}
         parts = previous.parts if previous else ()
         self._parts = {part.key: part for part in parts}
         self.before = {part.shard: part for part in parts}
@@ -61,11 +63,13 @@ class Shelf:
         )
 
 
-class Growth(NamedTuple):
+class Growth(BaseModel):
     """What a stage lays on what it has of a part: one layer, made of those of the part before it that are new.
 
     Where it has nothing that can be kept it makes a base, of all of them.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: Part
     """The part of the stage before."""
@@ -81,10 +85,10 @@ class Growth(NamedTuple):
         """Of the new layer."""
         return (self.below[-1], *(layer.key for layer in self.made_of)) if self.under else (self.of.key,)
 
-    def part(self, key: PartKey, made: Layer | None, rows: int, dead: tuple[str, ...] = ()) -> Part:
+    def part(self, key: PartKey, layer: Layer | None, rows: int, dead: tuple[str, ...] = ()) -> Part:
         """The stage's part of this key, with the new layer on what was kept."""
-        layers = (*self.under, made) if made else self.under
-        below = self.below if made else self.below[:-1]
+        layers = (*self.under, layer) if layer else self.under
+        below = self.below if layer else self.below[:-1]
         return Part(
             asset=layers[0].asset,
             shard=self.of.shard,
@@ -109,22 +113,22 @@ def growth(of: Part, before: Part | None, is_sound: Callable[[Layer], bool]) -> 
                 break
             covered, kept = reach, kept + 1
         if kept:
-            return Growth(of, of.layers[covered:], before.layers[:kept], before.contents[:kept])
-    return Growth(of, of.layers)
+            return Growth(of=of, made_of=of.layers[covered:], under=before.layers[:kept], below=before.contents[:kept])
+    return Growth(of=of, made_of=of.layers)
 
 
 def reaches(of: Part, derived: Part) -> list[int]:
     """How many layers of a part each layer of what was derived from it reaches up to, as far as they are of it."""
     base, *deltas = derived.layers
-    found = [place for place, key in enumerate(of.contents, start=1) if base.inputs == (key,)][-1:]
+    reached = [place for place, key in enumerate(of.contents, start=1) if base.inputs == (key,)][-1:]
     keys = [layer.key for layer in of.layers]
-    for delta in deltas if found else ():
+    for delta in deltas if reached else ():
         made_of = [*delta.inputs[1:]]
-        reach = found[-1] + len(made_of)
-        if made_of != keys[found[-1] : reach]:
+        reach = reached[-1] + len(made_of)
+        if made_of != keys[reached[-1] : reach]:
             break
-        found.append(reach)
-    return found
+        reached.append(reach)
+    return reached
 
 
 def sources_of(layer: Layer, of: Part) -> tuple[Layer, ...]:
@@ -132,16 +136,3 @@ def sources_of(layer: Layer, of: Part) -> tuple[Layer, ...]:
     if layer.inputs == (of.key,):
         return of.layers
     return tuple(below for below in of.layers if below.key in layer.inputs)
-
-
-Task = TypeVar("Task")
-Make = Callable[[Store, Task], Part]
-"""Makes the part that a task names. It is a function of a module, and the task is a value of plain fields: both can be
-sent to another process, which opens the store by its URL."""
-
-
-class RunShards(Protocol):
-    """How shards are worked on: in this process, or by a queue's workers."""
-
-    def __call__(self, work: Make[Task], store: Store, tasks: Sequence[Task]) -> list[Part]:
-        """Call `work` once for each task, in any order; the parts in the order of the tasks."""

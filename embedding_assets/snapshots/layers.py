@@ -45,6 +45,7 @@ class LayerDamaged(PermanentError):
         self.store = store
         self.source = source
         self.layer = layer
+        self.words = what
 
 
 def write_layer(

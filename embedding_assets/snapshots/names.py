@@ -1,8 +1,13 @@
 """The names of the assets, which are those of their logs and parts, in the order of the flow."""
 
-from typing import Final
+from typing import Annotated, Final
+
+from pydantic import StringConstraints
 
 from embedding_assets.snapshots.slots import SLOTS, asset_of
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+"""Of a source or a region. It goes into paths and into SQL names."""
 
 RAW_DOCS: Final = "raw_docs"
 CHUNKS: Final = "chunks"

@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 
@@ -17,6 +17,7 @@ from embedding_assets.snapshots.listing import unlisted
 from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
 from embedding_assets.snapshots.snapshot import Layer, Snapshot, root_of_parts, sorted_parts
 from embedding_assets.snapshots.stores import Store, opened
+from embedding_assets.snapshots.tasks import Run, Task
 
 VERSION = "replica-1"
 
@@ -25,24 +26,16 @@ class Behind(TransientError):
     """The embeddings were not derived from the current chunks; the source's own run has to finish first."""
 
 
-class CopyTask(NamedTuple):
+class CopyTask(Task):
     """One layer to be copied into the region's store."""
 
     primary: str
     """URL of the store that has it."""
-    source: str
     layer: Layer
 
 
-class RunCopies(Protocol):
-    """How layers are copied: in this process, or by a queue's workers."""
-
-    def __call__(self, work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]) -> list[int]:
-        """Call `work` once for each task, in any order; the results in the order of the tasks."""
-
-
 def prepare_replica(
-    primary: Store, region: Store, source: str, upstream: Sequence[Snapshot], run_copies: RunCopies
+    primary: Store, region: Store, source: str, upstream: Sequence[Snapshot], run: Run
 ) -> tuple[Draft, int, int]:
     """Copy what a region's store lacks of these snapshots of the primary: (the draft, layers, bytes copied).
 
@@ -65,8 +58,8 @@ def prepare_replica(
     # Its log may say so, and the store have lost them: what it lists is believed, not what was once committed.
     held = set(previous.layers) - set(unlisted(region, previous)) if previous else set()
     layers = [layer for part in sorted_parts(parts) for layer in part.layers]
-    tasks = [CopyTask(primary.url, source, layer) for layer in layers if layer not in held]
-    copied = run_copies(copy_layer, region, tasks)
+    tasks = [CopyTask(source=source, primary=primary.url, layer=layer) for layer in layers if layer not in held]
+    copied = run(copy_layer, region, tasks)
     draft = prepare(
         asset=REPLICA,
         source=source,
@@ -114,9 +107,9 @@ def target(primary: Store, source: str) -> Root | None:
     """The root that a replica of the source has once it is current; None while the embeddings are behind the chunks."""
     chunks = log.head(primary, CHUNKS, source)
     embeddings = [log.head(primary, asset, source) for asset in VECTORS]
-    if chunks is None or any(found is None or found.upstream.get("chunks") != chunks.root for found in embeddings):
+    if chunks is None or any(head is None or head.upstream.get("chunks") != chunks.root for head in embeddings):
         return None
-    parts = [part for found in (chunks, *embeddings) if found is not None for part in found.parts]
+    parts = [part for head in (chunks, *embeddings) if head is not None for part in head.parts]
     return root_of_parts(sorted_parts(parts))
 
 
@@ -131,16 +124,16 @@ class Harm(NamedTuple):
 
 def harmed(store: Store, snapshot: Snapshot) -> list[Harm]:
     """Everything of the snapshot that is not in the store as recorded. Reads every byte."""
-    found: list[Harm] = []
+    harms: list[Harm] = []
     if not snapshot.root_holds:
-        found.append(Harm(f"the root of {snapshot.asset} in {store.url} is not that of its parts", None, False))
+        harms.append(Harm(f"the root of {snapshot.asset} in {store.url} is not that of its parts", None, False))
     for layer in snapshot.layers:
         path = layer.path(snapshot.source)
         data = store.get(path)
         if data is None:
-            found.append(Harm(f"{path} is missing from {store.url}", path, True))
+            harms.append(Harm(f"{path} is missing from {store.url}", path, True))
         elif hashlib.sha256(data).hexdigest() != layer.sha256:
-            found.append(Harm(f"{path} in {store.url} has other bytes than recorded", path, False))
+            harms.append(Harm(f"{path} in {store.url} has other bytes than recorded", path, False))
         elif pq.ParquetFile(io.BytesIO(data)).metadata.num_rows != layer.rows:
-            found.append(Harm(f"{path} in {store.url} has other rows than recorded", path, False))
-    return found
+            harms.append(Harm(f"{path} in {store.url} has other rows than recorded", path, False))
+    return harms

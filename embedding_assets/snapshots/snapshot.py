@@ -20,7 +20,8 @@ class _Frozen(BaseModel):
 class Layer(_Frozen):
     """One immutable file with rows of one shard of a stage: a base, or a delta on what lies below it."""
 
-    asset: str
+    asset: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    """It is a folder of the store."""
     shard: int = Field(ge=0, lt=1 << MOST_SHARD_BITS)
     key: Hex
     """Of a base: the key of the part that it is alone."""

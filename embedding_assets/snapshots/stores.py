@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -26,6 +26,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 from obstore.store import GCSStore, LocalStore, ObjectStore, S3Store
+from pydantic import PlainSerializer, PlainValidator
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import files
@@ -234,6 +235,14 @@ def open_store(url: str) -> Store:
 def opened(url: str) -> Store:
     """The store at a URL, opened once in this process. Raises as `open_store`."""
     return open_store(url)
+
+
+StoreByUrl = Annotated[
+    Store,
+    PlainValidator(lambda store: store if isinstance(store, Store) else opened(str(store))),
+    PlainSerializer(lambda store: store.url, return_type=str),
+]
+"""A store that a task names: in JSON it is its URL."""
 
 
 def _folder(url: str) -> Path:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from embedding_assets.errors import TransientError
 from embedding_assets.snapshots.keys import document_bucket
 from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.snapshots.sqlite_files import sqlite_file
@@ -295,12 +296,12 @@ class Catalog:
     def rows(self, shard: int, bits: int) -> list[Row]:
         """The documents of a shard, by id."""
         low, high = shard << (32 - bits), (shard + 1) << (32 - bits)
-        found = self._db.execute(
+        rows = self._db.execute(
             f"select d.document_id, d.content_hash, d.text, d.metadata {_WINNERS} "
             "and d.bucket >= ? and d.bucket < ? order by d.document_id",
             (low, high),
         )
-        return [Row(*row) for row in found]
+        return [Row(*row) for row in rows]
 
     def committed(self, root: str) -> None:
         """The documents are in the parts of this snapshot now: keep what was seen, drop the texts.
@@ -375,3 +376,15 @@ def open_catalog(path: Path) -> Iterator[Catalog]:
             connection.execute(f"pragma user_version = {_SCHEMA_VERSION}")
         connection.executescript(_SCHEMA)
         yield Catalog(connection)
+
+
+def shard_rows(path: Path, shard: int, bits: int) -> list[Row]:
+    """The documents of a shard out of 2**bits, by id, as the catalog in this file has them. Nothing is written.
+
+    Raises:
+        TransientError: there is no such file on this machine; or as `sqlite_file`.
+    """
+    if not path.exists():
+        raise TransientError(f"{path}: there is no catalog. Cure: do it on the machine that looked at the source.")
+    with sqlite_file(path, "the source is read anew") as connection:
+        return Catalog(connection).rows(shard, bits)

@@ -24,9 +24,10 @@ from embedding_assets.snapshots.parts import read_part
 from embedding_assets.snapshots.rejections import RejectedDocument, parsed
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store
+from embedding_assets.snapshots.tasks import Run
 from embedding_assets.sources.catalog import NOWHERE, Catalog, Gone, Known, open_catalog
 from embedding_assets.sources.documents import reject, shown
-from embedding_assets.sources.parts import VERSION, CatalogStale, write
+from embedding_assets.sources.parts import VERSION, CatalogStale, DocumentsTask, make_documents, task_of
 from embedding_assets.sources.places import PassedOver, Unknown
 from embedding_assets.sources.reader import Reader
 from embedding_assets.telemetry.events import ItemRead, ShardMade, Tell, unheard
@@ -57,6 +58,7 @@ def prepare_source(
     source: str,
     reader: Reader,
     catalog: Path,
+    run: Run,
     *,
     max_deleted: float,
     allow_deletes: bool,
@@ -69,6 +71,7 @@ def prepare_source(
 
     Args:
         catalog: the file that remembers the last look; losing it costs reading the source once.
+        run: writes the shards.
         max_deleted: share of the last snapshot's documents that may be gone without a word.
         allow_deletes: whether more may be gone this time.
         again: names of items that are read even if they look unchanged; None for all of them.
@@ -79,11 +82,20 @@ def prepare_source(
     """
     with open_catalog(catalog) as known:
         previous = log.head(store, RAW_DOCS, source)
+
+        def prepared() -> tuple[Draft, Looked]:
+            known.reset(reader.version, previous.root if previous else "", partial(_last, store, reader, previous))
+            looked = _look(reader, known, again, tell)
+            if not allow_deletes:
+                _guard(source, previous, known.gone(), max_deleted)
+            draft, written = _draft(store, source, known, catalog, previous, run, tell)
+            return draft, looked._replace(parts_written=written)
+
         try:
-            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, tell)
+            return prepared()
         except CatalogStale:
             known.forget()
-            return _prepare(store, source, reader, known, previous, max_deleted, allow_deletes, again, tell)
+            return prepared()
 
 
 def remember(catalog: Path, committed: Snapshot) -> None:
@@ -92,33 +104,24 @@ def remember(catalog: Path, committed: Snapshot) -> None:
         known.committed(committed.root)
 
 
-def _prepare(
-    store: Store,
-    source: str,
-    reader: Reader,
-    catalog: Catalog,
-    previous: Snapshot | None,
-    max_deleted: float,
-    allow_deletes: bool,
-    again: Collection[str] | None,
-    tell: Tell,
-) -> tuple[Draft, Looked]:
-    catalog.reset(reader.version, previous.root if previous else "", partial(_last, store, reader, previous))
-    looked = _look(reader, catalog, again, tell)
-    if not allow_deletes:
-        _guard(source, previous, catalog.gone(), max_deleted)
+def _draft(
+    store: Store, source: str, catalog: Catalog, file: Path, previous: Snapshot | None, run: Run, tell: Tell
+) -> tuple[Draft, int]:
+    """The draft of what the catalog says, which is in this file; and how many parts were written for it."""
     documents, text_bytes = catalog.totals()
     bits = shard_bits(text_bytes)
     shelf = Shelf(store, RAW_DOCS, source, previous)
-    found = [(want, shelf.part(want)) for want in _wanted(source, catalog, bits)]
-    kept = [part for _, part in found if part is not None]
-    missing = [want for want, part in found if part is None]
-    made: list[Part] = []
-    for want in missing:
-        part = write(store, source, shelf, want, catalog.rows(want.shard, bits), previous, bits)
-        made.append(part)
-        new = part.layers[-1]
-        tell(ShardMade(RAW_DOCS, new.shard, new.rows, new.bytes, len(made), len(missing)))
+    kept: list[Part] = []
+    tasks: list[DocumentsTask] = []
+    for want in _wanted(source, catalog, bits):
+        if (part := shelf.part(want)) is not None:
+            kept.append(part)
+        else:
+            tasks.append(task_of(source, file, shelf, want, previous, bits))
+    written = run(make_documents, store, tasks)
+    for number, part in enumerate(written, start=1):
+        layer = part.layers[-1]
+        tell(ShardMade(RAW_DOCS, layer.shard, layer.rows, layer.bytes, number, len(tasks)))
     rejected = [parsed(entry) for entry in catalog.rejected()]
     for item, line, document_id, first in catalog.doubled():
         reason = f"the id was taken by a document in {first}"
@@ -129,13 +132,13 @@ def _prepare(
         source=source,
         version=VERSION,
         shard_bits=bits,
-        parts=[*kept, *made],
+        parts=[*kept, *written],
         counts={"documents": documents, "text_bytes": text_bytes},
         upstream=[],
         after=previous,
         rejected=rejected,
     )
-    return draft, looked._replace(parts_written=len(made))
+    return draft, len(written)
 
 
 def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[Known]:

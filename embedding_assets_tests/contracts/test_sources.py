@@ -24,6 +24,7 @@ from embedding_assets.sources.reader import Reader
 from embedding_assets.sources.stage import Looked, prepare_source, remember
 from embedding_assets_tests.support.hostile_items import JSONL, TEXT
 from embedding_assets_tests.support.places import Settled
+from embedding_assets_tests.support.runners import one_by_one
 
 Pack = Callable[[str], str]
 """One document's text as an item of a format has it."""
@@ -102,7 +103,7 @@ class Source:
     def look(self, place: Place | None = None, catalog: str = "catalog") -> tuple[Snapshot, Looked]:
         reader = Reader(SOURCE, place or self.place, self.form)
         path = self.root / f"{catalog}.sqlite"
-        draft, looked = prepare_source(self.store, SOURCE, reader, path, max_deleted=1, allow_deletes=False)
+        draft, looked = prepare_source(self.store, SOURCE, reader, path, one_by_one, max_deleted=1, allow_deletes=False)
         snapshot = log.append(self.store, draft)
         remember(path, snapshot)
         return snapshot, looked

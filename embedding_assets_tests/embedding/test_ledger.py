@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def used(account: Account) -> Used:
 
 
 def test_attempts_of_a_run_share_its_sum_and_other_runs_do_not(account: Account) -> None:
-    with open_ledger(account) as one, open_ledger(account) as other, open_ledger(account._replace(run="b")) as apart:
+    with open_ledger(account) as one, open_ledger(account) as other, open_ledger(replace(account, run="b")) as apart:
         assert one.reserve(60, 0.5, at_most(100)) is None
         assert other.reserve(50, 0.5, at_most(100)) == "60 used"
         assert apart.reserve(50, 0.5, at_most(100)) is None
@@ -73,7 +74,7 @@ def test_an_attempt_with_another_home_has_what_those_before_it_left(pods: list[A
         assert second.reserve(60, 0.5, at_most(100)) is None
     assert used(pods[2])[:2] == (100, 0.75)
     assert used(pods[0])[:2] == (100, 0.75)  # its own row is counted once
-    assert used(pods[0]._replace(run="another")).tokens == 0
+    assert used(replace(pods[0], run="another")).tokens == 0
 
 
 def test_attempts_side_by_side_with_homes_of_their_own_never_exceed_it_together(pods: list[Account]) -> None:
@@ -117,7 +118,7 @@ def test_a_store_that_is_away_stops_nothing(pods: list[Account], monkeypatch: py
 
 
 def test_claims_of_runs_long_past_go_by_themselves(pods: list[Account], monkeypatch: pytest.MonkeyPatch) -> None:
-    used(pods[0]._replace(run="long ago"))
+    used(replace(pods[0], run="long ago"))
     assert len(objects(pods[0])) == 1
     monkeypatch.setattr("embedding_assets.embedding.ledger._KEPT_SECONDS", -1)
     used(pods[1])

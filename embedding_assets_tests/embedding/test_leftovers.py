@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from embedding_assets.embedding import leftovers
+from embedding_assets.embedding.assembly import Assembly
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Dead, Embedded
-from embedding_assets.embedding.stage import _Assembly, prepare_embeddings
+from embedding_assets.embedding.stage import prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -85,16 +86,16 @@ def test_a_kill_costs_a_new_home_what_came_since_the_last_time_and_no_more(
     class Killed(BaseException):
         pass
 
-    deliver = _Assembly.deliver
+    deliver = Assembly.deliver
 
-    def until_killed(assembly: _Assembly, arrived: Embedded | Dead) -> None:
+    def until_killed(assembly: Assembly, arrived: Embedded | Dead) -> None:
         if len(delivered) == 4:
             raise Killed
         delivered.append(arrived)
         deliver(assembly, arrived)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Assembly, "deliver", until_killed)
+        patch.setattr(Assembly, "deliver", until_killed)
         with pytest.raises(Killed):
             run(pipeline, chunks)
     under_way = 3 * 5  # one request in flight, and two that were ready behind it

@@ -21,9 +21,10 @@ import pytest
 
 from embedding_assets.embedding import journal
 from embedding_assets.embedding.engine.engine import Budget, BudgetSpent, Usage
+from embedding_assets.embedding.known import Heal
 from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.model_versions import ModelVersion
-from embedding_assets.embedding.stage import BindingChanged, Bought, Heal, prepare_embeddings
+from embedding_assets.embedding.stage import BindingChanged, Cost, prepare_embeddings
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.draft import prepare
@@ -104,7 +105,7 @@ class Pipeline:
         heal: Heal = lambda damaged: False,
         tell: Tell = unheard,
         **binding: Any,
-    ) -> tuple[Snapshot, Bought]:
+    ) -> tuple[Snapshot, Cost]:
         bound = self.standin.binding(**{"max_items": 4, **binding})
         journals = self.home / "journals"
         draft, bought = prepare_embeddings(self.store, chunks, bound, journals, live=live, heal=heal, tell=tell)
@@ -194,7 +195,7 @@ def test_nothing_changed_asks_nothing_and_writes_nothing(pipeline: Pipeline) -> 
     again, bought = pipeline.embed(chunks)
 
     assert again == first
-    assert bought == Bought(0, 1, Usage())
+    assert bought == Cost(0, 1, Usage())
     assert pipeline.standin.log() == []
 
 

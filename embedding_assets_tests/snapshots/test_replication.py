@@ -16,9 +16,7 @@ from embedding_assets.snapshots.layers import LayerDamaged
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.replication import (
     Behind,
-    CopyTask,
     Harm,
-    RunCopies,
     current,
     harmed,
     prepare_replica,
@@ -26,7 +24,9 @@ from embedding_assets.snapshots.replication import (
 )
 from embedding_assets.snapshots.snapshot import Part, Snapshot
 from embedding_assets.snapshots.stores import Store, open_store
+from embedding_assets.snapshots.tasks import Run
 from embedding_assets_tests.snapshots.conftest import OpenStore, contents, damage
+from embedding_assets_tests.support.runners import R, T, one_by_one
 from embedding_assets_tests.support.shards import SOURCE, commit, write
 
 ASSETS = ("chunks", "embeddings_v1", "embeddings_v2")
@@ -67,13 +67,9 @@ class Regions(NamedTuple):
             self.primary, parts, log.head(self.primary, asset, SOURCE), asset=asset, upstream={"chunks": chunks.root}
         )
 
-    def replicate(self, upstream: Sequence[Snapshot], run_copies: RunCopies | None = None) -> tuple[Snapshot, int, int]:
-        draft, parts, size = prepare_replica(self.primary, self.region, SOURCE, upstream, run_copies or one_by_one)
+    def replicate(self, upstream: Sequence[Snapshot], run: Run | None = None) -> tuple[Snapshot, int, int]:
+        draft, parts, size = prepare_replica(self.primary, self.region, SOURCE, upstream, run or one_by_one)
         return log.append(self.region, draft, derived_in=self.primary), parts, size
-
-
-def one_by_one(work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]) -> list[int]:
-    return [work(store, task) for task in tasks]
 
 
 @pytest.fixture
@@ -286,9 +282,7 @@ def test_a_part_that_the_region_had_already_is_kept_from_garbage_collection(tmp_
 def test_two_replications_at_once_make_one_replica(regions: Regions) -> None:
     upstream = regions.derive([{"a": "1"}, {"b": "2"}])
 
-    def while_another_does_it(
-        work: Callable[[Store, CopyTask], int], store: Store, tasks: Sequence[CopyTask]
-    ) -> list[int]:
+    def while_another_does_it(work: Callable[[Store, T], R], store: Store, tasks: Sequence[T]) -> list[R]:
         copied = one_by_one(work, store, tasks)
         regions.replicate(upstream)
         return copied

@@ -27,7 +27,8 @@ PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text()
 
 hashes = st.binary(min_size=32, max_size=32).map(bytes.hex)
 numbers = st.integers(0, 10**9)
-layers = st.builds(Layer, asset=st.text(), shard=numbers, key=hashes, rows=numbers, bytes=numbers, sha256=hashes)
+assets = st.from_regex(r"[a-z0-9_]+", fullmatch=True)
+layers = st.builds(Layer, asset=assets, shard=numbers, key=hashes, rows=numbers, bytes=numbers, sha256=hashes)
 parts = layers.map(Part.alone)
 
 

@@ -20,6 +20,7 @@ from embedding_assets.sources.formats.jsonl import Jsonl
 from embedding_assets.sources.places.pattern import Pattern
 from embedding_assets.sources.reader import Reader
 from embedding_assets.sources.stage import prepare_source, remember
+from embedding_assets_tests.support.runners import one_by_one
 
 
 @dataclass
@@ -46,7 +47,9 @@ class Lines:
         store, catalog = open_store((self.root / "store").as_uri()), self.root / "catalog.sqlite"
         reader = Reader("tickets", Pattern(self.root / "*.jsonl*"), Jsonl("id", "text", tuple(metadata)))
         again = None if reread else ()
-        draft, _ = prepare_source(store, "tickets", reader, catalog, max_deleted=1, allow_deletes=True, again=again)
+        draft, _ = prepare_source(
+            store, "tickets", reader, catalog, one_by_one, max_deleted=1, allow_deletes=True, again=again
+        )
         if not commits:
             return draft.numbered(1, "2026-11-01T00:00:00+00:00")
         snapshot = log.append(store, draft)

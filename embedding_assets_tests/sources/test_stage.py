@@ -33,6 +33,7 @@ from embedding_assets.telemetry.events import (
     unheard,
 )
 from embedding_assets_tests.support.places import Settled
+from embedding_assets_tests.support.runners import one_by_one
 
 SOURCE = "handbook"
 
@@ -73,6 +74,7 @@ class Source:
             SOURCE,
             self.reader(kind),
             catalog,
+            one_by_one,
             max_deleted=max_deleted,
             allow_deletes=allow_deletes,
             tell=tell,

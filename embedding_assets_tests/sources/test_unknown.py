@@ -29,6 +29,7 @@ from embedding_assets.sources.formats.text import Text
 from embedding_assets.sources.places import Item, Unknown
 from embedding_assets.sources.reader import Reader
 from embedding_assets.sources.stage import MassDelete, prepare_source, remember
+from embedding_assets_tests.support.runners import one_by_one
 
 SOURCE = "handbook"
 ERROR = OSError(errno.ESTALE, "Stale file handle")
@@ -97,6 +98,7 @@ class Source:
             SOURCE,
             Reader(SOURCE, self.shelf, self.format),
             catalog,
+            one_by_one,
             max_deleted=max_deleted,
             allow_deletes=False,
             again=None if reread else (),

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final
 
-from pydantic import ConfigDict, SkipValidation
-
 from embedding_assets.embedding.engine import errors
 from embedding_assets.embedding.engine.batching import batches
 from embedding_assets.embedding.engine.figures import Usage
@@ -43,9 +41,7 @@ class Budget(RunBudget):
     Kept before sending: by our count of tokens for what is ahead, by the provider's for what is done.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
-    account: SkipValidation[Account | None] = None
+    account: Account | None = None
     """All that have the same account share what it has; without one it is for one call."""
 
     @property

@@ -10,10 +10,11 @@ import dagster as dg
 import numpy as np
 from numpy.typing import NDArray
 
+from embedding_assets.embedding.assembly import STAGE
 from embedding_assets.embedding.engine.engine import Budget
 from embedding_assets.embedding.ledger import Account
 from embedding_assets.embedding.options import Binding
-from embedding_assets.embedding.stage import STAGE, Bought, prepare_embeddings, prepare_empty
+from embedding_assets.embedding.stage import Cost, prepare_embeddings, prepare_empty
 from embedding_assets.operations import dead_letters
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.healing import heal, heal_head
@@ -158,7 +159,7 @@ def run_of_budget(run: dg.DagsterRun) -> str:
 
 
 def _metadata(
-    context: dg.AssetExecutionContext, snapshot: Snapshot, binding: Binding, bought: Bought, seconds: float
+    context: dg.AssetExecutionContext, snapshot: Snapshot, binding: Binding, bought: Cost, seconds: float
 ) -> dict[str, Any]:
     """What is told of a snapshot of vectors, and of what they took."""
     did = {
@@ -206,7 +207,7 @@ def _drawn(name: str, draw: Callable[[], Any]) -> dict[str, Any]:
     return {name: draw()}
 
 
-def _used(bought: Bought) -> dict[str, Any]:
+def _used(bought: Cost) -> dict[str, Any]:
     """What the vectors took; nothing where nothing was sent, so that the last figures of what was stay in sight."""
     used = dataclasses.asdict(bought.usage)
     if not bought.usage.requests:
@@ -218,7 +219,7 @@ def _used(bought: Bought) -> dict[str, Any]:
     return used | quota | latencies
 
 
-def _spent(bought: Bought) -> dict[str, float]:
+def _spent(bought: Cost) -> dict[str, float]:
     return {"requests": bought.usage.requests, "tokens": bought.usage.tokens, "cost_usd": bought.usage.cost_usd}
 
 

@@ -20,6 +20,7 @@ from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.sources.stage import Looked, prepare_source, remember
+from embedding_assets.work.pool import local
 
 
 class RawDocsConfig(dg.Config):
@@ -71,6 +72,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 source,
                 deployment.reader(source),
                 catalog,
+                partial(local, tell=tell),
                 max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
                 again=None if config.reread else _replayed(previous, rejections),

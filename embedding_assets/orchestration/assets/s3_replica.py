@@ -15,7 +15,7 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import REPLICA
 from embedding_assets.snapshots.replication import prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
-from embedding_assets.work.pool import in_process
+from embedding_assets.work.pool import local
 
 
 def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
@@ -46,7 +46,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         tell = telemetry.of(context)
         with at_work(context, deployment, tell):
             upstream = [log.newest(primary, snapshot) for snapshot in (chunks, embeddings_v1, embeddings_v2)]
-            draft, parts, copied = prepare_replica(primary, store, source, upstream, partial(in_process, tell=tell))
+            draft, parts, copied = prepare_replica(primary, store, source, upstream, partial(local, tell=tell))
             checks = [
                 inline.replica_parity(draft, upstream),
                 inline.models_cover_same_chunks(draft, deployment.settings.models),

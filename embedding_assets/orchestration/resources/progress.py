@@ -14,7 +14,6 @@ from embedding_assets.telemetry.events import (
     ItemRead,
     LoadProgress,
     LockAwaited,
-    ShardMade,
     SnapshotCommitted,
     TaskSettled,
     Tell,
@@ -80,8 +79,6 @@ def progress_of(event: Event, asset: str, partition: str) -> Progress | None:
             return Progress(phase, round(event.seconds), None, f"s waited for another run: {event.holder}")
         case ItemRead():
             return Progress(phase, event.items, None, "items read")
-        case ShardMade() if not asset.startswith("embeddings"):  # those are shown by rows
-            return Progress(phase, event.made, event.wanted, "shards written")
         case TaskSettled():
             return Progress(phase, event.settled, event.tasks, "shards")
         case EmbeddingProgress():
