@@ -13,8 +13,7 @@ from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import (
-    SERVERS,
-    Means,
+    IndexPlan,
     drop_leftovers,
     graphs_for,
     leftovers,
@@ -117,7 +116,7 @@ def examine(conn: Connection, source: str, target_recall: float, tell: Tell = un
         )
 
 
-def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float, seconds: float = math.inf) -> list[Finding]:
+def findings(state: State, plan: IndexPlan, seconds: float = math.inf) -> list[Finding]:
     """What is to be done about a generation, in the order of doing it; a larger graph only where it takes no more than
     so many seconds, by estimate.
 
@@ -127,7 +126,7 @@ def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float, seco
     found = []
     if state.leftovers:
         found.append(Finding(f"left over from killed builds: {', '.join(state.leftovers)}", "drop"))
-    judged = [_of_index(state, index, hnsw[index.slot], target_recall, seconds) for index in state.indexes]
+    judged = [_of_index(state, index, plan, seconds) for index in state.indexes]
     found += sorted(filter(None, judged), key=lambda finding: finding.cure != "ef_search")
     everything = state.live_rows + state.dead_rows
     if state.dead_rows > DEAD_SHARE * everything:
@@ -140,10 +139,8 @@ def act(
     conn: Connection,
     generation: Generation,
     finding: Finding,
-    hnsw: Mapping[Slot, Hnsw],
-    target_recall: float,
+    plan: IndexPlan,
     tell: Tell = unheard,
-    means: Means = SERVERS,
 ) -> str:
     """Do what mends a finding, and tell what was done.
 
@@ -169,11 +166,11 @@ def act(
                 put_to_use(conn)
                 did = f"searches use ef_search {bound_models(conn)[index].ef_search}"
             case "build", str(index):
-                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, tell, means))
+                did = _rebuilt(ensure_index(conn, generation, index, plan, tell))
             case "enlarge", str(index):
-                did = _rebuilt(enlarge(conn, generation, index, hnsw[index], target_recall, tell, means))
+                did = _rebuilt(enlarge(conn, generation, index, plan, tell))
             case "reindex", str(index):
-                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, tell, means))
+                did = _rebuilt(reindex(conn, generation, index, plan, tell))
             case cure, about:
                 raise ValueError(f"{cure} is no cure for {about or 'the whole table'}")
         if finding.cure in ("build", "enlarge", "reindex"):
@@ -214,9 +211,10 @@ def _index_state(conn: Connection, generation: Generation, slot: Slot, live_rows
     )
 
 
-def _of_index(state: State, index: IndexState, hnsw: Hnsw, target: float, seconds: float) -> Finding | None:
+def _of_index(state: State, index: IndexState, plan: IndexPlan, seconds: float) -> Finding | None:
     """The gravest thing about an index: what mends it mends the lesser ones."""
     name, now = f"index {index.slot}", index.measurement
+    hnsw, target = plan.hnsw[index.slot], plan.target_recall
     if index.hnsw is None or now is None:
         return Finding(f"{name} is missing or invalid", "build", index.slot)
     if index.hnsw not in graphs_for(hnsw):
