@@ -16,7 +16,7 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import inverted
-from embedding_assets.pgvector.indexes.hnsw import IndexPlan, Means
+from embedding_assets.pgvector.indexes.hnsw import Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, SourceBusy
 from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema import migrations, roles
@@ -145,10 +145,6 @@ class Deployment:
         if memory is None and place.dsn() is None:
             memory = embedded.memory() // 4  # this machine's: up to four runs build at once
         return Means(memory, place.build_workers)
-
-    def index_plan(self, region: str) -> IndexPlan:
-        """What the region's indexes are to be, and what building them may use."""
-        return IndexPlan(self.hnsw, self.settings.target_recall, self.build_means(region))
 
     def catalog(self, source: str) -> Path:
         """What the last look at the source found."""

@@ -76,16 +76,16 @@ def _keep_up_region(
 def _keep_up_source(
     deployment: Deployment, conn: Connection, region: str, source: str, may_go_on: Callable[[], bool], tell: Tell
 ) -> Iterator[UpkeepEntry]:
-    plan = deployment.index_plan(region)
-    state = examine(conn, source, plan.target_recall, tell)
+    hnsw, target = deployment.hnsw, deployment.settings.target_recall
+    state = examine(conn, source, target, tell)
     if state is None:
         return
-    to_mend = findings(state, plan, seconds=60 * deployment.settings.quiet_hours.minutes)
+    to_mend = findings(state, hnsw, target, seconds=60 * deployment.settings.quiet_hours.minutes)
     if not to_mend:
         yield UpkeepEntry(region, source, str(state), "nothing", failed=False)
     for finding in to_mend:
         if may_go_on():
-            done = act(conn, state.generation, finding, plan, tell)
+            done = act(conn, state.generation, finding, hnsw, target, tell, deployment.build_means(region))
         else:
             done = "nothing, the time is up: its turn comes again"
         yield UpkeepEntry(region, source, finding.what, done, failed=False)

@@ -243,5 +243,6 @@ def _repair_table(
                 f"{replaced.rows_deleted:,} deleted",
             )
         if indexes:
-            build_indexes(conn, source, replica.root, deployment.index_plan(region), tell)
+            target, means = deployment.settings.target_recall, deployment.build_means(region)
+            build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
             yield Repair(indexes, "; ".join(finding.what for finding in indexes) + ": built again")

@@ -15,7 +15,7 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError, PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of, pipeline_errors
 from embedding_assets.pgvector.indexes import hnsw, index
-from embedding_assets.pgvector.indexes.hnsw import SERVERS, IndexPlan, Means
+from embedding_assets.pgvector.indexes.hnsw import SERVERS, Means
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.locks import source_lock
@@ -209,7 +209,7 @@ def test_a_graph_beyond_the_bound_is_built_with_what_is_granted(
     toy = Toy(rows=1_500, shards=1)
     load(region, toy)
 
-    built = build_indexes(region, toy.name, toy.root, IndexPlan(means=Means(memory=1 << 20)))["v1"].built
+    built = build_indexes(region, toy.name, toy.root, means=Means(memory=1 << 20))["v1"].built
     assert built is not None
     assert built.granted == 1 << 20
     assert "Raise the region's build_memory" in caplog.text
@@ -220,7 +220,7 @@ def test_a_build_has_the_workers_that_the_settings_say_and_leaves_the_session_as
     load(region, toy)
     before = region.execute("SHOW max_parallel_workers").fetchone()
 
-    reports = build_indexes(region, toy.name, toy.root, IndexPlan(means=Means(workers=11)))
+    reports = build_indexes(region, toy.name, toy.root, means=Means(workers=11))
 
     built = reports["v1"].built
     assert built is not None
@@ -246,7 +246,7 @@ def test_an_index_is_built_with_the_parameters_of_its_model(region: Connection) 
     toy = Toy()
     load(region, toy)
 
-    reports = build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))
+    reports = build_indexes(region, toy.name, toy.root, OTHERS)
 
     options: dict[str, list[str]] = dict(
         region.execute("SELECT relname, reloptions FROM pg_class WHERE relname ~ '_v[12]$'").fetchall()
@@ -275,7 +275,7 @@ def test_other_parameters_rebuild_a_served_index_while_readers_go_on(region: Con
     readers = [threading.Thread(target=read) for _ in range(4)]
     for reader in readers:
         reader.start()
-    reports = build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))
+    reports = build_indexes(region, toy.name, toy.root, OTHERS)
     stop.set()
     for reader in readers:
         reader.join()
@@ -294,9 +294,7 @@ def test_other_parameters_leave_the_searches_with_the_ef_search_that_the_new_ind
     toy.publish_to(region)
     before = bound_models(region)["v1"].ef_search
 
-    poor = build_indexes(region, toy.name, toy.root, IndexPlan({"v1": Hnsw(m=4, ef_construction=16), "v2": Hnsw()}))[
-        "v1"
-    ]
+    poor = build_indexes(region, toy.name, toy.root, {"v1": Hnsw(m=4, ef_construction=16), "v2": Hnsw()})["v1"]
 
     assert poor.ef_search > before
     assert bound_models(region)["v1"].ef_search == poor.ef_search
@@ -309,11 +307,11 @@ def test_a_source_that_is_not_served_yet_gets_larger_graphs_at_once_where_that_o
     toy = Toy()
     load(region, toy)
 
-    report = build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))["v1"]
+    report = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
 
     assert report.hnsw == Hnsw(m=16, ef_construction=160), "twice as many links, the last step"
     assert "Cure: raise the model's hnsw.m" in (report.degraded(TARGET_RECALL) or "")
-    again = build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))["v1"]
+    again = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
     assert (again.hnsw, again.built, again.measured_now) == (report.hnsw, None, False)
 
 
@@ -325,7 +323,7 @@ def test_a_first_publication_waits_for_no_graph_that_takes_long(
     toy = Toy()
     load(region, toy)
 
-    report = build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))["v1"]
+    report = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
 
     assert report.hnsw == OTHERS["v1"]
     assert "embedding-assets upkeep --now" in (report.degraded(TARGET_RECALL) or "")
@@ -383,9 +381,9 @@ def test_what_a_killed_build_left_is_dropped_and_the_index_built_while_the_old_o
 
     def rebuild() -> None:
         if statement == "CREATE":
-            build_indexes(builder, toy.name, toy.root, IndexPlan(OTHERS), tell=kill)
+            build_indexes(builder, toy.name, toy.root, OTHERS, tell=kill)
         with pipeline_errors("rebuilding"):
-            index.reindex(builder, generation, "v1", tell=kill)
+            index.reindex(builder, generation, "v1", Hnsw(), 0.9, kill)
 
     with pytest.raises(TransientError):
         rebuild()
@@ -394,7 +392,7 @@ def test_what_a_killed_build_left_is_dropped_and_the_index_built_while_the_old_o
     assert on_table(region)["embedding_assets.generation_1_v1"] is True
     assert len(search(region, row(1, d1=64).v1, 10)) == 10  # type: ignore[arg-type]
 
-    build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))
+    build_indexes(region, toy.name, toy.root, OTHERS)
 
     assert names(region) == INDEXES
     assert hnsw.parameters_of(region, generation, "v1") == OTHERS["v1"]
@@ -436,7 +434,7 @@ def test_little_shared_memory_leaves_no_invalid_index_beside_a_served_one(region
     toy.publish_to(region)
     limit_files(region, 40 << 20)
 
-    built = build_indexes(region, toy.name, toy.root, IndexPlan(OTHERS))["v1"].built
+    built = build_indexes(region, toy.name, toy.root, OTHERS)["v1"].built
     assert built is not None
     assert built.workers == 0
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes import exact, measurement, recall
-from embedding_assets.pgvector.indexes.hnsw import IndexPlan
 from embedding_assets.pgvector.indexes.index import IndexReport, build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured
 from embedding_assets.pgvector.indexes.recall import QUESTIONS, smallest_ef_search
@@ -87,7 +86,7 @@ def test_another_target_measures_again_only_what_the_curve_does_not_tell(region:
     load_generation(region, toy.name, toy.root, toy.refs, toy.read)
 
     def measured(target: float) -> IndexReport:
-        report = build_indexes(region, toy.name, toy.root, IndexPlan(target_recall=target))["v1"]
+        report = build_indexes(region, toy.name, toy.root, target_recall=target)["v1"]
         stored = region.execute("SELECT ef_search FROM embedding_assets.recall WHERE slot = 'v1'").fetchone()
         assert stored == (report.ef_search,)
         return report
@@ -142,7 +141,7 @@ def test_a_poor_index_is_measured_as_poor(region: Connection) -> None:
     healthy = build_indexes(region, toy.name, toy.root)["v1"]
 
     hnsw: dict[Slot, Hnsw] = {"v1": Hnsw(m=2, ef_construction=4), "v2": Hnsw()}
-    poor = build_indexes(region, toy.name, toy.root, IndexPlan(hnsw, 0.01))["v1"]
+    poor = build_indexes(region, toy.name, toy.root, hnsw, target_recall=0.01)["v1"]
 
     assert poor.curve[0].recall < healthy.curve[0].recall - 0.2
 

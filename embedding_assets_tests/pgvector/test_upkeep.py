@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.indexes import index, upkeep
-from embedding_assets.pgvector.indexes.hnsw import USUAL_PLAN, IndexPlan, parameters_of
+from embedding_assets.pgvector.indexes.hnsw import parameters_of
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured, Measurement
 from embedding_assets.pgvector.indexes.upkeep import Finding, IndexState, State, act, examine, findings
@@ -61,13 +61,13 @@ def measured(state: State) -> Measurement:
 
 
 def found(conn: Connection, toy: Toy = HARD, target: float = TARGET_RECALL) -> list[Finding]:
-    return findings(look(conn, toy, target), IndexPlan(target_recall=target))
+    return findings(look(conn, toy, target), USUAL, target)
 
 
 def mend(conn: Connection, toy: Toy = HARD) -> list[str]:
     """Do what there is to do; what was done."""
     state = look(conn, toy)
-    return [act(conn, state.generation, one, USUAL_PLAN) for one in findings(state, USUAL_PLAN)]
+    return [act(conn, state.generation, one, USUAL, TARGET_RECALL) for one in findings(state, USUAL, TARGET_RECALL)]
 
 
 def publish_with(
@@ -75,7 +75,7 @@ def publish_with(
 ) -> Generation:
     load_generation(conn, toy.name, toy.root, toy.refs, toy.read)
     count_now(conn)
-    build_indexes(conn, toy.name, toy.root, IndexPlan(hnsw, target))
+    build_indexes(conn, toy.name, toy.root, hnsw, target)
     return publish(conn, toy.name, toy.root, toy.refs)
 
 
@@ -269,16 +269,15 @@ def test_a_larger_ef_search_is_put_to_use_where_it_reaches_the_target(region: Co
     change_rows(region, 100)
     state = look(region, target=target)
     needed = measured(state).ef_search
-    plan = IndexPlan(settings, target)
-    (finding,) = findings(state, plan)
+    (finding,) = findings(state, settings, target)
     assert 10 < needed <= 80
     assert finding.what == f"searches use ef_search 10, index v1 needs {needed} for {target}"
 
-    did = act(region, state.generation, finding, plan)
+    did = act(region, state.generation, finding, settings, target)
 
     assert did.startswith(f"searches use ef_search {needed}")
     assert bound_models(region)["v1"].ef_search == needed
-    assert findings(look(region, target=target), plan) == []
+    assert findings(look(region, target=target), settings, target) == []
 
 
 def test_an_index_that_changes_have_worn_below_the_target_is_rebuilt(hard: Connection) -> None:
@@ -312,18 +311,18 @@ def test_an_index_that_its_parameters_keep_below_the_target_is_enlarged_twice_an
 
     for larger in (Hnsw(m=3, ef_construction=8), Hnsw(m=4, ef_construction=16)):
         state = look(region, SMALL)
-        found = findings(state, IndexPlan(settings))
+        found = findings(state, settings, TARGET_RECALL)
         assert [finding.cure for finding in found] == ["enlarge", "enlarge"]
         assert f"is built with m {larger.m} and ef_construction {larger.ef_construction}" in found[0].what
-        assert act(region, state.generation, found[0], IndexPlan(settings)).startswith("rebuilt generation_1_v1")
-        assert act(region, state.generation, found[1], IndexPlan(settings)).startswith("rebuilt generation_1_v2")
+        assert act(region, state.generation, found[0], settings, TARGET_RECALL).startswith("rebuilt generation_1_v1")
+        assert act(region, state.generation, found[1], settings, TARGET_RECALL).startswith("rebuilt generation_1_v2")
         assert parameters_of(region, state.generation, "v1") == larger
 
     state = look(region, SMALL)
-    found = findings(state, IndexPlan(settings))
+    found = findings(state, settings, TARGET_RECALL)
     assert [finding.cure for finding in found] == [None, None]
     assert "Cure: raise the model's hnsw.m or hnsw.ef_construction" in found[0].what
-    assert act(region, state.generation, found[0], IndexPlan(settings)) == "nothing"
+    assert act(region, state.generation, found[0], settings, TARGET_RECALL) == "nothing"
 
 
 @pytest.mark.usefixtures("finds_too_little")
@@ -359,14 +358,14 @@ def test_a_source_that_is_being_loaded_is_left_alone(hard: Connection, monkeypat
         with pytest.raises(SourceBusy):
             examine(hard, HARD.name, TARGET_RECALL)
         with pytest.raises(SourceBusy):
-            act(hard, state.generation, Finding("", "vacuum"), USUAL_PLAN)
+            act(hard, state.generation, Finding("", "vacuum"), USUAL, TARGET_RECALL)
 
 
 def test_a_generation_that_was_replaced_meanwhile_is_left_alone(hard: Connection) -> None:
     state = look(hard)
     HARD.edited().publish_to(hard)
 
-    did = act(hard, state.generation, Finding("", "reindex", "v1"), USUAL_PLAN)
+    did = act(hard, state.generation, Finding("", "reindex", "v1"), USUAL, TARGET_RECALL)
 
     assert did == "nothing: another generation was published meanwhile"
 
@@ -400,7 +399,7 @@ HEALTHY = State(
 
 
 def judged(state: State) -> list[tuple[str | None, Slot | None]]:
-    return [(finding.cure, finding.slot) for finding in findings(state, USUAL_PLAN)]
+    return [(finding.cure, finding.slot) for finding in findings(state, USUAL, TARGET_RECALL)]
 
 
 @given(st.integers(0, 10**9), st.integers(0, 10**9))
@@ -428,7 +427,7 @@ def test_a_larger_graph_is_not_begun_that_the_quiet_hours_are_too_short_for() ->
     )
 
     assert judged(state) == [("enlarge", "v1")]
-    assert [finding.cure for finding in findings(state, USUAL_PLAN, seconds=600)] == [None]
+    assert [finding.cure for finding in findings(state, USUAL, TARGET_RECALL, seconds=600)] == [None]
 
 
 def replace_measurement(index: IndexState, vectors: int, rows: int) -> IndexState:

@@ -18,11 +18,11 @@ import psycopg
 
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import recall
-from embedding_assets.pgvector.indexes.hnsw import USUAL_PLAN
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.upkeep import Cure, Finding, act
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.loading.load import load
+from embedding_assets.pgvector.options import TARGET_RECALL, USUAL
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.literals import vector_literal
@@ -200,7 +200,7 @@ def operations(dsn: str, conn: Connection, library: Library) -> list[tuple[str, 
     def tend(cure: Cure, slot: Slot | None = None) -> Library:
         generation = published_generation(conn, library.name)
         assert generation is not None
-        act(conn, generation, Finding("a test asks for it", cure, slot), USUAL_PLAN)
+        act(conn, generation, Finding("a test asks for it", cure, slot), USUAL, TARGET_RECALL)
         return changed
 
     def killed_delta() -> Library:

@@ -18,7 +18,6 @@ from embedding_assets.errors import PipelineError
 from embedding_assets.pgvector import dead_letters, locks
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
 from embedding_assets.pgvector.indexes import recall
-from embedding_assets.pgvector.indexes.hnsw import IndexPlan
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.publishing.publish import publish
@@ -49,7 +48,7 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "delta": lambda conn, _: CHANGED.load(conn),
     "switch": lambda conn, _: bind(conn, live="v2"),
     "rename": lambda conn, _: build_indexes(
-        conn, OLD.name, OLD.root, IndexPlan({"v1": Hnsw(m=8, ef_construction=32), "v2": Hnsw()})
+        conn, OLD.name, OLD.root, {"v1": Hnsw(m=8, ef_construction=32), "v2": Hnsw()}
     ),
     "readers": lambda conn, _: roles.ensure_readers(conn, {"nobody": ["handbook"]}),
     "roles": lambda conn, _: roles.ensure_roles(conn),

@@ -53,7 +53,8 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         with at_work(context, deployment, tell), deployment.prepared(region, tell) as conn:
             replica = replication.current(deployment.store(region), source)
             refs = shard_refs(replica)
-            reports = build_indexes(conn, source, replica.root, deployment.index_plan(region), tell)
+            means = deployment.build_means(region)
+            reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
             serving = publish(conn, source, replica.root, refs, tell)
             invalid = invalid_indexes(conn, serving)
         live = deployment.settings.live_model

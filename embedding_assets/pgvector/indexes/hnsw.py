@@ -13,7 +13,7 @@ from psycopg import sql
 from embedding_assets.errors import PipelineError, TransientError
 from embedding_assets.pgvector.connection import Connection, connect, dsn_of
 from embedding_assets.pgvector.locks import QUEUE_SECONDS
-from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw, M
+from embedding_assets.pgvector.options import Hnsw, M
 from embedding_assets.pgvector.schema.generations import Generation, column_type
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.slots import Slot, column_of
@@ -41,19 +41,6 @@ class Means(NamedTuple):
 
 
 SERVERS: Final = Means()
-
-
-class IndexPlan(NamedTuple):
-    """What a source's indexes are to be, and what building them may use."""
-
-    hnsw: Mapping[Slot, Hnsw] = USUAL
-    """What the settings say of each graph; `graphs_for` it are as good."""
-    target_recall: float = TARGET_RECALL
-    """recall@10 against exact search."""
-    means: Means = SERVERS
-
-
-USUAL_PLAN: Final = IndexPlan()
 
 _LARGER: Final = ((1.5, 2), (2, 4))  # times m and ef_construction, which a build's seconds follow
 
@@ -119,8 +106,8 @@ def build(
     slot: Slot,
     hnsw: Hnsw,
     statement: sql.Composed,
-    means: Means,
     tell: Tell,
+    means: Means = SERVERS,
 ) -> Built:
     """Run a statement that builds an HNSW index with memory for its graph and workers, within these means.
 

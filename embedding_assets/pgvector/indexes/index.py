@@ -6,6 +6,7 @@ them waiting.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 import psycopg
@@ -14,9 +15,8 @@ from psycopg import sql
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import (
-    USUAL_PLAN,
+    SERVERS,
     Built,
-    IndexPlan,
     Means,
     build,
     drop_leftovers,
@@ -30,7 +30,7 @@ from embedding_assets.pgvector.indexes.measurement import Measured, is_below, pu
 from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settled
 from embedding_assets.pgvector.loading.costs import index_seconds
 from embedding_assets.pgvector.locks import short_transaction, source_lock
-from embedding_assets.pgvector.options import Hnsw
+from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
 from embedding_assets.pgvector.schema.generations import (
     Generation,
     column_type,
@@ -77,14 +77,16 @@ def build_indexes(
     conn: Connection,
     source: str,
     target_root: str,
-    plan: IndexPlan = USUAL_PLAN,
+    hnsw: Mapping[Slot, Hnsw] = USUAL,
+    target_recall: float = TARGET_RECALL,
     tell: Tell = unheard,
+    means: Means = SERVERS,
 ) -> dict[Slot, IndexReport]:
     """Build and measure what a loaded generation lacks: primary key, an HNSW index for each slot, statistics, recall.
 
     Returns a report for each slot. A build that was killed is made anew; a finished one stays, unless its parameters
-    are none of `graphs_for` those that the plan has for its slot. On a published generation readers go on meanwhile.
-    The smallest `ef_search` that reaches the target is stored (the largest measured, where none does); publishing puts
+    are none of `graphs_for` those that `hnsw` has for its slot. On a published generation readers go on meanwhile. The
+    smallest `ef_search` that reaches `target_recall` is stored (the largest measured, where none does); publishing puts
     it to use. The server is asked for a build's progress where somebody listens.
 
     Raises PermanentError where no generation was loaded from `target_root`, or a chunk is in it twice.
@@ -99,7 +101,10 @@ def build_indexes(
         _add_primary_key(conn, generation)
         _add_digests_index(conn, generation)
         ensure_inverted_indexes(conn, generation)
-        reports = {slot: ensure_index(conn, generation, slot, plan, tell) for slot in bound_models(conn)}
+        reports = {
+            slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, tell, means)
+            for slot in bound_models(conn)
+        }
         if generation.state == "published":
             put_to_use(conn)
         else:
@@ -130,15 +135,16 @@ def ensure_index(
     conn: Connection,
     generation: Generation,
     slot: Slot,
-    plan: IndexPlan = USUAL_PLAN,
+    hnsw: Hnsw,
+    target: float,
     tell: Tell = unheard,
+    means: Means = SERVERS,
 ) -> IndexReport:
-    """Have a slot's index, valid and built with one of the graphs for the plan, and measured.
+    """Have a slot's index, valid and built with one of the graphs for `hnsw`, and measured.
 
     Where the source is not served yet, and the index finds less than it should, a larger graph is built at once if that
     is a matter of minutes. Where it is served that is left to upkeep. For whoever holds the source's lock.
     """
-    hnsw, target = plan.hnsw[slot], plan.target_recall
     graphs = graphs_for(hnsw)
     parameters, built = parameters_of(conn, generation, slot), None
     served = published_generation(conn, generation.source)
@@ -147,8 +153,8 @@ def ensure_index(
         proven = parameters_of(conn, served, slot) if served is not None else None
         parameters = proven if proven in graphs else hnsw
         create = _create_beside if generation.state == "published" else _create
-        built = create(conn, generation, slot, parameters, plan.means, tell)
-    report = _report(conn, generation, slot, parameters, plan, built, tell)
+        built = create(conn, generation, slot, parameters, tell, means)
+    report = _report(conn, generation, slot, parameters, hnsw, target, built, tell)
     while (
         served is None
         and report.larger is not None
@@ -160,8 +166,8 @@ def ensure_index(
             "is published",
             report.name, report.recall, report.ef_search, target, report.larger.m, report.larger.ef_construction,
         )  # fmt: skip
-        built = _create(conn, generation, slot, report.larger, plan.means, tell)
-        report = _report(conn, generation, slot, report.larger, plan, built, tell)
+        built = _create(conn, generation, slot, report.larger, tell, means)
+        report = _report(conn, generation, slot, report.larger, hnsw, target, built, tell)
     return report
 
 
@@ -169,36 +175,40 @@ def enlarge(
     conn: Connection,
     generation: Generation,
     slot: Slot,
-    plan: IndexPlan = USUAL_PLAN,
+    hnsw: Hnsw,
+    target: float,
     tell: Tell = unheard,
+    means: Means = SERVERS,
 ) -> IndexReport:
-    """Build the next larger graph for the plan beside a published generation's, put it in its place, measure it.
+    """Build the next larger of the graphs for `hnsw` beside a published generation's, put it in its place, measure it.
 
     For whoever holds the source's lock. Readers go on with the old one until the new one is there.
     """
     parameters = parameters_of(conn, generation, slot)
-    larger = next_larger(parameters, plan.hnsw[slot]) if parameters is not None else None
+    larger = next_larger(parameters, hnsw) if parameters is not None else None
     if larger is None:
-        return ensure_index(conn, generation, slot, plan, tell)
-    built = _create_beside(conn, generation, slot, larger, plan.means, tell)
-    return _report(conn, generation, slot, larger, plan, built, tell)
+        return ensure_index(conn, generation, slot, hnsw, target, tell, means)
+    built = _create_beside(conn, generation, slot, larger, tell, means)
+    return _report(conn, generation, slot, larger, hnsw, target, built, tell)
 
 
 def reindex(
     conn: Connection,
     generation: Generation,
     slot: Slot,
-    plan: IndexPlan = USUAL_PLAN,
+    hnsw: Hnsw,
+    target: float,
     tell: Tell = unheard,
+    means: Means = SERVERS,
 ) -> IndexReport:
     """Build a slot's index of a published generation anew from the rows as they are, and measure it.
 
     Its parameters stay. For whoever holds the source's lock. Readers go on with the old one until the new one is there.
     """
-    parameters = parameters_of(conn, generation, slot) or plan.hnsw[slot]
+    parameters = parameters_of(conn, generation, slot) or hnsw
     statement = sql.SQL("REINDEX INDEX CONCURRENTLY {}").format(generation_index(generation.id, slot))
-    built = build(conn, generation, slot, parameters, statement, plan.means, tell)
-    return _report(conn, generation, slot, parameters, plan, built, tell)
+    built = build(conn, generation, slot, parameters, statement, tell, means)
+    return _report(conn, generation, slot, parameters, hnsw, target, built, tell)
 
 
 def _add_primary_key(conn: Connection, generation: Generation) -> None:
@@ -235,22 +245,22 @@ def _add_digests_index(conn: Connection, generation: Generation) -> None:
     )
 
 
-def _create(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, means: Means, tell: Tell) -> Built:
+def _create(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, tell: Tell, means: Means) -> Built:
     name = f"generation_{generation.id}_{slot}"
     conn.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(generation_index(generation.id, slot)))
-    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), means, tell)
+    built = build(conn, generation, slot, hnsw, _create_statement(conn, generation, slot, name, hnsw), tell, means)
     failpoint(Failpoint.INDEX_BUILT)
     return built
 
 
-def _create_beside(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, means: Means, tell: Tell) -> Built:
+def _create_beside(conn: Connection, generation: Generation, slot: Slot, hnsw: Hnsw, tell: Tell, means: Means) -> Built:
     """Build an index under another name while readers use the one that there is, and give it that one's name then.
 
     REINDEX could not: it keeps the parameters, and needs an index.
     """
     name = f"generation_{generation.id}_{slot}"
     statement = _create_statement(conn, generation, slot, f"{name}_new", hnsw, concurrently=True)
-    built = build(conn, generation, slot, hnsw, statement, means, tell)
+    built = build(conn, generation, slot, hnsw, statement, tell, means)
 
     def rename() -> None:
         for old, new in ((name, f"{name}_old"), (f"{name}_new", name)):
@@ -285,7 +295,8 @@ def _report(
     generation: Generation,
     slot: Slot,
     parameters: Hnsw,
-    plan: IndexPlan,
+    hnsw: Hnsw,
+    target: float,
     built: Built | None,
     tell: Tell,
 ) -> IndexReport:
@@ -298,16 +309,16 @@ def _report(
         )  # fmt: skip
     known = stored_measurement(conn, generation, slot)
     if known is None:
-        stored = measure(conn, generation, slot, plan.target_recall)
+        stored = measure(conn, generation, slot, target)
         tell(RecallMeasured(slot, stored.recall, stored.ef_search, size))
         failpoint(Failpoint.RECALL_MEASURED)
     else:
-        stored = settled(conn, generation, slot, known, plan.target_recall)
+        stored = settled(conn, generation, slot, known, target)
     return IndexReport(
         slot=slot,
         name=name,
         hnsw=parameters,
-        larger=next_larger(parameters, plan.hnsw[slot]),
+        larger=next_larger(parameters, hnsw),
         vectors=stored.vectors,
         built=built,
         measured_now=known is None,

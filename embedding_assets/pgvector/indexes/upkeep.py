@@ -13,7 +13,8 @@ from psycopg import sql
 
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import (
-    IndexPlan,
+    SERVERS,
+    Means,
     drop_leftovers,
     graphs_for,
     leftovers,
@@ -116,7 +117,7 @@ def examine(conn: Connection, source: str, target_recall: float, tell: Tell = un
         )
 
 
-def findings(state: State, plan: IndexPlan, seconds: float = math.inf) -> list[Finding]:
+def findings(state: State, hnsw: Mapping[Slot, Hnsw], target_recall: float, seconds: float = math.inf) -> list[Finding]:
     """What is to be done about a generation, in the order of doing it; a larger graph only where it takes no more than
     so many seconds, by estimate.
 
@@ -126,7 +127,7 @@ def findings(state: State, plan: IndexPlan, seconds: float = math.inf) -> list[F
     found = []
     if state.leftovers:
         found.append(Finding(f"left over from killed builds: {', '.join(state.leftovers)}", "drop"))
-    judged = [_of_index(state, index, plan, seconds) for index in state.indexes]
+    judged = [_of_index(state, index, hnsw[index.slot], target_recall, seconds) for index in state.indexes]
     found += sorted(filter(None, judged), key=lambda finding: finding.cure != "ef_search")
     everything = state.live_rows + state.dead_rows
     if state.dead_rows > DEAD_SHARE * everything:
@@ -139,8 +140,10 @@ def act(
     conn: Connection,
     generation: Generation,
     finding: Finding,
-    plan: IndexPlan,
+    hnsw: Mapping[Slot, Hnsw],
+    target_recall: float,
     tell: Tell = unheard,
+    means: Means = SERVERS,
 ) -> str:
     """Do what mends a finding, and tell what was done.
 
@@ -166,11 +169,11 @@ def act(
                 put_to_use(conn)
                 did = f"searches use ef_search {bound_models(conn)[index].ef_search}"
             case "build", str(index):
-                did = _rebuilt(ensure_index(conn, generation, index, plan, tell))
+                did = _rebuilt(ensure_index(conn, generation, index, hnsw[index], target_recall, tell, means))
             case "enlarge", str(index):
-                did = _rebuilt(enlarge(conn, generation, index, plan, tell))
+                did = _rebuilt(enlarge(conn, generation, index, hnsw[index], target_recall, tell, means))
             case "reindex", str(index):
-                did = _rebuilt(reindex(conn, generation, index, plan, tell))
+                did = _rebuilt(reindex(conn, generation, index, hnsw[index], target_recall, tell, means))
             case cure, about:
                 raise ValueError(f"{cure} is no cure for {about or 'the whole table'}")
         if finding.cure in ("build", "enlarge", "reindex"):
@@ -211,10 +214,9 @@ def _index_state(conn: Connection, generation: Generation, slot: Slot, live_rows
     )
 
 
-def _of_index(state: State, index: IndexState, plan: IndexPlan, seconds: float) -> Finding | None:
+def _of_index(state: State, index: IndexState, hnsw: Hnsw, target: float, seconds: float) -> Finding | None:
     """The gravest thing about an index: what mends it mends the lesser ones."""
     name, now = f"index {index.slot}", index.measurement
-    hnsw, target = plan.hnsw[index.slot], plan.target_recall
     if index.hnsw is None or now is None:
         return Finding(f"{name} is missing or invalid", "build", index.slot)
     if index.hnsw not in graphs_for(hnsw):
