@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 from psycopg import sql
 
-from embedding_assets.embedding import stage
+from embedding_assets.embedding import task
 from embedding_assets.embedding.engine import requests
 from embedding_assets.embedding.engine.engine import embed
 from embedding_assets.embedding.engine.gate import Patience
@@ -350,7 +350,7 @@ def test_a_provider_that_says_when_to_come_back_is_left_alone_until_then(
 ) -> None:
     # What the engine would wait for itself, made short: so the wait that it is told goes to Dagster.
     hand_over = Patience(longest_asked_seconds=0.05)
-    monkeypatch.setattr(stage, "embed", partial(embed, patience=hand_over))
+    monkeypatch.setattr(task, "embed", partial(embed, patience=hand_over))
     box = replace(box, models={**box.models, "v1": standin.model()})
     standin.faults({"fault": "throttle", "times": 1, "retry_after": "0.4"})
 

@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from embedding_assets.embedding import stage
+from embedding_assets.embedding import task
 from embedding_assets.errors import PermanentError
 from embedding_assets.operations.search import search
 from embedding_assets.operations.status import is_current
@@ -82,13 +82,13 @@ def serves(box: Sandbox) -> bool:
 def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The slots that texts were sent to, a name each time."""
     slots: list[str] = []
-    engine = vars(stage)["embed"]
+    engine = vars(task)["embed"]
 
     def noted(binding: Any, *args: Any, **options: Any) -> Any:
         slots.append(binding.slot)
         return engine(binding, *args, **options)
 
-    monkeypatch.setattr(stage, "embed", noted)
+    monkeypatch.setattr(task, "embed", noted)
     return slots
 
 

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from embedding_assets.chunking.options import Chunking
 from embedding_assets.chunking.stage import prepare_chunks
 from embedding_assets.embedding import journal
-from embedding_assets.embedding import stage as embedding_stage
+from embedding_assets.embedding import task as embedding_task
 from embedding_assets.embedding.engine.engine import Dead, Embedded, Text, embed
 from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.stage import prepare_embeddings
@@ -181,7 +181,7 @@ class Pipeline(RuleBasedStateMachine):
         self.patches = pytest.MonkeyPatch()
         for module in (layers, log, journal):
             self.patches.setattr(module, "failpoint", self.pass_point)
-        self.patches.setattr(embedding_stage, "embed", self.embed)
+        self.patches.setattr(embedding_task, "embed", self.embed)
         get = Store.get
 
         def fetch(store: Store, path: str, **limits: int | None) -> bytes | None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from embedding_assets.embedding import stage
+from embedding_assets.embedding import task
 from embedding_assets.embedding.engine.engine import embed
 from embedding_assets.embedding.engine.gate import Patience
 from embedding_assets.embedding.journal import Journal
@@ -168,7 +168,7 @@ def test_a_signal_is_heard_while_a_run_waits_for_its_provider(
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
     monkeypatch.setattr(boundary, "tell_of_wait", interrupt)
-    monkeypatch.setattr(stage, "embed", partial(embed, patience=Patience(longest_asked_seconds=0.05)))
+    monkeypatch.setattr(task, "embed", partial(embed, patience=Patience(longest_asked_seconds=0.05)))
     standin.faults({"fault": "throttle", "times": 1, "retry_after": "3600"})
 
     outcome = box.materialize()[-1]  # which would take an hour

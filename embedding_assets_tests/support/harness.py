@@ -13,7 +13,7 @@ from typing import Any
 import dagster as dg
 import psycopg
 
-from embedding_assets.embedding import stage
+from embedding_assets.embedding import task
 from embedding_assets.embedding.engine.engine import Dead, Embedded, Text
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.status import is_current
@@ -179,8 +179,8 @@ def _child(sandbox: Sandbox, failpoint: str | None, shard_bytes: int) -> None:
 
 
 def _log_what_is_sent(path: Path) -> None:
-    """Have the stage's calls of the engine noted, each text before it is sent and after its vector is durable."""
-    engine = vars(stage)["embed"]
+    """Have the task's calls of the engine noted, each text before it is sent and after its vector is durable."""
+    engine = vars(task)["embed"]
 
     def noted(binding: Any, texts: Iterable[Text], deliver: Callable[[Embedded | Dead], None], **options: Any) -> Any:
         with path.open("a", buffering=1) as file:
@@ -197,7 +197,7 @@ def _log_what_is_sent(path: Path) -> None:
 
             return engine(binding, sending(), delivering, **options)
 
-    vars(stage)["embed"] = noted
+    vars(task)["embed"] = noted
 
 
 def bought_again(sandbox: Sandbox) -> list[str]:
