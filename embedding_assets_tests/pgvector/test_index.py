@@ -307,9 +307,11 @@ def test_a_source_that_is_not_served_yet_gets_larger_graphs_at_once_where_that_o
     toy = Toy()
     load(region, toy)
 
-    report = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
+    reports = build_indexes(region, toy.name, toy.root, OTHERS)
 
+    report = reports["v1"]
     assert report.hnsw == Hnsw(m=16, ef_construction=160), "twice as many links, the last step"
+    assert reports["v2"].hnsw == OTHERS["v2"], "the model that is not live holds nothing up"
     assert "Cure: raise the model's hnsw.m" in (report.degraded(TARGET_RECALL) or "")
     again = build_indexes(region, toy.name, toy.root, OTHERS)["v1"]
     assert (again.hnsw, again.built, again.measured_now) == (report.hnsw, None, False)

@@ -37,7 +37,7 @@ from embedding_assets.pgvector.schema.generations import (
     find_generation,
     published_generation,
 )
-from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets.pgvector.schema.models import bound_models, live_slot
 from embedding_assets.pgvector.schema.names import generation_index, generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import Slot, column_of
@@ -142,8 +142,8 @@ def ensure_index(
 ) -> IndexReport:
     """Have a slot's index, valid and built with one of the graphs for `hnsw`, and measured.
 
-    Where the source is not served yet, and the index finds less than it should, a larger graph is built at once if that
-    is a matter of minutes. Where it is served that is left to upkeep. For whoever holds the source's lock.
+    Where the source is not served yet, and the live model's index finds less than it should, a larger graph is built at
+    once if that is a matter of minutes. Where it is served that is left to upkeep. For whoever holds the source's lock.
     """
     graphs = graphs_for(hnsw)
     parameters, built = parameters_of(conn, generation, slot), None
@@ -155,8 +155,10 @@ def ensure_index(
         create = _create_beside if generation.state == "published" else _create
         built = create(conn, generation, slot, parameters, tell, means)
     report = _report(conn, generation, slot, parameters, hnsw, target, built, tell)
+    # The model that nobody searches by holds up no publication.
+    waits = served is None and live_slot(conn) == slot
     while (
-        served is None
+        waits
         and report.larger is not None
         and is_below(report.recall, target)
         and index_seconds(report.vectors, column_type(conn, generation, slot)[1], report.larger) <= _AT_ONCE_SECONDS
