@@ -337,7 +337,7 @@ def test_an_outage_of_the_network_is_handed_over_too(delivered: Delivered, stand
 
 def test_an_outage_that_ends_is_ridden_out_and_never_bisected(standin: Standin, delivered: Delivered) -> None:
     events: list[Event] = []
-    standin.faults({"fault": "status", "status": 500, "seconds": 0.4, "skip": 2})
+    standin.faults({"fault": "status", "status": 500, "times": 7, "skip": 2})
     patience = Patience(backoff_seconds=0.02, breaker_seconds=0.1)
     texts = texts_of([f"text {i}" for i in range(200)])
     embed(standin.binding(max_items=8), texts, delivered, patience=patience, tell=events.append)
