@@ -76,7 +76,7 @@ def test_what_there_is_to_see_fits_the_terminal(box: Sandbox, columns: int, vari
     }
 
     assert {command: ended.code for command, ended in shown.items()} == dict.fromkeys(shown, 0)
-    assert "12 documents (unchanged)" in " ".join(shown["materialize"].shown.split())
+    assert f"{SOURCE} nothing changed: 12 items" in " ".join(shown["materialize"].shown.split())
     assert "everything is as recorded" in shown["verify"].shown
     assert shown["status"].shown.count("current") == len(REGIONS)
     plain = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -38,7 +38,7 @@ class ChunkTask(Task):
 def prepare_chunks(store: Store, raw_docs: Snapshot, chunking: Chunking, run: Run) -> Draft:
     """Make the chunks of these documents; of a shard that changed the documents that did are cut."""
     source = raw_docs.source
-    version = _version(chunking)
+    version = version_of(chunking)
     previous = log.head(store, CHUNKS, source)
     shelf = Shelf(store, CHUNKS, source, previous)
 
@@ -73,7 +73,7 @@ def prepare_chunks(store: Store, raw_docs: Snapshot, chunking: Chunking, run: Ru
 def make_chunks(store: Store, task: ChunkTask) -> Part:
     """Chunk what is new of a shard's documents, as a layer of its part."""
     source, grows, layer = task.source, task.grows, task.left
-    key = part_key(CHUNKS, _version(task.chunking), [grows.of.key])
+    key = part_key(CHUNKS, version_of(task.chunking), [grows.of.key])
     if not grows.under:
         base = _make(store, task, None)
         return grows.part(key, base, base.rows)
@@ -100,11 +100,12 @@ def _make(store: Store, task: ChunkTask, below: Rows | None) -> Layer:
         asset=CHUNKS,
         source=task.source,
         shard=grows.of.shard,
-        key=part_key(CHUNKS, _version(limits), grows.inputs),
+        key=part_key(CHUNKS, version_of(limits), grows.inputs),
         inputs=grows.inputs,
         gone=gone,
     )
 
 
-def _version(chunking: Chunking) -> str:
+def version_of(chunking: Chunking) -> str:
+    """Changes when cutting would give other chunks for the same documents."""
     return f"{STAGE_VERSION} max_tokens={chunking.max_tokens} overlap={chunking.overlap}"

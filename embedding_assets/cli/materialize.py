@@ -25,15 +25,18 @@ from embedding_assets.cli.shared import (
 def materialize(source: str | None, region: str | None, allow_deletes: bool, reread: bool, as_json: bool) -> None:
     """Bring sources up to date, then each region that is behind.
 
-    A run for each source, and one for each region and source.
+    A run for each source, and one for each region and source. A source that is as it was read last, and that every
+    region serves so, has none: its files are looked at, not opened, and the stores' listings are compared. With
+    --reread it has one; verify reads what the stores and tables hold.
 
     Exit code 1 if a run failed, or a check that does not merely warn.
 
     Every run is on the project's Dagster instance and shows in its UI. What is current is looked at, not done again.
 
     With --json a list of runs {partition, run_id, succeeded, seconds, metadata, checks, errors}: metadata by asset, and
-    each check {asset, name, passed, blocking, severity, metadata, description}. A region whose database cannot be as
-    the settings say, where no run has come upon it, is the partition of an entry whose run_id is empty.
+    each check {asset, name, passed, blocking, severity, metadata, description}. A source that needs no run has no
+    entry. A region whose database cannot be as the settings say, where no run has come upon it, is the partition of an
+    entry whose run_id is empty.
     """
     from embedding_assets.cli import runs
 

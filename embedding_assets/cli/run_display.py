@@ -4,13 +4,12 @@ Apart from the tables of `terminal`: a run knows Dagster, whose import takes a s
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from rich.text import Text
 
 from embedding_assets.cli.screen import Screen
 from embedding_assets.cli.terminal import counted, plain, printable
@@ -113,18 +112,3 @@ def _changes(what: str, total: int, counts: Mapping[str, Any]) -> str:
         return counted(total, what)
     parts = [f"{counts[word]:,} {word}" for word in ("new", "changed", "removed") if counts[word]]
     return f"{counted(total, what)} ({', '.join(parts) or 'unchanged'})"
-
-
-def troubles(outcomes: Sequence[Outcome]) -> list[Text]:
-    """What went wrong, a sentence each: errors in red, warnings in yellow."""
-    sentences = [Text(f"{outcome.partition}: {error}", "red") for outcome in outcomes for error in outcome.errors]
-    for outcome in outcomes:
-        for check in outcome.checks:
-            if not check.passed:
-                warns = check.severity == "WARN"
-                figures = check.description or ", ".join(f"{name} {value}" for name, value in check.metadata.items())
-                line = (
-                    f"{outcome.partition}: check {check.asset}/{check.name} {'warns' if warns else 'failed'}: {figures}"
-                )
-                sentences.append(Text(line, "yellow" if warns else "red"))
-    return sentences

@@ -105,6 +105,12 @@ def listed(deployment: Deployment, source: str | None, states: Sequence[State]) 
         return table.listed(conn, source, states) if is_migrated(conn) else []
 
 
+def sources_with_open(deployment: Deployment) -> set[str]:
+    """The sources of which letters are open: a run may have something to do with them."""
+    with deployment.connect(deployment.settings.primary_region) as conn:
+        return table.sources_with(conn, OPEN) if is_migrated(conn) else set()
+
+
 class Shown(NamedTuple):
     """A letter and the text that it is about; None where the store no longer has it, or it never was a text."""
 

@@ -84,6 +84,16 @@ def serving(deployment: Deployment, region: str, sources: Sequence[str]) -> dict
     return {source: _serves_newest(_primary(deployment, source), state) for source in sources}
 
 
+def in_step(deployment: Deployment, source: str, regions: Sequence[RegionState]) -> Mapping[str, Snapshot] | None:
+    """The heads of the source's own assets, if its last run left no trouble, no store has lost a file of them, and all
+    of these regions serve them; else None."""
+    primary = _told_of_losses(_primary(deployment, source))
+    if primary.problem is not None or len(primary.heads) < len(SOURCE_ASSETS):
+        return None
+    served = all(region.error is None and _serves_newest(primary, region) for region in regions)
+    return primary.heads if served else None
+
+
 class _Primary(NamedTuple):
     """A source's heads in the primary's store, and how its stages ended last."""
 

@@ -153,6 +153,15 @@ def listed(conn: Connection, source: str | None, states: Sequence[State]) -> lis
     )
 
 
+def sources_with(conn: Connection, states: Sequence[State]) -> set[str]:
+    """The sources that have letters in these states."""
+    with pipeline_errors("asking for the sources with dead letters"):
+        rows = conn.execute(
+            "SELECT DISTINCT source FROM embedding_assets.dead_letters WHERE state = ANY (%s)", [list(states)]
+        ).fetchall()
+    return {source for (source,) in rows}
+
+
 def by_id(conn: Connection, ids: Sequence[int]) -> list[DeadLetter]:
     """These letters, by number; those that are not there are left out."""
     return _select(conn, "id = ANY (%s) ORDER BY id", [list(ids)])

@@ -132,6 +132,24 @@ class Catalog:
         with self._db:
             self._db.execute("delete from about")
 
+    def holds_what(self, reader: str, root: str) -> bool:
+        """Whether it is about this snapshot and this reader's version, and no look since found anything else.
+
+        A snapshot with rejections is none that it can be said of.
+        """
+        about = dict(self._db.execute("select name, value from about"))
+        (more,) = self._db.execute(
+            """select exists (select 1 from rejected) or exists (select 1 from refused)
+                or exists (select 1 from dropped) or exists (select 1 from documents where item = ?)
+                or exists (select 1 from documents where text is not null)""",
+            (NOWHERE,),
+        ).fetchone()
+        return about == {"reader": reader, "root": root} and not more
+
+    def number_of_items(self) -> int:
+        """How many items the source had."""
+        return int(self._db.execute("select count(*) from items where name <> ?", (NOWHERE,)).fetchone()[0])
+
     def begin_listing(self) -> None:
         """Nothing is listed or refused so far."""
         with self._db:

@@ -53,6 +53,20 @@ class Looked(NamedTuple):
     """The first of them, fit to be shown."""
 
 
+class Passed:
+    """The files that a look passes over."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first: list[str] = []
+
+    def note(self, item: PassedOver) -> None:
+        """Count one, and keep the name of the first."""
+        self.number += 1
+        if len(self.first) < _NAMED:
+            self.first.append(shown(item.name))
+
+
 def prepare_source(
     store: Store,
     source: str,
@@ -155,8 +169,8 @@ def _last(store: Store, reader: Reader, previous: Snapshot | None) -> Iterator[K
 
 def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, tell: Tell) -> Looked:
     """Bring the catalog in step with the source."""
-    listed = read = passed_over = 0
-    first: list[str] = []
+    listed = read = 0
+    passed = Passed()
     catalog.begin_listing()
     for item in reader.list_items():
         if isinstance(item, Unknown):
@@ -165,9 +179,7 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, tell:
                 catalog.refuse(item.rejected)
             continue
         if isinstance(item, PassedOver):
-            passed_over += 1
-            if len(first) < _NAMED:
-                first.append(shown(item.name))
+            passed.note(item)
             continue
         if isinstance(item, RejectedDocument):
             catalog.refuse(item)
@@ -181,7 +193,7 @@ def _look(reader: Reader, catalog: Catalog, again: Collection[str] | None, tell:
             read += 1
             tell(ItemRead(read))
     catalog.end_listing()
-    return Looked(listed, read, 0, passed_over, tuple(first))
+    return Looked(listed, read, 0, passed.number, tuple(passed.first))
 
 
 def _guard(source: str, previous: Snapshot | None, gone: Gone, max_deleted: float) -> None:
