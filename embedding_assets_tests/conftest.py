@@ -51,15 +51,16 @@ def postgres() -> Iterator[Path]:
 
 
 @contextmanager
-def databases(postgres: Path) -> Iterator[Callable[[], str]]:
-    """Makes migrated databases without models, and returns the DSN of each; they go at the end."""
+def databases(postgres: Path) -> Iterator[Callable[..., str]]:
+    """Makes migrated databases without models, or copies of another, and gives the DSN of each; they go at the end."""
     made: list[str] = []
     admin = embedded.dsn(postgres, "postgres")
 
-    def make() -> str:
+    def make(template: str = "template") -> str:
         name = f"test_{next(_numbers)}"
         with psycopg.connect(admin, autocommit=True) as conn:
-            conn.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template").format(sql.Identifier(name)))
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
+            conn.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
         made.append(name)
         return embedded.dsn(postgres, name)
 

@@ -2,13 +2,16 @@
 
 import json
 import shlex
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from psycopg.conninfo import conninfo_to_dict
 
 from embedding_assets.cli import cli
 from embedding_assets.errors import PermanentError
@@ -16,6 +19,7 @@ from embedding_assets.operations.orphans import forget, orphans
 from embedding_assets.pgvector.connection import connect
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots.garbage import set_aside
+from embedding_assets_tests.conftest import databases
 from embedding_assets_tests.support.harness import PRIMARY, REGIONS, SOURCE, Sandbox
 
 OLD, NEW = "notes", "memos"
@@ -63,17 +67,28 @@ class Shell:
         return stored + [path.name for path in (*journals, *home.glob(f"catalogs/{source}.*"))]
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, postgres: Path) -> Iterator[Sandbox]:
+    """The handbook and the notes, both served in both regions, for every test to copy: making them takes six runs."""
+    with databases(postgres) as new_database, pytest.MonkeyPatch.context() as patch:
+        box = Sandbox(tmp_path_factory.mktemp("made"), {region: new_database() for region in REGIONS})
+        box.write(refunds="Refunds take five days.")
+        (box.root / "folder").mkdir()
+        for number in range(3):
+            (box.root / "folder" / f"{number}.md").write_text(f"This is note {number}.")
+        shell = Shell(box, patch).has(notes={})
+        shell.run("materialize")
+        assert shell.served() == {(region, source) for region in REGIONS for source in (SOURCE, OLD)}
+        yield box
+
+
 @pytest.fixture
-def shell(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def shell(made: Sandbox, tmp_path: Path, postgres: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     """The handbook and the notes, both served in both regions."""
-    sandbox.write(refunds="Refunds take five days.")
-    (sandbox.root / "folder").mkdir()
-    for number in range(3):
-        (sandbox.root / "folder" / f"{number}.md").write_text(f"This is note {number}.")
-    shell = Shell(sandbox, monkeypatch).has(notes={})
-    shell.run("materialize")
-    assert shell.served() == {(region, source) for region in REGIONS for source in (SOURCE, OLD)}
-    return shell
+    with databases(postgres) as new_database:
+        dsns = {region: new_database(str(conninfo_to_dict(dsn)["dbname"])) for region, dsn in made.dsns.items()}
+        shutil.copytree(made.root, tmp_path, dirs_exist_ok=True)
+        yield Shell(Sandbox(tmp_path, dsns), monkeypatch).has(notes={})
 
 
 @pytest.mark.slow
