@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from embedding_assets.cli import cli
 from embedding_assets.errors import PermanentError
-from embedding_assets.operations.evaluation import Question, evaluate, measured, read_questions
+from embedding_assets.operations.evaluation import WEIGHTS, Question, evaluate, measured, read_questions
 from embedding_assets_tests.conftest import databases
 from embedding_assets_tests.support.harness import MODELS, PRIMARY, SOURCE, Sandbox
 
@@ -64,6 +64,7 @@ def test_every_way_to_search_is_scored_by_labelled_questions(served: Sandbox) ->
     assert [(way.way, way.model, way.live) for way in found.ways] == [
         ("v1", MODELS["v1"]["name"], True),
         ("v2", MODELS["v2"]["name"], False),
+        ("words", MODELS["v1"]["name"], False),
         ("hybrid", MODELS["v1"]["name"], False),
     ]
     live = found.ways[0]
@@ -84,6 +85,21 @@ def test_questions_made_of_the_source_find_their_own_documents(served: Sandbox) 
     assert found == evaluate(served.deployment, PRIMARY, SOURCE, None, made=3).model_copy(
         update={"ways": found.ways}  # their latencies differ, nothing else may
     )
+
+
+def test_a_weight_is_chosen_by_questions_and_used_from_then_on(served: Sandbox) -> None:
+    """By a word that the vectors of these do not know."""
+    questions = read_questions(
+        labelled(served.root / "words.jsonl", Rotterdam={"shipping.md": 1}, Antarctic={"penguins.md": 1})
+    )
+
+    found = evaluate(served.deployment, PRIMARY, SOURCE, questions, made=0, choose=True)
+    again = evaluate(served.deployment, PRIMARY, SOURCE, questions, made=0)
+
+    assert found.weight == again.weight
+    assert found.weight in WEIGHTS
+    hybrid = found.ways[-1].ndcg_at_10.value
+    assert hybrid >= max(way.ndcg_at_10.value for way in found.ways if way.way in ("v1", "words"))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +148,7 @@ def test_the_command_prints_a_table_or_json_and_draws(served: Sandbox, monkeypat
     assert "v1, live" in table.output
     assert "3 questions of handbook" in table.output
     (fields,) = json.loads(answer.output)
-    assert set(fields) == {"region", "source", "questions", "self_made", "unknown", "ways"}
+    assert set(fields) == {"region", "source", "questions", "self_made", "unknown", "weight", "ways"}
     assert set(fields["ways"][0]) == {
         "way", "model", "live", "ndcg_at_10", "mrr", "recall_at_10", "against_live", "p50_ms",
     }  # fmt: skip

@@ -76,7 +76,7 @@ COMMENT ON COLUMN embedding_assets.hybrid_hit.metadata IS 'The document''s metad
 
 COMMENT ON COLUMN embedding_assets.hybrid_hit.distance IS 'Cosine distance to the query: 0 the same direction, 2 the opposite.';
 
-COMMENT ON COLUMN embedding_assets.hybrid_hit.score IS 'The sum of 1 / (60 + rank) over both rankings: the higher the better.';
+COMMENT ON COLUMN embedding_assets.hybrid_hit.score IS 'How high it stands in both rankings together: the higher the better, among the hits of one search.';
 
 COMMENT ON COLUMN embedding_assets.hybrid_hit.chunk_id IS 'Its id, the same as in live_chunks.';
 
@@ -101,6 +101,214 @@ COMMENT ON COLUMN embedding_assets.live_model.provider IS 'Who computes them: lo
 COMMENT ON COLUMN embedding_assets.live_model.slot IS 'The model version that is live: v1 or v2.';
 
 COMMENT ON COLUMN embedding_assets.live_model.endpoint IS 'How the endpoint is asked for it, without secrets: name, base_url, the variable of the key. NULL for a bundled model.';
+
+CREATE FUNCTION embedding_assets.as_tsquery(lexemes text[], operator text) RETURNS tsquery
+    LANGUAGE sql IMMUTABLE
+    BEGIN ATOMIC
+ SELECT (COALESCE(string_agg(((''''::text || replace(replace(lexeme.lexeme, '\'::text, '\\'::text), ''''::text, ''''''::text)) || ''''::text), ((' '::text || as_tsquery.operator) || ' '::text)), ''::text))::tsquery AS "coalesce"
+    FROM unnest(as_tsquery.lexemes) lexeme(lexeme);
+END;
+
+ALTER FUNCTION embedding_assets.as_tsquery(lexemes text[], operator text) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.as_tsquery(lexemes text[], operator text) IS 'Lexemes as a query for any of them or all.';
+
+CREATE FUNCTION embedding_assets.fuse(query public.vector, query_text text, k integer, source text, filter jsonb, weight double precision) RETURNS SETOF embedding_assets.hybrid_hit
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET "hnsw.ef_search" TO '40'
+    SET jit TO 'off'
+    AS $_$
+DECLARE
+    terms record;
+    by_words record;
+    language regconfig;
+    chosen double precision;
+    indexed boolean;
+    same text := 'words.source = nearest.source AND words.chunk_id = nearest.chunk_id';
+BEGIN
+    SELECT surface.language INTO language FROM embedding_assets.surface;
+    IF language IS NULL THEN
+        RAISE EXCEPTION 'hybrid search is not enabled in this database'
+            USING ERRCODE = 'object_not_in_prerequisite_state',
+                HINT = 'Add hybrid: {language: english} to the settings and materialize, or use search().';
+    END IF;
+    IF query_text IS NULL THEN
+        RAISE EXCEPTION 'hybrid search needs a query text' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    terms := embedding_assets.search_terms(query, k, source, filter);
+    PERFORM FROM embedding_assets.chunks LIMIT 0; -- locked in the order in which publishing locks
+    SELECT bool_and(generations.language IS NOT DISTINCT FROM surface.language), avg(coalesce(fusion.weight, 0.6))
+    INTO indexed, chosen
+    FROM embedding_assets.surface, embedding_assets.generations LEFT JOIN embedding_assets.fusion
+        ON fusion.source = generations.source AND model = (SELECT name FROM embedding_assets.models WHERE live)
+    WHERE state = 'published' AND (fuse.source IS NULL OR generations.source = fuse.source)
+    AND (terms.readable IS NULL OR generations.source = ANY (terms.readable));
+    IF NOT indexed THEN
+        RETURN QUERY SELECT * FROM embedding_assets.hybrid_by_rank(query, query_text, k, source, filter, language);
+        RETURN;
+    END IF;
+    IF source IS NOT NULL THEN
+        same := same || ' AND words.source = $3'; -- its table alone is planned for
+    END IF;
+    by_words := embedding_assets.word_terms(language, query_text, source, filter, terms.readable);
+    RETURN QUERY EXECUTE format(
+        $query$
+        WITH nearest AS MATERIALIZED (
+            SELECT source, document_id, ordinal, content, metadata, distance, chunk_id
+            FROM public.search($1, greatest($2, 100), $3, $4)
+        ), with_words AS MATERIALIZED (
+            SELECT words.source, words.chunk_id, %2$s AS bm25 FROM %3$s AS words
+            ORDER BY bm25 DESC, source, chunk_id LIMIT greatest($2, 100)
+        ), found AS (
+            SELECT nearest.*, (SELECT %6$s FROM embedding_assets.words WHERE %7$s) AS bm25 -- one by one: a join reads all
+            FROM nearest WHERE %4$s
+            UNION ALL
+            SELECT source, document_id, ordinal, content, metadata, %1$s, chunk_id, bm25
+            FROM with_words JOIN embedding_assets.chunks USING (source, chunk_id)
+            WHERE %5$s AND NOT EXISTS (
+                SELECT FROM nearest WHERE nearest.source = chunks.source AND nearest.chunk_id = chunks.chunk_id
+            )
+        ), near AS (
+            SELECT avg(distance) AS mean, max(distance) AS worst, nullif(stddev_pop(distance), 0) AS spread
+            FROM (SELECT distance FROM nearest ORDER BY distance LIMIT 100) AS best
+        ), told AS (
+            SELECT mean, nullif(sqrt(greatest(squares - mean * mean, 0)), 0) AS spread FROM (
+                SELECT sum(bm25) / best AS mean, sum(bm25 * bm25) / best AS squares
+                FROM (SELECT bm25 FROM with_words ORDER BY bm25 DESC LIMIT 100) AS with_words,
+                     (SELECT least(count(*), 100)::double precision AS best FROM nearest) AS counted
+                GROUP BY best
+            ) AS sums
+        )
+        SELECT source, document_id, ordinal, content, metadata, distance,
+               $9 * coalesce((near.mean - least(distance, near.worst)) / near.spread, 0)
+               + (1 - $9) * coalesce((coalesce(bm25, 0) - told.mean) / told.spread, 0) AS score, chunk_id
+        FROM found CROSS JOIN near LEFT JOIN told ON true
+        ORDER BY score DESC, distance, source, document_id, ordinal LIMIT $2
+        $query$,
+        terms.distance, by_words.score, by_words.candidates,
+        CASE WHEN by_words.allowed IS NULL THEN 'true'
+             ELSE format('(SELECT words.words @@ $10 FROM embedding_assets.words WHERE %s)', same) END, terms.conditions,
+        CASE WHEN by_words.condition IS NULL THEN by_words.score
+             ELSE format('CASE WHEN words.words @@ $8 THEN %s END', by_words.score) END, same
+    ) USING query, k, source, filter, terms.readable, by_words.lexemes, by_words.weights, by_words.condition,
+        coalesce(weight, chosen), by_words.allowed;
+END
+$_$;
+
+ALTER FUNCTION embedding_assets.fuse(query public.vector, query_text text, k integer, source text, filter jsonb, weight double precision) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.fuse(query public.vector, query_text text, k integer, source text, filter jsonb, weight double precision) IS 'search_hybrid() with a weight of the vector between 0 and 1; NULL for the one that holds.';
+
+CREATE FUNCTION embedding_assets.hybrid_by_rank(query public.vector, query_text text, k integer, source text, filter jsonb, language regconfig) RETURNS SETOF embedding_assets.hybrid_hit
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$
+DECLARE
+    terms record;
+BEGIN
+    terms := embedding_assets.search_terms(query, k, source, filter);
+    RETURN QUERY EXECUTE format(
+        $query$
+        WITH by_distance AS (
+            SELECT *, row_number() OVER (ORDER BY distance, source, document_id, ordinal) AS place
+            FROM public.search($1, least(60 + 2 * $2, 10000), $3, $4)
+        ), with_words AS MATERIALIZED (
+            SELECT source, document_id, ordinal, content, metadata, %1$s AS distance, chunk_id
+            FROM embedding_assets.chunks
+            WHERE %2$s AND to_tsvector(%3$L::regconfig, content) @@ websearch_to_tsquery(%3$L::regconfig, $6)
+            ORDER BY %1$s LIMIT 500
+        ), by_words AS (
+            SELECT *, row_number() OVER (
+                ORDER BY ts_rank_cd(
+                    to_tsvector(%3$L::regconfig, content), websearch_to_tsquery(%3$L::regconfig, $6)
+                ) DESC, distance, source, document_id, ordinal
+            ) AS place
+            FROM with_words
+        ), ranked AS (
+            SELECT * FROM by_distance UNION ALL (SELECT * FROM by_words ORDER BY place LIMIT 60 + 2 * $2)
+        )
+        SELECT source, document_id, ordinal, min(content), (array_agg(metadata))[1], min(distance),
+               sum(1 / (60 + place)::double precision) AS score, (array_agg(chunk_id))[1]
+        FROM ranked GROUP BY source, document_id, ordinal
+        ORDER BY score DESC, min(distance), source, document_id, ordinal LIMIT $2
+        $query$, terms.distance, terms.conditions, language
+    ) USING query, k, source, filter, terms.readable, query_text;
+END
+$_$;
+
+ALTER FUNCTION embedding_assets.hybrid_by_rank(query public.vector, query_text text, k integer, source text, filter jsonb, language regconfig) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.hybrid_by_rank(query public.vector, query_text text, k integer, source text, filter jsonb, language regconfig) IS 'search_hybrid() of sources whose words are not indexed yet, by reciprocal rank.';
+
+CREATE FUNCTION embedding_assets.occurrences(words tsvector, lexeme tsquery) RETURNS double precision
+    LANGUAGE sql IMMUTABLE
+    RETURN round((((1)::double precision / ((1.64493406685)::double precision * ((1)::double precision - (ts_rank('{1,1,1,1}'::real[], words, lexeme))::double precision))) - (0.5)::double precision));
+
+ALTER FUNCTION embedding_assets.occurrences(words tsvector, lexeme tsquery) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.occurrences(words tsvector, lexeme tsquery) IS 'How often a text search vector has the one lexeme of a query.';
+
+CREATE FUNCTION embedding_assets.read_words(language regconfig, query_text text, OUT lexemes text[], OUT condition tsquery, OUT allowed tsquery) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET client_min_messages TO 'warning'
+    AS $$
+DECLARE
+    piece text[];
+    found text[];
+    phrases tsquery := '';
+    excluded tsquery := '';
+    any_word tsquery := '';
+    is_set boolean := false;
+    is_open boolean := false;
+BEGIN
+    lexemes := tsvector_to_array(to_tsvector(language, query_text));
+    IF query_text !~ '["]|(^|\s)-' THEN
+        RETURN;
+    END IF;
+    lexemes := '{}';
+    condition := '';
+    allowed := '';
+    FOR piece IN
+        SELECT regexp_matches(query_text, '((?:-\s*)*)("[^"]*"?|[^\s"]+)', 'g') UNION ALL SELECT ARRAY['', 'or']
+    LOOP
+        IF lower(piece[2]) = 'or' THEN
+            condition := condition || ((CASE WHEN numnode(phrases) > 0 THEN phrases ELSE any_word END) && excluded);
+            is_open := is_open OR numnode(excluded) = 0 AND numnode(phrases) + numnode(any_word) > 0;
+            allowed := allowed || excluded;
+            phrases := '';
+            excluded := '';
+            any_word := '';
+        ELSIF length(translate(piece[1], E' \t\r\n\f\v', '')) % 2 = 1 THEN
+            IF numnode(phraseto_tsquery(language, piece[2])) > 0 THEN
+                excluded := excluded && !! phraseto_tsquery(language, piece[2]);
+                is_set := true;
+            END IF;
+        ELSE
+            found := tsvector_to_array(to_tsvector(language, piece[2]));
+            lexemes := lexemes || found;
+            IF piece[2] LIKE '"%' THEN
+                phrases := phrases && phraseto_tsquery(language, piece[2]);
+                is_set := is_set OR numnode(phrases) > 0;
+            ELSE
+                any_word := any_word || embedding_assets.as_tsquery(found, '|');
+            END IF;
+        END IF;
+    END LOOP;
+    lexemes := ARRAY(SELECT DISTINCT unnest(lexemes));
+    IF NOT is_set OR numnode(condition) = 0 THEN
+        condition := NULL;
+    END IF;
+    IF is_open OR numnode(allowed) = 0 THEN
+        allowed := NULL;
+    END IF;
+END
+$$;
+
+ALTER FUNCTION embedding_assets.read_words(language regconfig, query_text text, OUT lexemes text[], OUT condition tsquery, OUT allowed tsquery) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.read_words(language regconfig, query_text text, OUT lexemes text[], OUT condition tsquery, OUT allowed tsquery) IS 'A question''s lexemes, the condition that its phrases and exclusions set, and that of exclusions alone; NULL where none is set.';
 
 CREATE FUNCTION embedding_assets.readable_sources() RETURNS text[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -188,6 +396,35 @@ ALTER FUNCTION embedding_assets.search_terms(query public.vector, k integer, sou
 
 COMMENT ON FUNCTION embedding_assets.search_terms(query public.vector, k integer, source text, filter jsonb, OUT distance text, OUT conditions text, OUT readable text[]) IS 'What search() and search_hybrid() have in common: checks the arguments and words the query.';
 
+CREATE FUNCTION embedding_assets.search_words(query_text text, k integer, source text) RETURNS TABLE(document_id text, ordinal integer, chunk_id uuid, score double precision)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $_$
+DECLARE
+    terms record;
+BEGIN
+    PERFORM FROM embedding_assets.chunks LIMIT 0; -- locked in the order in which publishing locks
+    SELECT word_terms.* INTO terms FROM embedding_assets.surface, embedding_assets.word_terms(
+        surface.language::regconfig, query_text, search_words.source, '{}', NULL
+    );
+    RETURN QUERY EXECUTE format(
+        $query$
+        WITH ranked AS MATERIALIZED (
+            SELECT words.source, words.chunk_id, %1$s AS score FROM %2$s AS words
+            ORDER BY score DESC, chunk_id LIMIT $2
+        )
+        SELECT document_id, ordinal, chunk_id, score FROM ranked JOIN embedding_assets.chunks USING (source, chunk_id)
+        ORDER BY score DESC, document_id, ordinal
+        $query$, terms.score, terms.candidates
+    ) USING NULL, k, search_words.source, NULL, NULL, terms.lexemes, terms.weights, terms.condition;
+END
+$_$;
+
+ALTER FUNCTION embedding_assets.search_words(query_text text, k integer, source text) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.search_words(query_text text, k integer, source text) IS 'The k chunks that stand highest by the words of a text alone.';
+
 CREATE FUNCTION embedding_assets.show_live_model() RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -225,6 +462,77 @@ $_$;
 ALTER FUNCTION embedding_assets.show_live_model() OWNER TO embedding_ingest;
 
 COMMENT ON FUNCTION embedding_assets.show_live_model() IS 'Makes the view live_chunks for the model that is live; the pipeline calls it when that changes.';
+
+CREATE FUNCTION embedding_assets.word_terms(language regconfig, query_text text, source text, filter jsonb, readable text[], OUT score text, OUT candidates text, OUT lexemes tsquery[], OUT weights double precision[], OUT condition tsquery, OUT allowed tsquery) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET client_min_messages TO 'warning'
+    AS $_$
+DECLARE
+    most CONSTANT integer := 10000;
+    asked record := embedding_assets.read_words(language, left(query_text, 10000));
+    chunks double precision;
+    average double precision;
+    kept record;
+    rarest tsquery;
+    conditions text;
+BEGIN
+    condition := asked.condition;
+    allowed := asked.allowed;
+    SELECT sum(documents), sum(lexemes.occurrences) / nullif(sum(documents), 0)::double precision INTO chunks, average
+    FROM embedding_assets.lexemes
+    WHERE lexeme = '' AND (word_terms.source IS NULL OR lexemes.source = word_terms.source)
+    AND (readable IS NULL OR lexemes.source = ANY (readable));
+    -- A lexeme that nothing has takes no part, and one that half of all have or more hardly any: BM25's own weight.
+    SELECT array_agg(lexeme ORDER BY documents, lexeme) AS words,
+           array_agg(documents ORDER BY documents, lexeme) AS documents,
+           array_agg(embedding_assets.as_tsquery(ARRAY[lexeme], '|') ORDER BY documents, lexeme) AS queries,
+           array_agg(2.2 * ln(1 + (chunks - documents + 0.5) / (documents + 0.5)) ORDER BY documents, lexeme) AS weights
+    INTO kept
+    FROM (
+        SELECT lexeme, sum(documents)::double precision AS documents FROM embedding_assets.lexemes
+        WHERE lexeme = ANY (asked.lexemes) AND documents > 0
+        AND (word_terms.source IS NULL OR lexemes.source = word_terms.source)
+        AND (readable IS NULL OR lexemes.source = ANY (readable))
+        GROUP BY lexeme ORDER BY 2, lexeme LIMIT 32
+    ) AS rarest_first;
+    lexemes := coalesce(kept.queries, '{}');
+    weights := coalesce(kept.weights, '{}');
+    IF lexemes = '{}' THEN
+        score := '0::double precision';
+        candidates := '(SELECT * FROM embedding_assets.words WHERE false)';
+        RETURN;
+    END IF;
+    -- weight * tf / (tf + norm), so worded that tf, which takes the time, is asked for once.
+    SELECT string_agg(
+        format('$7[%1$s] * (1 - %2$s / (%2$s + embedding_assets.occurrences(words.words, $6[%1$s])))', place,
+               format('(%L::double precision + %L::double precision * words.length)', 0.3, 0.9 / average)), ' + ')
+    INTO score FROM generate_subscripts(lexemes, 1) AS place;
+    conditions := CASE WHEN word_terms.source IS NULL THEN '' ELSE ' AND words.source = $3' END
+        || CASE WHEN readable IS NULL THEN '' ELSE ' AND words.source = ANY ($5)' END
+        || CASE WHEN condition IS NULL THEN '' ELSE ' AND words.words @@ $8' END
+        || CASE WHEN coalesce(filter, '{}') = '{}' THEN '' ELSE
+            ' AND EXISTS (SELECT FROM embedding_assets.chunks WHERE chunks.source = words.source'
+            ' AND chunks.chunk_id = words.chunk_id AND metadata @> $4)' END;
+    SELECT embedding_assets.as_tsquery(array_agg(lexeme), '|') INTO rarest FROM (
+        SELECT lexeme, sum(documents) OVER (ORDER BY place) AS up_to, place
+        FROM unnest(kept.words, kept.documents) WITH ORDINALITY AS each (lexeme, documents, place)
+    ) AS summed WHERE place = 1 OR up_to <= most;
+    candidates := CASE WHEN kept.documents[1] <= most THEN
+        format('(SELECT * FROM embedding_assets.words WHERE words.words @@ %L::tsquery%s)', rarest, conditions)
+    ELSE
+        format(
+            '((SELECT * FROM embedding_assets.words WHERE words.words @@ %1$L::tsquery%3$s LIMIT %4$s) UNION ALL '
+            '(SELECT * FROM embedding_assets.words WHERE words.words @@ %2$L::tsquery'
+            ' AND NOT words.words @@ %1$L::tsquery%3$s LIMIT %4$s))',
+            embedding_assets.as_tsquery(kept.words, '&'), rarest, conditions, most)
+    END;
+END
+$_$;
+
+ALTER FUNCTION embedding_assets.word_terms(language regconfig, query_text text, source text, filter jsonb, readable text[], OUT score text, OUT candidates text, OUT lexemes tsquery[], OUT weights double precision[], OUT condition tsquery, OUT allowed tsquery) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.word_terms(language regconfig, query_text text, source text, filter jsonb, readable text[], OUT score text, OUT candidates text, OUT lexemes tsquery[], OUT weights double precision[], OUT condition tsquery, OUT allowed tsquery) IS 'What ranks chunks by the words of a question: words the query for search_hybrid() and search_words().';
 
 CREATE FUNCTION public.live_model() RETURNS embedding_assets.live_model
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -311,52 +619,11 @@ COMMENT ON FUNCTION public.search(query text, k integer, source text, filter jso
 CREATE FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text DEFAULT NULL::text, filter jsonb DEFAULT '{}'::jsonb) RETURNS SETOF embedding_assets.hybrid_hit
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET "hnsw.iterative_scan" TO 'relaxed_order'
-    SET "hnsw.ef_search" TO '40'
-    SET jit TO 'off'
-    AS $_$
-DECLARE
-    terms record;
-    language regconfig;
+    AS $$
 BEGIN
-    SELECT surface.language INTO language FROM embedding_assets.surface;
-    IF language IS NULL THEN
-        RAISE EXCEPTION 'hybrid search is not enabled in this database'
-            USING ERRCODE = 'object_not_in_prerequisite_state',
-                HINT = 'Add hybrid: {language: english} to the settings and materialize, or use search().';
-    END IF;
-    IF query_text IS NULL THEN
-        RAISE EXCEPTION 'hybrid search needs a query text' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    terms := embedding_assets.search_terms(query, k, source, filter);
-    RETURN QUERY EXECUTE format(
-        $query$
-        WITH by_distance AS (
-            SELECT *, row_number() OVER (ORDER BY distance, source, document_id, ordinal) AS place
-            FROM public.search($1, least(60 + 2 * $2, 10000), $3, $4)
-        ), with_words AS MATERIALIZED (
-            SELECT source, document_id, ordinal, content, metadata, %1$s AS distance, chunk_id
-            FROM embedding_assets.chunks
-            WHERE %2$s AND to_tsvector(%3$L::regconfig, content) @@ websearch_to_tsquery(%3$L::regconfig, $6)
-            ORDER BY %1$s LIMIT 500
-        ), by_words AS (
-            SELECT *, row_number() OVER (
-                ORDER BY ts_rank_cd(
-                    to_tsvector(%3$L::regconfig, content), websearch_to_tsquery(%3$L::regconfig, $6)
-                ) DESC, distance, source, document_id, ordinal
-            ) AS place
-            FROM with_words
-        ), ranked AS (
-            SELECT * FROM by_distance UNION ALL (SELECT * FROM by_words ORDER BY place LIMIT 60 + 2 * $2)
-        )
-        SELECT source, document_id, ordinal, min(content), (array_agg(metadata))[1], min(distance),
-               sum(1 / (60 + place)::double precision) AS score, (array_agg(chunk_id))[1]
-        FROM ranked GROUP BY source, document_id, ordinal
-        ORDER BY score DESC, min(distance), source, document_id, ordinal LIMIT $2
-        $query$, terms.distance, terms.conditions, language
-    ) USING query, k, source, filter, terms.readable, query_text;
+    RETURN QUERY SELECT * FROM embedding_assets.fuse(query, query_text, k, source, filter, NULL);
 END
-$_$;
+$$;
 
 ALTER FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb) OWNER TO embedding_ingest;
 
@@ -443,6 +710,19 @@ ALTER TABLE embedding_assets.dead_letters ALTER COLUMN id ADD GENERATED ALWAYS A
     CACHE 1
 );
 
+CREATE TABLE embedding_assets.fusion (
+    source text NOT NULL,
+    model text NOT NULL,
+    weight double precision NOT NULL,
+    evidence jsonb NOT NULL,
+    chosen_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT fusion_weight_check CHECK (((weight >= (0)::double precision) AND (weight <= (1)::double precision)))
+);
+
+ALTER TABLE embedding_assets.fusion OWNER TO embedding_ingest;
+
+COMMENT ON TABLE embedding_assets.fusion IS 'How much the vector counts in hybrid search of a source with a model, and what that was chosen by.';
+
 CREATE TABLE embedding_assets.generations (
     id integer NOT NULL,
     source text NOT NULL,
@@ -451,6 +731,7 @@ CREATE TABLE embedding_assets.generations (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     published_at timestamp with time zone,
     rows_changed bigint DEFAULT 0 NOT NULL,
+    language text,
     CONSTRAINT generations_state_check CHECK ((state = ANY (ARRAY['loading'::text, 'published'::text, 'retired'::text])))
 );
 
@@ -478,6 +759,18 @@ CREATE TABLE embedding_assets.ledger (
 ALTER TABLE embedding_assets.ledger OWNER TO embedding_ingest;
 
 COMMENT ON TABLE embedding_assets.ledger IS 'What each shard of a generation was loaded from.';
+
+CREATE TABLE embedding_assets.lexemes (
+    source text NOT NULL,
+    lexeme text NOT NULL,
+    documents bigint NOT NULL,
+    occurrences bigint NOT NULL
+)
+PARTITION BY LIST (source);
+
+ALTER TABLE embedding_assets.lexemes OWNER TO embedding_ingest;
+
+COMMENT ON TABLE embedding_assets.lexemes IS 'How many chunks of published generations have each lexeme; an empty one: all.';
 
 CREATE TABLE embedding_assets.lock_schema (
 );
@@ -551,6 +844,20 @@ ALTER TABLE embedding_assets.surface_files OWNER TO embedding_ingest;
 
 COMMENT ON TABLE embedding_assets.surface_files IS 'The texts that the search surface was made from, and its version.';
 
+CREATE TABLE embedding_assets.words (
+    source text NOT NULL,
+    chunk_id uuid NOT NULL,
+    shard integer NOT NULL,
+    digest bigint,
+    length integer NOT NULL,
+    words tsvector NOT NULL
+)
+PARTITION BY LIST (source);
+
+ALTER TABLE embedding_assets.words OWNER TO embedding_ingest;
+
+COMMENT ON TABLE embedding_assets.words IS 'The chunks of published generations as text search vectors, which hybrid search ranks by.';
+
 CREATE VIEW public.live_chunks AS
  SELECT source,
     document_id,
@@ -613,6 +920,9 @@ COMMENT ON COLUMN public.data_live_chunks.embedding IS 'The vector of the live m
 
 ALTER TABLE ONLY embedding_assets.dead_letters
     ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY embedding_assets.fusion
+    ADD CONSTRAINT fusion_pkey PRIMARY KEY (source, model);
 
 ALTER TABLE ONLY embedding_assets.generations
     ADD CONSTRAINT generations_pkey PRIMARY KEY (id);

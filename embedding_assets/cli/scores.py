@@ -48,6 +48,9 @@ def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
     if evaluations[0].self_made:
         notes.append("They are made of the sources: they compare, and say less of people's questions.")
     for evaluation in evaluations:
+        if evaluation.weight is not None:
+            counts = f"{evaluation.weight:.0%}"
+            notes.append(f"In hybrid search of {plain(evaluation.source)} the vector was chosen to count {counts}.")
         if evaluation.unknown:
             first = ", ".join(plain(document) for document in evaluation.unknown[:3])
             notes.append(f"{len(evaluation.unknown)} of the documents named are not in this region, such as {first}.")

@@ -15,11 +15,10 @@ from filelock import FileLock, Timeout
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
-from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.hnsw import Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, SourceBusy
 from embedding_assets.pgvector.options import Hnsw
-from embedding_assets.pgvector.schema import migrations, roles
+from embedding_assets.pgvector.schema import migrations, roles, words
 from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
 from embedding_assets.settings.models import ModelVersion, Settings
 from embedding_assets.snapshots.folders import private_folder
@@ -66,7 +65,7 @@ class Deployment:
         with self.connect(region) as conn:
             ensure_models(conn, self._models, self.settings.live_model)
             roles.ensure_readers(conn, self.settings.row_level_security)
-            inverted.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
+            words.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
         self._prepared.add(region)
 
     @contextmanager

@@ -15,8 +15,15 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.operations.regions import searched_slot
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
+from embedding_assets.pgvector.reading.search import (
+    fusion_weight,
+    ranked_documents,
+    ranked_documents_hybrid,
+    ranked_documents_words,
+    sampled_chunks,
+    set_fusion_weight,
+)
 from embedding_assets.pgvector.reading.search import known_documents as known_in
-from embedding_assets.pgvector.reading.search import ranked_documents, ranked_documents_hybrid, sampled_chunks
 from embedding_assets.pgvector.schema.models import BoundModel, bound_models
 from embedding_assets.snapshots.slots import SLOTS, Slot
 
@@ -28,6 +35,9 @@ _CHUNKS: Final = 100
 
 _WORDS: Final = 10
 """Of a question that is made here: as long as people's are, and found in one text alone."""
+
+WEIGHTS: Final = tuple(tenth / 10 for tenth in range(11))
+"""Of the vector in hybrid search, tried when one is chosen: from the words alone to the vector alone."""
 
 _RESAMPLES: Final = 2000
 _CONFIDENCE: Final = 0.95
@@ -70,7 +80,8 @@ class Way(BaseModel):
 
 
 class Evaluation(BaseModel):
-    """`unknown` are the documents that the questions name and the region does not serve."""
+    """`unknown` are the documents that the questions name and the region does not serve; `weight` is that of the vector
+    in hybrid search, where one was chosen for the source and the live model."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -79,6 +90,7 @@ class Evaluation(BaseModel):
     questions: int
     self_made: bool
     unknown: tuple[str, ...]
+    weight: float | None
     ways: tuple[Way, ...]
 
 
@@ -130,13 +142,26 @@ def made_questions(conn: Connection, source: str, count: int) -> list[Question]:
 
 
 def evaluate(
-    deployment: Deployment, region: str, source: str, questions: Sequence[Question] | None, made: int
+    deployment: Deployment,
+    region: str,
+    source: str,
+    questions: Sequence[Question] | None,
+    made: int,
+    *,
+    choose: bool = False,
 ) -> Evaluation:
     """Ask a region every question in every way that it can be asked, and score what comes.
 
-    Each slot's vectors, live or not, and hybrid search where it is enabled. Without `questions` so many are made of the
-    source. Raises PermanentError where the region serves nothing, and as embedding the questions does.
+    Each slot's vectors, live or not, and the words and hybrid search where that is enabled. Without `questions` so many
+    are made of the source. `choose` records the weight with which hybrid search answers them best, for the source and
+    the live model. Raises PermanentError where the region serves nothing or has no hybrid search to choose a weight
+    for, and as embedding the questions does.
     """
+    if choose and deployment.settings.hybrid is None:
+        raise PermanentError(
+            "hybrid search is not enabled, so there is no weight to choose. Cure: add hybrid: {language: english} to "
+            "the settings, then embedding-assets materialize"
+        )
     with deployment.connect(region) as conn, pipeline_errors(f"evaluating region {region}"):
         live, models = searched_slot(conn, region), bound_models(conn)
         asked = list(questions) if questions is not None else made_questions(conn, source, made)
@@ -147,13 +172,17 @@ def evaluate(
             for slot in SLOTS
             if slot in models and slot in deployment.settings.models
         }
+        if choose:
+            _choose_weight(conn, source, asked, vectors[live], models[live].model.name)
         rankings = _rankings(conn, deployment, source, asked, models, vectors, live)
+        weight = fusion_weight(conn, source, models[live].model.name)
     return Evaluation(
         region=region,
         source=source,
         questions=len(asked),
         self_made=questions is None,
         unknown=tuple(sorted(unknown)),
+        weight=weight,
         ways=tuple(_scored(asked, rankings, models, live)),
     )
 
@@ -176,11 +205,32 @@ def _rankings(
         rankings[slot] = _ask(nearest, len(asked))
     if deployment.settings.hybrid is not None:
 
+        def by_words(place: int) -> list[str]:
+            return ranked_documents_words(conn, asked[place].query, _CHUNKS, source)
+
         def fused(place: int) -> list[str]:
             return ranked_documents_hybrid(conn, vectors[live][place], asked[place].query, _CHUNKS, source)
 
+        rankings["words"] = _ask(by_words, len(asked))
         rankings["hybrid"] = _ask(fused, len(asked))
     return rankings
+
+
+def _choose_weight(
+    conn: Connection, source: str, asked: Sequence[Question], vectors: npt.NDArray[np.float32], model: str
+) -> None:
+    """Try every weight, and record the best with what each came to; of equal ones the least extreme."""
+    scores: dict[float, float] = {}
+    for weight in WEIGHTS:
+        rankings = [
+            ranked_documents_hybrid(conn, vector, question.query, _CHUNKS, source, weight)
+            for vector, question in zip(vectors, asked, strict=True)
+        ]
+        found = [list(dict.fromkeys(documents))[:DEPTH] for documents in rankings]
+        scores[weight] = float(measured(asked, found)[0].mean())
+    best = max(scores, key=lambda weight: (scores[weight], -abs(weight - 0.5)))
+    by_weight = {f"{weight:g}": round(score, 4) for weight, score in scores.items()}
+    set_fusion_weight(conn, source, model, best, {"questions": len(asked), "ndcg_at_10": by_weight})
 
 
 def _ask(rank: Callable[[int], list[str]], questions: int) -> _Ranking:

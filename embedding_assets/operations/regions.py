@@ -14,6 +14,7 @@ from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import live_slot
 from embedding_assets.pgvector.schema.roles import is_row_security_on
+from embedding_assets.pgvector.schema.words import is_kept_in
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.listing import unlisted
@@ -119,8 +120,10 @@ def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: 
     generation, hnsw = published_generation(conn, served.source), deployment.hnsw
     if generation is None:  # dropped a moment ago
         return Served(served, as_set=False, degraded=None)
-    built = {slot: parameters_of(conn, generation, slot) for slot in hnsw}
-    as_set = all(built[slot] in graphs_for(hnsw[slot]) for slot in hnsw)
+    built, hybrid = {slot: parameters_of(conn, generation, slot) for slot in hnsw}, deployment.settings.hybrid
+    as_set = all(built[slot] in graphs_for(hnsw[slot]) for slot in hnsw) and is_kept_in(
+        conn, generation, hybrid.language if hybrid else None
+    )
     measured = stored_measurement(conn, generation, live) if live is not None else None
     degraded = None
     if live is not None and measured is not None and (parameters := built.get(live)) is not None:

@@ -14,6 +14,7 @@ from embedding_assets.pgvector.connection import pipeline_errors
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import delta
 from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.schema import words
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.snapshots import log
@@ -243,6 +244,8 @@ def _repair_table(
                 f"{replaced.rows_deleted:,} deleted",
             )
         if indexes:
+            if words.mismatched(conn, serving) is not None:
+                words.rebuild(conn, serving)
             target, means = deployment.settings.target_recall, deployment.build_means(region)
             build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
             yield Repair(indexes, "; ".join(finding.what for finding in indexes) + ": built again")

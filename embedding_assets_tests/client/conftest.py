@@ -16,12 +16,11 @@ from embedding_assets.embedding.options import Binding
 from embedding_assets.embedding.query import embed_questions
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef
-from embedding_assets.pgvector.schema import migrations, roles
+from embedding_assets.pgvector.schema import migrations, roles, words
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets_tests.support.toy import Row, row, shard_rows
@@ -68,7 +67,7 @@ def serve(conn: Connection, source: str, rows: list[Row], d1: int = 64, d2: int 
     ref = ShardRef(0, hashlib.sha256(repr(rows).encode()).hexdigest(), len(rows))
     load_generation(conn, source, ref.key, [ref], lambda _: shard_rows(rows, d1, d2))
     build_indexes(conn, source, ref.key)
-    inverted.ensure_inverted_indexes(conn, publish(conn, source, ref.key, [ref]))
+    publish(conn, source, ref.key, [ref])
 
 
 class Region(NamedTuple):
@@ -95,7 +94,7 @@ def served(postgres: Path) -> Region:
     with connect(pipeline) as conn:
         roles.act_as_ingest(conn)
         ensure_models(conn, MODELS, "v1")
-        inverted.ensure_language(conn, "english")
+        words.ensure_language(conn, "english")
         for source, texts in (("handbook", HANDBOOK), ("tickets", TICKETS), ("secret", TICKETS)):
             serve(conn, source, rows_of(texts, [embed_questions(BINDINGS[slot], texts) for slot in SLOTS]))
         roles.ensure_readers(conn, {role: ["handbook", "tickets"]})

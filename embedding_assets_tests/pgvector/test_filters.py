@@ -91,7 +91,7 @@ class Corpus:
             ref = ShardRef(0, hashlib.sha256(source.encode()).hexdigest(), len(rows))
             loaded = load_generation(conn, source, ref.key, [ref], {ref: read}.__getitem__)
             build_indexes(conn, source, ref.key)
-            inverted.ensure_inverted_indexes(conn, loaded.generation)
+            inverted.ensure_metadata_index(conn, loaded.generation)
             publish(conn, source, ref.key, [ref])
 
     def exact(

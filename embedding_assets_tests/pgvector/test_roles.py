@@ -21,9 +21,8 @@ from embedding_assets.operations.search import search as ask
 from embedding_assets.operations.status import status
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.reading.search import search, search_hybrid
-from embedding_assets.pgvector.schema import migrations, names, roles
+from embedding_assets.pgvector.schema import migrations, names, roles, words
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.models import SettingsError
 from embedding_assets.settings.yaml_file import load_settings
@@ -65,9 +64,9 @@ def served(database: str) -> str:
 def serve(conn: Connection) -> None:
     roles.act_as_ingest(conn)
     bind(conn)
-    inverted.ensure_language(conn, "simple")
+    words.ensure_language(conn, "simple")
     for toy in (HANDBOOK, TICKETS):
-        inverted.ensure_inverted_indexes(conn, toy.publish_to(conn))
+        toy.publish_to(conn)
 
 
 def restrict(dsn: str, readers: Mapping[str, Sequence[str]] | Literal[False] | None) -> None:
@@ -437,7 +436,8 @@ def test_the_view_still_goes_by_the_index(support: Login) -> None:
 def test_the_functions_look_at_the_sources_alone_that_may_be_read(support: Login) -> None:
     with connect(support.dsn) as conn:
         assert scans(conn, "SELECT search(%s, 10)", [literal(query())]) == {"generation_2": (0, 1)}
-        assert set(scans(conn, "SELECT search_hybrid(%s, 'chunk', 10)", [literal(query())])) == {"generation_2"}
+        found = scans(conn, "SELECT search_hybrid(%s, 'chunk', 10)", [literal(query())])
+        assert set(found) == {"generation_2", "generation_2_words", "generation_2_lexemes"}
 
 
 def test_a_view_of_somebody_whom_postgres_exempts_is_refused(served: str) -> None:

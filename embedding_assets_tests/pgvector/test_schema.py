@@ -19,8 +19,8 @@ from embedding_assets.pgvector.schema.models import Model, bound_models, bound_t
 from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, assert_serves, bind, row, source
 
 TABLES = [
-    "chunks", "dead_letters", "generations", "ledger", "lock_schema", "models", "readers", "recall", "surface",
-    "surface_files",
+    "chunks", "dead_letters", "fusion", "generations", "ledger", "lexemes", "lock_schema", "models", "readers",
+    "recall", "surface", "surface_files", "words",
 ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes import inverted
+from embedding_assets.pgvector.schema import words
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.pgvector.test_search import literal, query
@@ -34,7 +34,7 @@ def served(search_database: str) -> Iterator[Connection]:
     """
     with connect(search_database) as conn:
         bind(conn)
-        inverted.ensure_language(conn, "english")
+        words.ensure_language(conn, "english")
         for toy in (LARGE, SMALL):
             toy.publish_to(conn)
         conn.execute(f"DROP INDEX embedding_assets.{LARGE_INDEX}, embedding_assets.generation_1_metadata")
@@ -64,7 +64,7 @@ def served(search_database: str) -> Iterator[Connection]:
         for toy in (LARGE, SMALL):
             generation = published_generation(conn, toy.name)
             assert generation is not None
-            inverted.ensure_inverted_indexes(conn, generation)
+            words.ensure_words(conn, generation)
         conn.execute("VACUUM (ANALYZE) embedding_assets.generation_1")
         conn.execute("UPDATE embedding_assets.models SET ef_search = 40")
         yield conn
@@ -143,8 +143,8 @@ def test_a_search_is_planned_with_the_index_alone_and_without_workers(
 def test_a_hybrid_search_is_planned_without_workers(served: Connection) -> None:
     statement = "SELECT * FROM search_hybrid(%s, %s, 10)"
 
-    for words in ("text", "edition", "more or chunk", "nowhere"):
-        gathers, indexes = plans(served, statement, [literal(query()), words])
+    for text in ("text", "edition", "more or chunk", "nowhere"):
+        gathers, indexes = plans(served, statement, [literal(query()), text])
         assert gathers == set()
         assert {LARGE_INDEX, SMALL_INDEX} <= set(indexes)
 

@@ -11,3 +11,8 @@ COMMENT ON TABLE embedding_assets.readers IS 'Which role may read which source, 
 COMMENT ON TABLE embedding_assets.dead_letters IS 'What could not be processed, and what was done about it.';
 COMMENT ON TABLE embedding_assets.surface IS 'One row: what the search surface offers besides search().';
 COMMENT ON TABLE embedding_assets.surface_files IS 'The texts that the search surface was made from, and its version.';
+COMMENT ON TABLE embedding_assets.words IS
+    'The chunks of published generations as text search vectors, which hybrid search ranks by.';
+COMMENT ON TABLE embedding_assets.lexemes IS 'How many chunks of published generations have each lexeme; an empty one: all.';
+COMMENT ON TABLE embedding_assets.fusion IS
+    'How much the vector counts in hybrid search of a source with a model, and what that was chosen by.';

@@ -50,7 +50,8 @@ COMMENT ON COLUMN embedding_assets.hybrid_hit.content IS 'Its text.';
 COMMENT ON COLUMN embedding_assets.hybrid_hit.metadata IS 'The document''s metadata, a JSON object.';
 COMMENT ON COLUMN embedding_assets.hybrid_hit.distance IS
     'Cosine distance to the query: 0 the same direction, 2 the opposite.';
-COMMENT ON COLUMN embedding_assets.hybrid_hit.score IS 'The sum of 1 / (60 + rank) over both rankings: the higher the better.';
+COMMENT ON COLUMN embedding_assets.hybrid_hit.score IS
+    'How high it stands in both rankings together: the higher the better, among the hits of one search.';
 COMMENT ON COLUMN embedding_assets.hybrid_hit.chunk_id IS 'Its id, the same as in live_chunks.';
 
 COMMENT ON TYPE embedding_assets.live_model IS 'The model that a question has to be embedded with.';

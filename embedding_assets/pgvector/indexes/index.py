@@ -25,12 +25,13 @@ from embedding_assets.pgvector.indexes.hnsw import (
     parameters_of,
     patience,
 )
-from embedding_assets.pgvector.indexes.inverted import ensure_inverted_indexes
+from embedding_assets.pgvector.indexes.inverted import ensure_metadata_index
 from embedding_assets.pgvector.indexes.measurement import Measured, is_below, put_to_use, shortfall, stored_measurement
 from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settled
 from embedding_assets.pgvector.loading.costs import index_seconds
 from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
+from embedding_assets.pgvector.schema import words
 from embedding_assets.pgvector.schema.generations import (
     Generation,
     column_type,
@@ -100,7 +101,8 @@ def build_indexes(
         drop_leftovers(conn, generation)
         _add_primary_key(conn, generation)
         _add_digests_index(conn, generation)
-        ensure_inverted_indexes(conn, generation)
+        ensure_metadata_index(conn, generation)
+        words.ensure_words(conn, generation)
         reports = {
             slot: ensure_index(conn, generation, slot, hnsw[slot], target_recall, tell, means)
             for slot in bound_models(conn)
@@ -128,7 +130,10 @@ def require_generation(conn: Connection, source: str, target_root: str) -> Gener
 def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that a generation must have, and does not have in a valid state."""
     names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *bound_models(conn))]
-    return [name for name in names if not _is_valid(conn, name)]
+    found = [name for name in names if not _is_valid(conn, name)]
+    if words.language_of(conn, generation) is not None and not words.in_step(conn, generation):
+        found.append(f"generation_{generation.id}_words")
+    return found
 
 
 def ensure_index(

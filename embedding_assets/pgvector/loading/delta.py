@@ -31,6 +31,7 @@ from embedding_assets.pgvector.rows.copy import encode, one_array
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint
 from embedding_assets.pgvector.rows.shards import ReadChange, ReadShard, ShardRef, ShardRows, no_change_known
 from embedding_assets.pgvector.rows.vector_types import VectorTypes
+from embedding_assets.pgvector.schema import words
 from embedding_assets.pgvector.schema.generations import Generation, ledger_keys, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
@@ -332,6 +333,9 @@ def _merge(conn: Connection, generation: Generation, incoming: Incoming, reader:
             chosen = shard.rows.each(lambda table: table.filter(pa.array(found.written)))
             sent = copy_into(conn, generation.id, encode(chosen, digests[found.written], ref.shard, types))
             failpoint(Failpoint.DELTA_COPIED)
+        if found.rows or wholesale:
+            chosen_ids = _uuids(chunk_ids.filter(pa.array(found.written)))
+            words.replace(conn, generation, ref.shard, _uuids(found.stale), chosen_ids, whole=wholesale)
         _prove(conn, generation, ref, expected, _uuids(chunk_ids.filter(pa.array(found.written))), types)
         _enter(conn, generation, ref, expected)
         failpoint(Failpoint.DELTA_LEDGER)
@@ -351,13 +355,16 @@ def _prove(
     table = generation_table(generation.id)
     stored = fingerprint.by_digests(conn, table, ref.shard)
     sound = fingerprint.count_sound(conn, table, types, written) if written else 0
-    if stored != expected or sound != len(written):
+    in_words = (
+        expected if words.language_of(conn, generation) is None else words.fingerprint(conn, generation, ref.shard)
+    )
+    if stored != expected or sound != len(written) or in_words != expected:
         raise PermanentError(
             f"source {generation.source!r}, shard {ref.shard}: {stored.rows} rows in the table with fingerprint "
-            f"{stored.digest}, {expected.rows} in the snapshot with {expected.digest}; {sound} of "
-            f"{len(written)} rows written are as they were sent. The shard was rolled back. Cure: remove the trigger "
-            "or rule that changes the table's rows; where there is none, embedding-assets verify --repair. Then "
-            "embedding-assets materialize"
+            f"{stored.digest}, {expected.rows} in the snapshot with {expected.digest}, {in_words.rows} in the words "
+            f"with {in_words.digest}; {sound} of {len(written)} rows written are as they were sent. The shard was "
+            "rolled back. Cure: remove the trigger or rule that changes the table's rows; where there is none, "
+            "embedding-assets verify --repair. Then embedding-assets materialize"
         )
 
 

@@ -7,6 +7,7 @@ from embedding_assets.pgvector.indexes.index import invalid_indexes
 from embedding_assets.pgvector.publishing.publish import Difference, unsound_rows
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.shards import ReadShard, ShardRef
+from embedding_assets.pgvector.schema import words
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
@@ -23,7 +24,8 @@ def compare(conn: Connection, source: str, shards: Sequence[ShardRef], read_shar
             return [Difference(source, None, "has no published generation in this region")]
         types = bound_types(conn)
         table = fingerprint.of_table(conn, generation_table(generation.id), types)
-        broken = invalid_indexes(conn, generation)
+        broken = [f"index {name} is missing or invalid" for name in invalid_indexes(conn, generation)]
+        broken += filter(None, [words.mismatched(conn, generation)])
     found = [
         Difference(source, shard, f"{table[shard].fingerprint.rows} rows in the table, and not in the snapshot")
         for shard in sorted(table.keys() - {ref.shard for ref in shards})
@@ -42,4 +44,4 @@ def compare(conn: Connection, source: str, shards: Sequence[ShardRef], read_shar
             )
         elif any(unsound):
             found.append(Difference(source, ref.shard, unsound_rows(*unsound)))
-    return found + [Difference(source, None, f"index {name} is missing or invalid") for name in broken]
+    return found + [Difference(source, None, what) for what in broken]

@@ -7,7 +7,7 @@ from psycopg import sql
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.measurement import put_to_use
 from embedding_assets.pgvector.locks import drop_source_lock, short_transaction, source_lock
-from embedding_assets.pgvector.schema.generations import published_generation
+from embedding_assets.pgvector.schema.generations import drop_tables, published_generation
 from embedding_assets.pgvector.schema.names import generation_table
 
 
@@ -53,8 +53,12 @@ def forget(conn: Connection, source: str) -> None:
                 "DELETE FROM embedding_assets.generations WHERE source = %s RETURNING id", [source]
             ).fetchall()
             for (generation,) in generations:
-                conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
-            conn.execute("DELETE FROM embedding_assets.dead_letters WHERE source = %s", [source])
+                drop_tables(conn, generation)
+            for records in ("dead_letters", "fusion"):
+                conn.execute(
+                    sql.SQL("DELETE FROM embedding_assets.{} WHERE source = %s").format(sql.Identifier(records)),
+                    [source],
+                )
             put_to_use(conn)
 
         short_transaction(conn, f"forgetting source {source!r}", drop)

@@ -21,6 +21,7 @@ from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.fingerprint import Content, Fingerprint, Pages
 from embedding_assets.pgvector.rows.shards import ShardRef
+from embedding_assets.pgvector.schema import words
 from embedding_assets.pgvector.schema.generations import Generation, drop_generation, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
@@ -148,12 +149,14 @@ def _swap(conn: Connection, new: Generation, old: Generation | None) -> None:
     chunks = sql.SQL("embedding_assets.chunks")
     if old is not None:
         conn.execute(sql.SQL("ALTER TABLE {} DETACH PARTITION {}").format(chunks, generation_table(old.id)))
+        words.detach(conn, old)
         conn.execute("UPDATE embedding_assets.generations SET state = 'retired' WHERE id = %s", [old.id])
     conn.execute(
         sql.SQL("ALTER TABLE {} ATTACH PARTITION {} FOR VALUES IN ({})").format(
             chunks, generation_table(new.id), sql.Literal(new.source)
         )
     )
+    words.attach(conn, new)
     conn.execute(
         "UPDATE embedding_assets.generations SET state = 'published', published_at = clock_timestamp() WHERE id = %s",
         [new.id],

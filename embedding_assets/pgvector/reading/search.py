@@ -26,7 +26,7 @@ class Hit(NamedTuple):
 
 
 class HybridHit(NamedTuple):
-    """A chunk found by hybrid search: a `Hit` with its score, the higher the better (at most 2/61)."""
+    """A chunk found by hybrid search: a `Hit` with its score, the higher the better; of one search alone."""
 
     source: str
     document_id: str
@@ -69,7 +69,7 @@ def search_hybrid(
 ) -> list[HybridHit]:
     """The k chunks that stand highest by distance and by the words of `text` at once, by the SQL function.
 
-    `text` is read as a web search is: all its words, "a phrase", `or`, and - for words that must not occur. Raises
+    `text` is read as a web search is: any of its words, "a phrase" that must occur, and - for what must not. Raises
     PermanentError where hybrid search is not enabled, and as `search` does.
     """
     query = vector_literal(np.asarray(vector, np.float32))
@@ -101,9 +101,42 @@ def ranked_documents(conn: Connection, bound: BoundModel, vector: npt.ArrayLike,
         return [document for (document,) in conn.execute(statement, [source, query, k])]
 
 
-def ranked_documents_hybrid(conn: Connection, vector: npt.ArrayLike, text: str, k: int, source: str) -> list[str]:
-    """The documents of the k chunks that `search_hybrid` finds, once for each."""
-    return [hit.document_id for hit in search_hybrid(conn, vector, text, k, source)]
+def ranked_documents_hybrid(
+    conn: Connection, vector: npt.ArrayLike, text: str, k: int, source: str, weight: float | None = None
+) -> list[str]:
+    """The documents of the k chunks that `search_hybrid` finds, once for each; with another weight of the vector."""
+    query = vector_literal(np.asarray(vector, np.float32))
+    rows = conn.execute(
+        "SELECT document_id FROM embedding_assets.fuse(%s::vector, %s, %s, %s, '{}', %s)",
+        [query, text, k, source, weight],
+    )
+    return [document for (document,) in rows]
+
+
+def ranked_documents_words(conn: Connection, text: str, k: int, source: str) -> list[str]:
+    """The documents of the k chunks of a source that stand highest by the words of a text alone, once for each."""
+    rows = conn.execute("SELECT document_id FROM embedding_assets.search_words(%s, %s, %s)", [text, k, source])
+    return [document for (document,) in rows]
+
+
+def fusion_weight(conn: Connection, source: str, model: str) -> float | None:
+    """How much the vector counts in hybrid search; None where nobody has chosen that."""
+    row = conn.execute(
+        "SELECT weight FROM embedding_assets.fusion WHERE source = %s AND model = %s", [source, model]
+    ).fetchone()
+    return row[0] if row else None
+
+
+def set_fusion_weight(conn: Connection, source: str, model: str, weight: float, evidence: Mapping[str, Any]) -> None:
+    """Have hybrid search of the source use this weight of the vector, from 0 to 1, while this model is live."""
+    conn.execute(
+        """
+        INSERT INTO embedding_assets.fusion (source, model, weight, evidence) VALUES (%s, %s, %s, %s)
+        ON CONFLICT (source, model) DO UPDATE
+        SET weight = excluded.weight, evidence = excluded.evidence, chosen_at = now()
+        """,
+        [source, model, weight, Jsonb(dict(evidence))],
+    )
 
 
 def known_documents(conn: Connection, source: str, documents: Sequence[str]) -> set[str]:

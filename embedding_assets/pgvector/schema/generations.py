@@ -7,7 +7,7 @@ from psycopg import sql
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import short_transaction
 from embedding_assets.pgvector.rows.vector_types import VectorType
-from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.pgvector.schema.names import generation_table, lexemes_table, words_table
 from embedding_assets.snapshots.slots import Slot, column_of
 
 
@@ -52,10 +52,16 @@ def drop_generation(conn: Connection, generation: int) -> None:
     """Drop a generation that is not attached: its table and all records of it."""
 
     def drop() -> None:
-        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
+        drop_tables(conn, generation)
         conn.execute("DELETE FROM embedding_assets.generations WHERE id = %s", [generation])
 
     short_transaction(conn, f"dropping generation {generation}", drop)
+
+
+def drop_tables(conn: Connection, generation: int) -> None:
+    """Drop the tables of a generation, within a transaction: the chunks' first, as publishing locks them."""
+    for table in (generation_table, words_table, lexemes_table):
+        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(table(generation)))
 
 
 def ledger_keys(conn: Connection, generation: Generation) -> dict[int, str]:

@@ -11,7 +11,7 @@ from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import schema_lock, short_transaction
 from embedding_assets.pgvector.rows.vector_types import EMPTY, VectorType, VectorTypes, vector_type
 from embedding_assets.pgvector.schema import roles
-from embedding_assets.pgvector.schema.names import generation_table
+from embedding_assets.pgvector.schema.generations import drop_tables
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS, Slot, column_of, other
 
@@ -183,7 +183,7 @@ def _renew_column(conn: Connection, slot: Slot, column_type: VectorType) -> None
     conn.execute("UPDATE embedding_assets.generations SET target_root = '' WHERE state = 'published'")
     unfinished = conn.execute("DELETE FROM embedding_assets.generations WHERE state <> 'published' RETURNING id")
     for (generation,) in unfinished.fetchall():
-        conn.execute(sql.SQL("DROP TABLE IF EXISTS {}").format(generation_table(generation)))
+        drop_tables(conn, generation)
     column = sql.Identifier(column_of(slot))
     conn.execute(sql.SQL("ALTER TABLE embedding_assets.chunks DROP COLUMN IF EXISTS {}").format(column))
     conn.execute(
