@@ -18,7 +18,7 @@ from embedding_assets.pgvector.connection import Connection, connect, pipeline_e
 from embedding_assets.pgvector.indexes.hnsw import Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, SourceBusy
 from embedding_assets.pgvector.options import Hnsw
-from embedding_assets.pgvector.schema import migrations, roles, words
+from embedding_assets.pgvector.schema import language, migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
 from embedding_assets.settings.models import ModelVersion, Settings
 from embedding_assets.snapshots.folders import private_folder
@@ -65,7 +65,7 @@ class Deployment:
         with self.connect(region) as conn:
             ensure_models(conn, self._models, self.settings.live_model)
             roles.ensure_readers(conn, self.settings.row_level_security)
-            words.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
+            language.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
         self._prepared.add(region)
 
     @contextmanager

@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.operations.deployment import Deployment
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.schema.language import require_language
 from embedding_assets.pgvector.schema.migrations import has_tables, is_migrated, require_pgvector
 from embedding_assets.pgvector.schema.roles import act_as_ingest, way_out, with_way_out
-from embedding_assets.pgvector.schema.words import require_language
 from embedding_assets.snapshots.slots import SLOTS, Slot
 
 _LEAST_FREE: Final = 1 << 30

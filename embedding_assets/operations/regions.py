@@ -11,10 +11,10 @@ from embedding_assets.pgvector.indexes.measurement import shortfall, stored_meas
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
 from embedding_assets.pgvector.schema.generations import published_generation
+from embedding_assets.pgvector.schema.language import is_kept_in
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import live_slot
 from embedding_assets.pgvector.schema.roles import is_row_security_on
-from embedding_assets.pgvector.schema.words import is_kept_in
 from embedding_assets.settings.models import Settings
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.listing import unlisted

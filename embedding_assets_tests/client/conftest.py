@@ -20,7 +20,7 @@ from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef
-from embedding_assets.pgvector.schema import migrations, roles, words
+from embedding_assets.pgvector.schema import language, migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets_tests.support.toy import Row, row, shard_rows
@@ -94,7 +94,7 @@ def served(postgres: Path) -> Region:
     with connect(pipeline) as conn:
         roles.act_as_ingest(conn)
         ensure_models(conn, MODELS, "v1")
-        words.ensure_language(conn, "english")
+        language.ensure_language(conn, "english")
         for source, texts in (("handbook", HANDBOOK), ("tickets", TICKETS), ("secret", TICKETS)):
             serve(conn, source, rows_of(texts, [embed_questions(BINDINGS[slot], texts) for slot in SLOTS]))
         roles.ensure_readers(conn, {role: ["handbook", "tickets"]})

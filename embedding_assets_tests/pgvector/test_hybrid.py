@@ -17,7 +17,7 @@ from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import HybridHit, search, search_hybrid, set_fusion_weight
 from embedding_assets.pgvector.rows.shards import ShardRef
-from embedding_assets.pgvector.schema import words
+from embedding_assets.pgvector.schema import language
 from embedding_assets.pgvector.schema.generations import Generation
 from embedding_assets_tests.pgvector.test_search import literal, query
 from embedding_assets_tests.support.toy import MODELS, Row, Toy, bind, row, shard_rows
@@ -48,7 +48,7 @@ def publish_rows(conn: Connection, source: str, rows: list[Row]) -> Generation:
 def served(search_database: str) -> Iterator[Connection]:
     with connect(search_database) as conn:
         bind(conn)
-        words.ensure_language(conn, "english")
+        language.ensure_language(conn, "english")
         for source, rows in (("first", ROWS[:400]), ("second", ROWS[400:])):
             publish_rows(conn, source, rows)
         yield conn
@@ -278,7 +278,7 @@ def test_where_it_is_not_enabled_it_says_how(region: Connection) -> None:
 
 def test_a_language_that_the_database_does_not_know_is_refused_with_those_it_does(region: Connection) -> None:
     with pytest.raises(PermanentError, match=r"no text search configuration 'klingon'.*english.*simple"):
-        words.ensure_language(region, "klingon")
+        language.ensure_language(region, "klingon")
 
 
 def test_a_null_text_and_wrong_dimensions_are_refused(served: Connection) -> None:
@@ -306,7 +306,7 @@ def test_any_client_can_call_it_by_name(served: Connection) -> None:
 def test_what_was_published_without_words_is_searched_by_rank_until_a_run_has_made_them(region: Connection) -> None:
     """The score is the sum of reciprocal ranks: all texts are equally good by words, and so both go by distance."""
     publish_rows(region, "first", ROWS[:400])
-    words.ensure_language(region, "english")
+    language.ensure_language(region, "english")
 
     found = search_hybrid(region, query(), "common", 20)
     build_indexes(region, "first", f"{hash('first'):x}")

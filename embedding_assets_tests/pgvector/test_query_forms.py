@@ -14,7 +14,7 @@ from pgvector.asyncpg import register_vector as register_asyncpg
 from pgvector.psycopg import register_vector as register_psycopg
 
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.schema import words
+from embedding_assets.pgvector.schema import language
 from embedding_assets_tests.pgvector.test_search import literal, query
 from embedding_assets_tests.support.toy import Toy, bind, nearest, row
 
@@ -27,7 +27,7 @@ NEAREST = nearest(TOY.all_rows(), query(), 3)
 def served(search_database: str) -> Iterator[Connection]:
     with connect(search_database) as conn:
         bind(conn)
-        words.ensure_language(conn, "simple")
+        language.ensure_language(conn, "simple")
         TOY.publish_to(conn)
         yield conn
 

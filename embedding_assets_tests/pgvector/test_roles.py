@@ -22,7 +22,7 @@ from embedding_assets.operations.status import status
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.reading.search import search, search_hybrid
-from embedding_assets.pgvector.schema import migrations, names, roles, words
+from embedding_assets.pgvector.schema import language, migrations, names, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.models import SettingsError
 from embedding_assets.settings.yaml_file import load_settings
@@ -64,7 +64,7 @@ def served(database: str) -> str:
 def serve(conn: Connection) -> None:
     roles.act_as_ingest(conn)
     bind(conn)
-    words.ensure_language(conn, "simple")
+    language.ensure_language(conn, "simple")
     for toy in (HANDBOOK, TICKETS):
         toy.publish_to(conn)
 

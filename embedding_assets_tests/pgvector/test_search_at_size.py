@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.schema import words
+from embedding_assets.pgvector.schema import language, words
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets_tests.pgvector.test_search import literal, query
@@ -34,7 +34,7 @@ def served(search_database: str) -> Iterator[Connection]:
     """
     with connect(search_database) as conn:
         bind(conn)
-        words.ensure_language(conn, "english")
+        language.ensure_language(conn, "english")
         for toy in (LARGE, SMALL):
             toy.publish_to(conn)
         conn.execute(f"DROP INDEX embedding_assets.{LARGE_INDEX}, embedding_assets.generation_1_metadata")

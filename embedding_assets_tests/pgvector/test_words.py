@@ -7,7 +7,7 @@ from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
 from embedding_assets.pgvector.loading import delta
 from embedding_assets.pgvector.publishing.forget import forget
-from embedding_assets.pgvector.schema import words
+from embedding_assets.pgvector.schema import language, words
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets_tests.support.toy import Source, assert_serves, edited, row, shard_rows, source
 
@@ -25,7 +25,7 @@ def tables(conn: Connection) -> set[str]:
 
 @pytest.fixture
 def published(region: Connection) -> Source:
-    words.ensure_language(region, "english")
+    language.ensure_language(region, "english")
     first = source()
     first.publish(region)
     return first
@@ -63,14 +63,14 @@ def test_a_new_generation_brings_its_own_words(region: Connection, published: So
 
 
 def test_words_follow_the_language_of_the_settings_while_readers_go_on(region: Connection, published: Source) -> None:
-    for language in ("simple", None, "german", "english"):
-        words.ensure_language(region, language)
+    for chosen in ("simple", None, "german", "english"):
+        language.ensure_language(region, chosen)
         build_indexes(region, published.name, published.root)
 
         generation = serving(region)
-        assert words.is_kept_in(region, generation, language)
+        assert language.is_kept_in(region, generation, chosen)
         assert words.mismatched(region, generation) is None
-        assert len(tables(region)) == (2 if language else 0)
+        assert len(tables(region)) == (2 if chosen else 0)
 
 
 def test_what_is_there_is_not_made_again(region: Connection, published: Source) -> None:

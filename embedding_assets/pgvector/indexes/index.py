@@ -31,7 +31,7 @@ from embedding_assets.pgvector.indexes.recall import index_bytes, measure, settl
 from embedding_assets.pgvector.loading.costs import index_seconds
 from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
-from embedding_assets.pgvector.schema import words
+from embedding_assets.pgvector.schema import language, words
 from embedding_assets.pgvector.schema.generations import (
     Generation,
     column_type,
@@ -131,7 +131,7 @@ def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that a generation must have, and does not have in a valid state."""
     names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *bound_models(conn))]
     found = [name for name in names if not _is_valid(conn, name)]
-    if words.language_of(conn, generation) is not None and not words.in_step(conn, generation):
+    if language.language_of(conn, generation) is not None and not words.in_step(conn, generation):
         found.append(f"generation_{generation.id}_words")
     return found
 

@@ -31,7 +31,7 @@ from embedding_assets.pgvector.rows.copy import encode, one_array
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint
 from embedding_assets.pgvector.rows.shards import ReadChange, ReadShard, ShardRef, ShardRows, no_change_known
 from embedding_assets.pgvector.rows.vector_types import VectorTypes
-from embedding_assets.pgvector.schema import words
+from embedding_assets.pgvector.schema import language, words
 from embedding_assets.pgvector.schema.generations import Generation, ledger_keys, published_generation
 from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
@@ -356,7 +356,7 @@ def _prove(
     stored = fingerprint.by_digests(conn, table, ref.shard)
     sound = fingerprint.count_sound(conn, table, types, written) if written else 0
     in_words = (
-        expected if words.language_of(conn, generation) is None else words.fingerprint(conn, generation, ref.shard)
+        expected if language.language_of(conn, generation) is None else words.fingerprint(conn, generation, ref.shard)
     )
     if stored != expected or sound != len(written) or in_words != expected:
         raise PermanentError(

@@ -14,41 +14,14 @@ from uuid import UUID
 
 from psycopg import sql
 
-from embedding_assets.errors import PermanentError
-from embedding_assets.pgvector.connection import Connection, pipeline_errors
-from embedding_assets.pgvector.locks import schema_lock, short_transaction, source_lock, transaction
+from embedding_assets.pgvector.connection import Connection
+from embedding_assets.pgvector.locks import short_transaction, source_lock
 from embedding_assets.pgvector.rows.fingerprint import Fingerprint, digest_of
 from embedding_assets.pgvector.schema.generations import Generation
+from embedding_assets.pgvector.schema.language import language_of, recorded_language
 from embedding_assets.pgvector.schema.names import generation_table, lexemes_table, words_table
 
 _PARENTS: Final = {"words": words_table, "lexemes": lexemes_table}
-
-
-def ensure_language(conn: Connection, language: str | None) -> None:
-    """Record the text search configuration of `search_hybrid`; None disables it. Writes nothing where it is so already.
-
-    The words follow with `ensure_words`; until then hybrid search goes by rank, and is slow. Raises PermanentError
-    where the database has no such configuration.
-    """
-    with pipeline_errors("enabling hybrid search in the region's database"):
-        name = None if language is None else require_language(conn, language)
-        if _wanted(conn) == name:
-            return
-        with transaction(conn):
-            schema_lock(conn)
-            conn.execute("UPDATE embedding_assets.surface SET language = %s", [name])
-
-
-def require_language(conn: Connection, language: str) -> str:
-    """The qualified name of a text search configuration; asks only. Raises PermanentError where there is none."""
-    known = {name: qualified for qualified, name in _configurations(conn)}
-    if language not in known:
-        raise PermanentError(
-            f"hybrid search: this database has no text search configuration {language!r}. It has "
-            f"{', '.join(sorted(known))}. Cure: set the language of hybrid to one of these; "
-            "`simple` takes words as they are"
-        )
-    return str(known[language])
 
 
 def ensure_words(conn: Connection, generation: Generation) -> None:
@@ -56,7 +29,7 @@ def ensure_words(conn: Connection, generation: Generation) -> None:
 
     For whoever holds the source's lock. On a published generation readers go on meanwhile with those that there are.
     """
-    wanted = _wanted(conn)
+    wanted = recorded_language(conn)
     if wanted != language_of(conn, generation) or (wanted is not None and not in_step(conn, generation)):
         _make(conn, generation, wanted)
 
@@ -67,7 +40,7 @@ def rebuild(conn: Connection, generation: Generation) -> None:
     Raises SourceBusy where somebody is loading the source.
     """
     with source_lock(conn, generation.source):
-        _make(conn, generation, _wanted(conn))
+        _make(conn, generation, recorded_language(conn))
 
 
 def _make(conn: Connection, generation: Generation, wanted: str | None) -> None:
@@ -90,18 +63,6 @@ def _make(conn: Connection, generation: Generation, wanted: str | None) -> None:
             attach(conn, generation)
 
     short_transaction(conn, f"putting the words of source {generation.source!r} in place", put_in_place)
-
-
-def language_of(conn: Connection, generation: Generation) -> str | None:
-    """The language that a generation's words are kept in; None where none are."""
-    row = conn.execute("SELECT language FROM embedding_assets.generations WHERE id = %s", [generation.id]).fetchone()
-    return row[0] if row else None
-
-
-def is_kept_in(conn: Connection, generation: Generation, language: str | None) -> bool:
-    """Whether a generation's words are kept in this text search configuration; None: whether none are."""
-    found = next((name for name, known in _configurations(conn) if known == language), None)
-    return language_of(conn, generation) == found and (language is None or found is not None)
 
 
 def attach(conn: Connection, generation: Generation) -> None:
@@ -311,18 +272,3 @@ def _counts(conn: Connection, words: sql.Composed) -> sql.Composed:
 
 def _aside(parent: str, generation: Generation) -> sql.Composed:
     return sql.SQL("embedding_assets.{}").format(sql.Identifier(f"generation_{generation.id}_{parent}_new"))
-
-
-def _configurations(conn: Connection) -> list[tuple[str, str]]:
-    """The text search configurations of the database: their qualified names, and those that people write."""
-    return conn.execute(
-        """
-        SELECT format('%I.%I', nspname, cfgname), cfgname FROM pg_ts_config
-        JOIN pg_namespace ON pg_namespace.oid = cfgnamespace WHERE pg_ts_config_is_visible(pg_ts_config.oid)
-        """
-    ).fetchall()
-
-
-def _wanted(conn: Connection) -> str | None:
-    row = conn.execute("SELECT language FROM embedding_assets.surface").fetchone()
-    return row[0] if row else None
