@@ -11,7 +11,7 @@ from embedding_assets.pgvector.indexes.measurement import shortfall, stored_meas
 from embedding_assets.pgvector.publishing.forget import Held, held
 from embedding_assets.pgvector.reading.status import ServedSource, region_status
 from embedding_assets.pgvector.schema.generations import published_generation
-from embedding_assets.pgvector.schema.language import is_kept_in
+from embedding_assets.pgvector.schema.language import is_wanted
 from embedding_assets.pgvector.schema.migrations import is_migrated
 from embedding_assets.pgvector.schema.models import live_slot
 from embedding_assets.pgvector.schema.roles import is_row_security_on
@@ -121,8 +121,8 @@ def _look(deployment: Deployment, conn: Connection, served: ServedSource, live: 
     if generation is None:  # dropped a moment ago
         return Served(served, as_set=False, degraded=None)
     built, hybrid = {slot: parameters_of(conn, generation, slot) for slot in hnsw}, deployment.settings.hybrid
-    as_set = all(built[slot] in graphs_for(hnsw[slot]) for slot in hnsw) and is_kept_in(
-        conn, generation, hybrid.language if hybrid else None
+    as_set = all(built[slot] in graphs_for(hnsw[slot]) for slot in hnsw) and is_wanted(
+        conn, served.language, hybrid.language if hybrid else None
     )
     measured = stored_measurement(conn, generation, live) if live is not None else None
     degraded = None

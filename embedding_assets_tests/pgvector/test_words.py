@@ -68,7 +68,7 @@ def test_words_follow_the_language_of_the_settings_while_readers_go_on(region: C
         build_indexes(region, published.name, published.root)
 
         generation = serving(region)
-        assert language.is_kept_in(region, generation, chosen)
+        assert language.is_wanted(region, language.language_of(region, generation), chosen)
         assert words.mismatched(region, generation) is None
         assert len(tables(region)) == (2 if chosen else 0)
 

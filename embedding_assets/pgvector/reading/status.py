@@ -25,6 +25,8 @@ class ServedSource(NamedTuple):
     live_model: str
     indexes: tuple[IndexStatus, ...]
     ledger: dict[int, str]
+    language: str | None
+    """Of the words that hybrid search ranks by, as `language.language_of` has it."""
 
 
 def region_status(conn: Connection) -> list[ServedSource]:
@@ -41,7 +43,8 @@ def region_status(conn: Connection) -> list[ServedSource]:
                     FROM pg_index JOIN pg_class ON pg_class.oid = indexrelid
                     WHERE indrelid = to_regclass(format('embedding_assets.generation_%s', id))),
                    (SELECT coalesce(jsonb_object_agg(shard, key), '{}')
-                    FROM embedding_assets.ledger WHERE generation = id)
+                    FROM embedding_assets.ledger WHERE generation = id),
+                   language
             FROM embedding_assets.generations WHERE state = 'published' ORDER BY source
             """
         ).fetchall()
@@ -55,6 +58,7 @@ def region_status(conn: Connection) -> list[ServedSource]:
             live_model=live_model,
             indexes=tuple(IndexStatus(*index) for index in indexes),
             ledger={int(shard): key for shard, key in ledger.items()},
+            language=language,
         )
-        for source, generation, target_root, published_at, loaded, live_model, indexes, ledger in rows
+        for source, generation, target_root, published_at, loaded, live_model, indexes, ledger, language in rows
     ]

@@ -42,10 +42,11 @@ def language_of(conn: Connection, generation: Generation) -> str | None:
     return row[0] if row else None
 
 
-def is_kept_in(conn: Connection, generation: Generation, language: str | None) -> bool:
-    """Whether a generation's words are kept in this text search configuration; None: whether none are."""
-    found = next((name for name, known in _configurations(conn) if known == language), None)
-    return language_of(conn, generation) == found and (language is None or found is not None)
+def is_wanted(conn: Connection, kept: str | None, language: str | None) -> bool:
+    """Whether words that are `kept` as `language_of` has it are those of this text search configuration; None: none."""
+    if language is None:
+        return kept is None
+    return any(qualified == kept for qualified, known in _configurations(conn) if known == language)
 
 
 def recorded_language(conn: Connection) -> str | None:
