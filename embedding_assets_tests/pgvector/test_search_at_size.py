@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from embedding_assets.pgvector.connection import Connection, connect
+from embedding_assets.pgvector.indexes.inverted import ensure_metadata_index
 from embedding_assets.pgvector.schema import language, words
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
@@ -64,6 +65,7 @@ def served(search_database: str) -> Iterator[Connection]:
         for toy in (LARGE, SMALL):
             generation = published_generation(conn, toy.name)
             assert generation is not None
+            ensure_metadata_index(conn, generation)
             words.ensure_words(conn, generation)
         conn.execute("VACUUM (ANALYZE) embedding_assets.generation_1")
         conn.execute("UPDATE embedding_assets.models SET ef_search = 40")
