@@ -546,7 +546,7 @@ def by_chunk(rows: ShardRows) -> dict[bytes, object]:
 
 @pytest.mark.parametrize("kind", [Folder, Lines])
 @pytest.mark.parametrize(
-    ("examples", "steps"), [(30, 12), pytest.param(200, 40, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("examples", "steps"), [(30, 12), pytest.param(80, 40, marks=pytest.mark.slow)], ids=["short", "long"]
 )
 def test_a_completed_run_leaves_what_a_first_run_would_have_made(
     kind: type[Folder] | type[Lines], examples: int, steps: int

@@ -8,7 +8,7 @@ it costs reading the last snapshot's layers once, and whatever none of those hol
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,11 +125,11 @@ class Journal:
                 "delete from bought where text_hash in (select text_hash from places where part = ?)", (number,)
             )
 
-    def keep_only(self, keys: set[str]) -> None:
-        """Forget every layer but these: the others are gone from the store."""
-        known = [key for (key,) in self._db.execute("select key from parts")]
-        for key in known:
-            if key not in keys:
+    def keep_only(self, sizes: Mapping[str, int]) -> None:
+        """Forget every layer that is not as long as it is known to be: `sizes` are bytes by key, as the store lists
+        them."""
+        for key, described in self._db.execute("select key, part from parts").fetchall():
+            if sizes.get(key) != Layer.model_validate_json(described).bytes:
                 self.forget(key)
 
     def forget(self, key: str) -> None:

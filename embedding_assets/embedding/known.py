@@ -47,11 +47,9 @@ def take_in(journal: Journal, place: leftovers.Place, paths: Sequence[str]) -> N
         _add(journal, vectors)
 
 
-def layer_keys(store: Store, asset: str, source: str, before: Iterable[Layer]) -> set[str]:
-    """The keys of the layers that the store has, without those that are not as long as recorded."""
-    held = {entry.path: entry.bytes for entry in store.entries(f"parts/{asset}/{source}")}
-    lost = {layer.key for layer in before if held.get(layer.path(source)) != layer.bytes}
-    return {PurePath(path).stem for path in held} - lost
+def layer_sizes(store: Store, asset: str, source: str) -> dict[str, int]:
+    """The bytes of each layer that the store has, by its key."""
+    return {PurePath(entry.path).stem: entry.bytes for entry in store.entries(f"parts/{asset}/{source}")}
 
 
 def take_over(

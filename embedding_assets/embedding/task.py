@@ -15,7 +15,7 @@ from embedding_assets.embedding import leftovers
 from embedding_assets.embedding.assembly import Assembly
 from embedding_assets.embedding.engine.engine import UNLIMITED, Budget, Dead, Embedded, Usage, embed
 from embedding_assets.embedding.journal import open_journal
-from embedding_assets.embedding.known import Heal, cannot_heal, index, layer_keys, reading, take_in, take_over
+from embedding_assets.embedding.known import Heal, cannot_heal, index, layer_sizes, reading, take_in, take_over
 from embedding_assets.embedding.leftovers import Leaving
 from embedding_assets.embedding.model_versions import Answering, ModelVersion
 from embedding_assets.embedding.options import Binding
@@ -117,7 +117,7 @@ def embed_shards(store: Store, task: EmbedTask, around: Surroundings = ALONE) ->
     answering = Answering(ModelVersion(store, asset, place.model), binding)
     suffix = f"{binding.slot}-{place.model}.sqlite"
     with open_journal(task.journals / f"{source}-{suffix}") as journal:
-        journal.keep_only(layer_keys(store, asset, source, task.before))
+        journal.keep_only(layer_sizes(store, asset, source))
         index(journal, read, itertools.chain(task.kept, *(grows.under for grows in task.shards)), may_be_damaged=False)
         index(journal, read, task.before, may_be_damaged=True)
         if task.renamed_from is not None:

@@ -78,11 +78,20 @@ def test_parts_that_the_store_does_not_have_any_more_are_forgotten(journal: Jour
     journal.index(layer(2), [B])
     add(journal, C)
 
-    journal.keep_only({layer(2).key})
+    journal.keep_only({layer(2).key: layer(2).bytes})
 
     assert journal.held([A, B, C]) == {B, C}
     assert not journal.indexed(layer(1))
     assert journal.indexed(layer(2))
+
+
+def test_a_part_that_is_not_as_long_as_it_was_is_forgotten_whichever_snapshot_names_it(journal: Journal) -> None:
+    journal.index(layer(1), [A])
+    journal.index(layer(2), [B])
+
+    journal.keep_only({layer(1).key: layer(1).bytes - 1, layer(2).key: layer(2).bytes})
+
+    assert journal.held([A, B]) == {B}
 
 
 def test_few_parts_are_read_for_many_texts(journal: Journal) -> None:
