@@ -134,7 +134,7 @@ def prepare_embeddings(
             journals=journals,
             budget=budget,
         )
-        # All of them on one engine, here: what limits an API is its quota, and bundled models use every core anyway.
+        # All of them on one engine, here: an API is limited by its quota. For bundled models processes were not tried.
         bought = embed_shards(store, task, Surroundings(stop, tell, on_dead, heal))
         new, usage, answered_as = bought.new, bought.usage, bought.answered_as
         parts += bought.parts
