@@ -119,7 +119,7 @@ class AsyncSearchClient:
         try:
             async with self._pool.connection(deadline.left()) as conn:
                 with _cut(conn, deadline.left() + GRACE_SECONDS):
-                    async with conn.pipeline(), conn.transaction():
+                    async with conn.transaction():
                         await conn.execute(*deadline.limit())
                         cursors = [await conn.execute(*statement) for statement in step.statements]
                     return [await cursor.fetchall() for cursor in cursors]

@@ -24,7 +24,11 @@ GRACE_SECONDS: Final = 1.0
 
 
 def parameters(dsn: str, timeout: float) -> dict[str, Any]:
-    """What a connection is opened with, for psycopg. Nothing of a search is left in the session for another one."""
+    """What a connection is opened with, for psycopg. Nothing of a search is left in the session for another one.
+
+    Statements are not pipelined either. psycopg sends a Flush behind each Sync, and a pooler that reads it by itself,
+    later, gives this client a session for it and waits for an answer that never comes (pgbouncer issue 759).
+    """
     return {
         **_DEFAULTS,
         "connect_timeout": math.ceil(timeout),

@@ -156,7 +156,7 @@ def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
 
     The model that is live is asked for in the transaction of the search, before it and after it: where another one has
     become live since the question was embedded, the hits are thrown away and the question is embedded anew. (Only a
-    switch there and back between three statements that are sent together would go unseen.)
+    switch there and back between the three statements would go unseen.)
 
     Raises PermanentError for a question, k or filter that cannot be, and TransientError where the database does not
     answer.

@@ -128,7 +128,7 @@ class SearchClient:
         self._open()
         try:
             with self._pool.connection(deadline.left()) as conn, _cut(conn, deadline.left() + GRACE_SECONDS):
-                with conn.pipeline(), conn.transaction():
+                with conn.transaction():
                     conn.execute(*deadline.limit())
                     cursors = [conn.execute(*statement) for statement in step.statements]
                 return [cursor.fetchall() for cursor in cursors]
