@@ -1,21 +1,30 @@
 """The tokens of a text in cl100k_base: where they lie, and how many a piece of the text has by itself."""
 
+import gzip
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedding_assets.chunking.characters import Positions
 
-if TYPE_CHECKING:
-    import bpe_openai
 
-# bpe-openai refuses more than 200,000 tokens at once, and a character has at most 4. Pieces also keep its list
-# of Python integers, 36 bytes a token, small beside the text.
+class Tokenizer(Protocol):
+    """What is used of bpe-openai."""
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids; text that looks like a special token is plain text."""
+
+
+# Pieces keep the tokenizer's list of Python integers, 36 bytes a token, small beside the text.
 _PIECE: Final = 50_000
 
 # A seam is where cl100k_base's splitting pattern always begins a new pre-token, whatever stands around: a blank
@@ -28,21 +37,35 @@ _LAST_SEAM: Final = re.compile(rf"(?s:.*){_SEAM}")
 
 
 @cache
-def _encoding() -> "bpe_openai.Encoding":
-    # Imported here: it decodes three vocabularies, a second of CPU, and where nothing changed no text is cut.
-    import bpe_openai
-    from bpe_openai import registry
+def _package() -> Path:
+    spec = find_spec("bpe_openai")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
 
-    found = bpe_openai.get_encoding("cl100k_base")
-    # It keeps all that it decoded: 40 MB, of which the encoding has what it needs.
-    for kept in (*registry.ENCODING_CONSTRUCTORS.values(), registry._load_mergeable_ranks):
-        kept.cache_clear()
-    return found
+
+@cache
+def _tokenizer() -> Tokenizer:
+    """The Rust tokenizer of bpe-openai, without the Python around it: that decodes three vocabularies when it is
+    imported, a second of CPU and 60 MB, of which the tokenizer needs none."""
+    name = "bpe_openai._bindings"
+    if name not in sys.modules:  # also by itself it must not be loaded twice
+        [library] = (path for suffix in EXTENSION_SUFFIXES for path in _package().glob(f"_bindings{suffix}"))
+        spec = spec_from_file_location(name, library)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    tokenizer: Tokenizer = sys.modules[name].tokenizer_for_encoding("cl100k_base")
+    return tokenizer
 
 
 @cache
 def _byte_lengths() -> Positions:
-    return np.array([len(token) for token in _encoding().token_byte_values()], dtype=np.int64)
+    """Bytes of each token, shape (ids,): of the vocabulary's file, in which a line is a token in base64, and its id."""
+    lines = gzip.decompress((_package() / "data" / "cl100k_base.tiktoken.gz").read_bytes()).splitlines()
+    tokens = [line.partition(b" ")[0] for line in lines]
+    return np.array([len(token) // 4 * 3 - token.count(b"=") for token in tokens], dtype=np.int64)
 
 
 def encode(text: str) -> NDArray[np.uint32]:
@@ -63,7 +86,7 @@ def _encoded(text: str) -> Iterator[list[int]]:
         if stop < len(text):
             seam = _LAST_SEAM.match(text, start + 1, stop)
             stop = seam.end() if seam else stop
-        yield _encoding().encode_ordinary(text[start:stop])
+        yield _tokenizer().encode(text[start:stop])
         start = stop
 
 

@@ -1,12 +1,14 @@
 """Tokens are those of cl100k_base, lie where they are said to lie, and are counted as if a piece stood alone."""
 
+import subprocess
+import sys
 from typing import Final
 
 import bpe_openai
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_assets.chunking.tokens import Tokens, encode
+from embedding_assets.chunking.tokens import Tokens, _byte_lengths, encode
 from embedding_assets_tests.chunking.texts import real_texts, texts, unhurried
 
 CL100K: Final = bpe_openai.get_encoding("cl100k_base")
@@ -78,3 +80,18 @@ def test_reach_is_the_furthest_that_so_many_tokens_touch(text: str, data: st.Dat
     begin = tokens.reach_back(end, limit)
     assert touching(begin, end) <= limit
     assert begin == 0 or touching(begin - 1, end) > limit
+
+
+def test_each_token_is_as_long_as_the_vocabulary_says() -> None:
+    ordinary = [token for token in CL100K.token_byte_values() if token not in CL100K.special_tokens_set]
+    assert _byte_lengths().tolist() == [len(token) for token in ordinary[: len(_byte_lengths())]]
+
+
+def test_the_tokenizer_is_had_without_the_vocabularies_of_other_models() -> None:
+    """They are a second of CPU and 60 MB of each process that cuts."""
+    script = (
+        "import sys; from embedding_assets.chunking.tokens import encode; encode('a text')\n"
+        "assert 'bpe_openai.registry' not in sys.modules\n"
+        "import bpe_openai; assert bpe_openai.get_encoding('cl100k_base').encode_ordinary('a text') == [64, 1495]"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
