@@ -12,6 +12,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from embedding_assets import machine
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect, pipeline_errors
@@ -142,7 +143,7 @@ class Deployment:
         place = self.settings.regions[region]
         memory: int | None = place.build_memory
         if memory is None and place.dsn() is None:
-            memory = embedded.memory() // 4  # this machine's: up to four runs build at once
+            memory = machine.memory() // 4  # this machine's: up to four runs build at once
         return Means(memory, place.build_workers)
 
     def catalog(self, source: str) -> Path:

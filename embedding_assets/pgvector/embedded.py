@@ -35,6 +35,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import PGconn, Ping
 
+from embedding_assets import machine
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import access, postmaster
 from embedding_assets.pgvector.address import PORT, SOCKET, Address
@@ -266,8 +267,8 @@ def _start(layout: _Layout) -> None:
         )
     settings = {
         **_SETTINGS,
-        "shared_buffers": f"{min(_LARGEST_BUFFERS, memory() // 8) >> 20}MB",
-        **_workers(os.cpu_count() or 1),
+        "shared_buffers": f"{min(_LARGEST_BUFFERS, machine.memory() // 8) >> 20}MB",
+        **_workers(machine.cores()),
         # Docker gives /dev/shm 64 MB, in which parallel index builds die (pgvector #453, #714).
         "dynamic_shared_memory_type": "posix" if _shared_memory() > _SMALL_SHARED_MEMORY else "mmap",
     }
@@ -427,14 +428,6 @@ def _refuse_foreign(folder: Path, owner: _Owner) -> None:
             f"{folder} must be a folder of user id {expected} with mode 0700, for the embedded Postgres; it belongs to "
             f"user id {state.st_uid} with mode {stat.S_IMODE(state.st_mode):04o}. Cure: run as that user, or move it."
         )
-
-
-def memory() -> int:
-    """Bytes of memory that this machine has, or its container may use."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError, ValueError):  # another control group's layout; "max"
-        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text("ascii")))
-    return machine
 
 
 def _workers(cores: int) -> dict[str, str]:

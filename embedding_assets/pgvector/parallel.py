@@ -1,7 +1,6 @@
 """Shards on several connections at once: each shard is a transaction of its own on one of them."""
 
 import logging
-import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, closing
@@ -9,6 +8,7 @@ from queue import SimpleQueue
 from typing import Final, TypeVar
 
 from embedding_assets.errors import TransientError
+from embedding_assets.machine import cores
 from embedding_assets.pgvector.connection import Connection, another
 
 T = TypeVar("T")
@@ -16,7 +16,7 @@ Done = TypeVar("Done")
 
 _log = logging.getLogger(__name__)
 
-CONNECTIONS: Final = min(os.cpu_count() or 1, 4)
+CONNECTIONS: Final = min(cores(), 4)
 """While the server takes one shard, the next is read, encoded and hashed. More than one a core brought nothing: on two
 cores 50,000 × 384 took 0.55 s by two connections, 0.53 by three and 0.55 by four."""
 

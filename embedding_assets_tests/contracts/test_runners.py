@@ -37,6 +37,7 @@ from embedding_assets.sources.options import FilesOptions
 from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import prepare_source
 from embedding_assets.telemetry.events import Event, TaskSettled
+from embedding_assets.work import pool
 from embedding_assets.work.pool import in_processes, in_threads, worth_processes
 from embedding_assets.work.processes import WorkerLost, Workers
 from embedding_assets.work.tasks import MODULES, Work, order, understood, work_of
@@ -113,7 +114,7 @@ def test_the_error_of_the_first_task_that_failed_is_raised_with_all_that_healing
 
 
 def test_what_a_killed_worker_was_at_is_done_again(copies: Copies, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(pool, "cores", lambda: 1)
     monkeypatch.setenv(VARIABLE, f"{Failpoint.BEFORE_COPY}:2")  # of each process
 
     assert in_processes(copy_layer, copies.region, copies.tasks[:2]) == copies.sizes[:2]
@@ -130,6 +131,7 @@ STEP = """
 import sys
 from embedding_assets.snapshots.replication import CopyTask, copy_layer
 from embedding_assets.snapshots.stores import open_store
+from embedding_assets.work import pool
 from embedding_assets.work.pool import in_processes
 
 tasks = [CopyTask.model_validate_json(line) for line in sys.argv[2:]]
