@@ -9,10 +9,12 @@ import pytest
 
 from embedding_assets.embedding import task
 from embedding_assets.errors import PermanentError
+from embedding_assets.operations.migration import promote, retire
 from embedding_assets.operations.search import search
 from embedding_assets.operations.status import is_current
 from embedding_assets.operations.verification import verify
 from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.pgvector.schema.models import live_slot
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.slots import SLOTS, Slot, asset_of, other
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -43,6 +45,10 @@ def materialize(box: Sandbox) -> list[Outcome]:
 
 def errors(box: Sandbox) -> str:
     return "\n".join(error for outcome in box.materialize() for error in outcome.errors)
+
+
+def promoted(box: Sandbox, to: Slot) -> None:
+    assert not any(step.failed for step in promote(box.deployment, to, [PRIMARY], force=True))
 
 
 def head(box: Sandbox, slot: Slot) -> Snapshot:
@@ -143,10 +149,9 @@ def test_a_model_that_is_bound_later_is_filled_beside_the_live_one(box: Sandbox,
     assert embedded == ["v1", "v2"]
     assert head(both, "v1").parts == before.parts
     assert {slot: rows for slot, (rows, _) in stored(both).items()} == {"v1": 2, "v2": 2}
-    switched = bound(box, BOTH, live="v2")
-    materialize(switched)
-    assert serves(switched)
-    assert nearest(switched) == "refunds.md"
+    promoted(both, "v2")
+    assert serves(both)
+    assert nearest(both) == "refunds.md"
 
 
 def test_a_slot_that_is_emptied_leaves_nothing_behind(box: Sandbox, embedded: list[str]) -> None:
@@ -171,28 +176,53 @@ def test_what_was_emptied_and_is_bound_again_is_not_bought_again(box: Sandbox, e
     assert embedded == ["v1", "v2"]
 
 
-def test_the_models_change_places_in_one_edit_where_the_new_one_is_filled(box: Sandbox) -> None:
+def test_a_model_that_was_retired_leaves_nothing_behind(box: Sandbox) -> None:
     materialize(bound(box, BOTH))
+    promoted(bound(box, BOTH), "v2")
 
     moved = bound(box, V2, live="v2")
+    assert [step.did for step in retire(moved.deployment, "v1", [PRIMARY], force=True)] == ["v1 is retired"]
     materialize(moved)
 
     assert serves(moved)
     assert stored(moved)["v1"] == (0, [])
 
 
-def test_the_live_model_is_not_emptied_before_another_is_filled_and_the_cure_works(box: Sandbox) -> None:
-    materialize(box)
+@pytest.mark.parametrize("filled", [False, True])
+def test_the_live_model_is_not_emptied_and_the_cure_works(box: Sandbox, filled: bool) -> None:
+    materialize(bound(box, BOTH) if filled else box)
 
     refused = errors(bound(box, V2, live="v2"))
 
-    assert "slot v2 cannot become live: it has no vectors yet for source 'handbook'" in refused
-    assert "Cure: set models and live_model as they were, run embedding-assets materialize, then switch" in refused
+    assert "slot v1 is live with model wordllama-" in refused
+    assert "cannot be emptied: searches would find nothing until every source is loaded again" in refused
+    assert (
+        "Cure: leave models.v1 as it was. Bind the new model to v2, run embedding-assets materialize, then" in refused
+    )
     assert len(box.rows(PRIMARY)) == 2  # readers have what they had
     materialize(bound(box, BOTH))
+    promoted(bound(box, BOTH), "v2")
     moved = bound(box, V2, live="v2")
+    within = errors(moved)  # the validation window
+    assert "it is what embedding-assets migration rollback goes back to. Cure: leave models.v1 as it was" in within
+    assert not any(step.failed for step in retire(moved.deployment, "v1", [PRIMARY], force=True))
     materialize(moved)
     assert serves(moved)
+
+
+def test_a_line_of_the_settings_switches_nothing_and_says_what_does(
+    box: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    materialize(bound(box, BOTH))
+
+    materialize(bound(box, BOTH, live="v2"))
+
+    with bound(box, BOTH, live="v2").deployment.connect(PRIMARY) as conn:
+        assert live_slot(conn) == "v1"
+    bound(box, BOTH, live="v2").deployment.prepare(PRIMARY)
+    assert "live_model is v2 in the settings, and v1 is live. Nothing switches by that" in caplog.text
+    assert "Cure: embedding-assets migration promote --to v2, or write live_model: v1" in caplog.text
+    assert is_current(bound(box, BOTH, live="v2").deployment, PRIMARY, SOURCE)
 
 
 def test_a_search_by_settings_without_the_live_model_says_what_is_missing(box: Sandbox) -> None:

@@ -281,7 +281,9 @@ class Pipeline(RuleBasedStateMachine):
     def load_the_region(self) -> None:
         """What has changed since it was loaded last makes of its rows the present ones, where that can be told."""
         _, chunks, vectors = self.run(self.ours)
-        draft, _ = prepare_embeddings(self.store, chunks, OTHER_MODEL, self.ours.home / "journals", live=False)
+        draft, _ = prepare_embeddings(
+            self.store, chunks, OTHER_MODEL, self.ours.home / "journals", is_live=lambda: False
+        )
         upstream = [chunks, vectors, log.append(self.store, draft)]
         draft, *_ = prepare_replica(self.store, self.region, SOURCE, upstream, one_by_one)
         replica = log.append(self.region, draft, derived_in=self.store)
@@ -375,7 +377,9 @@ class Pipeline(RuleBasedStateMachine):
             chunks = log.append(store, draft)
             last = log.head(store, "embeddings_v1", SOURCE)
             replay = {one.identity for one in last.rejected} if last and not self.refused else set()
-            draft, _ = prepare_embeddings(store, chunks, MODEL, computer.home / "journals", live=True, replay=replay)
+            draft, _ = prepare_embeddings(
+                store, chunks, MODEL, computer.home / "journals", is_live=lambda: True, replay=replay
+            )
             vectors = log.append(store, draft)
             made = [raw_docs, chunks, vectors]
             assert made == [log.entry(store, asset, SOURCE, s.number) for asset, s in zip(ASSETS, made, strict=True)]

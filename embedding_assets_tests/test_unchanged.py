@@ -84,11 +84,6 @@ def another_model(box: Sandbox) -> Iterator[Sandbox]:
 
 
 @contextmanager
-def another_live_model(box: Sandbox) -> Iterator[Sandbox]:
-    yield replace(box, more={"live_model": "v2"})
-
-
-@contextmanager
 def a_region_that_is_away(box: Sandbox) -> Iterator[Sandbox]:
     yield replace(box, dsns={**box.dsns, "eu-west-1": "postgresql://127.0.0.1:1/nowhere"})
 
@@ -101,7 +96,6 @@ def a_region_that_is_away(box: Sandbox) -> Iterator[Sandbox]:
         a_region_that_serves_another_root,
         other_chunks,
         another_model,
-        another_live_model,
         a_region_that_is_away,
     ],
 )

@@ -66,7 +66,7 @@ FROM (
     UNION ALL
     SELECT CASE relkind WHEN 'c' THEN 'TYPE' WHEN 'v' THEN 'VIEW' ELSE 'TABLE' END, oid::regclass::text, relowner
     FROM pg_class
-    WHERE relnamespace = 'embedding_assets'::regnamespace AND relkind IN ('r', 'p', 'c')
+    WHERE relnamespace = 'embedding_assets'::regnamespace AND relkind IN ('r', 'p', 'v', 'c')
        OR oid IN (to_regclass('public.live_chunks'), to_regclass('public.data_live_chunks'))
           AND relowner <> 'embedding_surface'::regrole
     UNION ALL

@@ -673,6 +673,22 @@ COMMENT ON TABLE embedding_assets.chunks IS 'All chunks, by source: each partiti
 
 SET default_table_access_method = heap;
 
+CREATE TABLE embedding_assets.comparisons (
+    generation integer NOT NULL,
+    slot text NOT NULL,
+    live_slot text NOT NULL,
+    target_root text NOT NULL,
+    questions text NOT NULL,
+    found jsonb NOT NULL,
+    compared_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT comparisons_live_slot_check CHECK ((live_slot = ANY (ARRAY['v1'::text, 'v2'::text]))),
+    CONSTRAINT comparisons_slot_check CHECK ((slot = ANY (ARRAY['v1'::text, 'v2'::text])))
+);
+
+ALTER TABLE embedding_assets.comparisons OWNER TO embedding_ingest;
+
+COMMENT ON TABLE embedding_assets.comparisons IS 'How the searches of the slot that is not live compare with the live one''s.';
+
 CREATE TABLE embedding_assets.dead_letters (
     id bigint NOT NULL,
     source text NOT NULL,
@@ -779,6 +795,33 @@ ALTER TABLE embedding_assets.lock_schema OWNER TO embedding_ingest;
 
 COMMENT ON TABLE embedding_assets.lock_schema IS 'Empty. Locked by whoever works on a source, or on the schema.';
 
+CREATE TABLE embedding_assets.model_changes (
+    id bigint NOT NULL,
+    changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    role text DEFAULT SESSION_USER NOT NULL,
+    change text NOT NULL,
+    slot text NOT NULL,
+    model jsonb NOT NULL,
+    reason text,
+    evidence jsonb,
+    forced boolean DEFAULT false NOT NULL,
+    CONSTRAINT model_changes_change_check CHECK ((change = ANY (ARRAY['bound'::text, 'rechunked'::text, 'promoted'::text, 'rolled back'::text, 'retired'::text, 'emptied'::text]))),
+    CONSTRAINT model_changes_slot_check CHECK ((slot = ANY (ARRAY['v1'::text, 'v2'::text])))
+);
+
+ALTER TABLE embedding_assets.model_changes OWNER TO embedding_ingest;
+
+COMMENT ON TABLE embedding_assets.model_changes IS 'What was changed in models: when, by which role, why, and with what evidence.';
+
+ALTER TABLE embedding_assets.model_changes ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME embedding_assets.model_changes_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE TABLE embedding_assets.models (
     slot text NOT NULL,
     name text NOT NULL,
@@ -788,6 +831,10 @@ CREATE TABLE embedding_assets.models (
     ef_search integer DEFAULT 40 NOT NULL,
     halfvec boolean DEFAULT false NOT NULL,
     endpoint jsonb,
+    bound_at timestamp with time zone DEFAULT now() NOT NULL,
+    live_since timestamp with time zone,
+    superseded_at timestamp with time zone,
+    chunking jsonb DEFAULT '{}'::jsonb NOT NULL,
     CONSTRAINT models_dimensions_check CHECK (((dimensions >= 1) AND (dimensions <= 4000))),
     CONSTRAINT models_ef_search_check CHECK (((ef_search >= 1) AND (ef_search <= 1000))),
     CONSTRAINT models_slot_check CHECK ((slot = ANY (ARRAY['v1'::text, 'v2'::text])))
@@ -796,6 +843,34 @@ CREATE TABLE embedding_assets.models (
 ALTER TABLE embedding_assets.models OWNER TO embedding_ingest;
 
 COMMENT ON TABLE embedding_assets.models IS 'The model of each slot, and which of them is live.';
+
+CREATE VIEW embedding_assets.model_versions AS
+ SELECT slots.slot,
+    models.name,
+    models.dimensions,
+    models.provider,
+    ( SELECT format_type(pg_attribute.atttypid, pg_attribute.atttypmod) AS format_type
+           FROM pg_attribute
+          WHERE ((pg_attribute.attrelid = ('embedding_assets.chunks'::regclass)::oid) AND (pg_attribute.attname = ('embedding_'::text || slots.slot)))) AS type,
+    models.chunking,
+        CASE
+            WHEN (models.name IS NULL) THEN 'empty'::text
+            WHEN models.live THEN 'live'::text
+            WHEN (EXISTS ( SELECT
+               FROM embedding_assets.generations
+              WHERE ((generations.state = 'published'::text) AND (generations.target_root = ''::text)))) THEN 'back-filling'::text
+            WHEN (models.superseded_at IS NOT NULL) THEN 'retiring'::text
+            ELSE 'ready'::text
+        END AS state,
+    models.bound_at,
+    models.live_since,
+    models.superseded_at
+   FROM (unnest(ARRAY['v1'::text, 'v2'::text]) slots(slot)
+     LEFT JOIN embedding_assets.models USING (slot));
+
+ALTER VIEW embedding_assets.model_versions OWNER TO embedding_ingest;
+
+COMMENT ON VIEW embedding_assets.model_versions IS 'Each slot''s model version and its state: empty, back-filling, ready, live or retiring.';
 
 CREATE TABLE embedding_assets.readers (
     role text NOT NULL,
@@ -918,6 +993,9 @@ COMMENT ON COLUMN public.data_live_chunks.node_id IS 'The chunk_id of live_chunk
 
 COMMENT ON COLUMN public.data_live_chunks.embedding IS 'The vector of the live model, as in live_chunks.';
 
+ALTER TABLE ONLY embedding_assets.comparisons
+    ADD CONSTRAINT comparisons_pkey PRIMARY KEY (generation, slot);
+
 ALTER TABLE ONLY embedding_assets.dead_letters
     ADD CONSTRAINT dead_letters_pkey PRIMARY KEY (id);
 
@@ -929,6 +1007,9 @@ ALTER TABLE ONLY embedding_assets.generations
 
 ALTER TABLE ONLY embedding_assets.ledger
     ADD CONSTRAINT ledger_pkey PRIMARY KEY (generation, shard);
+
+ALTER TABLE ONLY embedding_assets.model_changes
+    ADD CONSTRAINT model_changes_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY embedding_assets.models
     ADD CONSTRAINT models_pkey PRIMARY KEY (slot);
@@ -950,6 +1031,9 @@ CREATE UNIQUE INDEX dead_letters_by_item ON embedding_assets.dead_letters USING 
 CREATE UNIQUE INDEX generations_one_published ON embedding_assets.generations USING btree (source) WHERE (state = 'published'::text);
 
 CREATE UNIQUE INDEX models_one_live ON embedding_assets.models USING btree (live) WHERE live;
+
+ALTER TABLE ONLY embedding_assets.comparisons
+    ADD CONSTRAINT comparisons_generation_fkey FOREIGN KEY (generation) REFERENCES embedding_assets.generations(id) ON DELETE CASCADE;
 
 ALTER TABLE ONLY embedding_assets.ledger
     ADD CONSTRAINT ledger_generation_fkey FOREIGN KEY (generation) REFERENCES embedding_assets.generations(id) ON DELETE CASCADE;

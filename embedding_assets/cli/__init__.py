@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from embedding_assets.cli import dead_letters, evaluate, housekeeping, looks, materialize
+from embedding_assets.cli import dead_letters, evaluate, housekeeping, looks, materialize, migration
 from embedding_assets.cli.shared import ERR, config_option
 from embedding_assets.errors import PipelineError
 
@@ -79,6 +79,7 @@ for command in (
     looks.status,
     looks.search,
     evaluate.evaluate,
+    migration.migration,
     looks.verify,
     looks.doctor,
     dead_letters.dead_letters,

@@ -53,7 +53,7 @@ def evaluate(
 
     With --json a list of {region, source, questions, self_made, unknown, weight, ways}, unknown the documents named
     that the region does not serve, weight what was chosen so, ways a list of {way, model, live, ndcg_at_10, mrr,
-    recall_at_10, against_live, p50_ms}, each figure {value, low, high}; way is v1, v2, words or hybrid.
+    recall_at_10, against_live, overlap_at_10, p50_ms}, each figure {value, low, high}; way is v1, v2, words or hybrid.
     """
     from embedding_assets.cli import scores
     from embedding_assets.operations import evaluation

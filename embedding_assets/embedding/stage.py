@@ -46,7 +46,7 @@ def prepare_embeddings(
     binding: Binding,
     journals: Path,
     *,
-    live: bool,
+    is_live: Callable[[], bool],
     renamed_from: str | None = None,
     known_dead: Iterable[RejectedText] = (),
     replay: Collection[str] = (),
@@ -60,7 +60,7 @@ def prepare_embeddings(
 
     Args:
         journals: folder of the journals of vectors that no part holds yet.
-        live: whether readers search this model version now.
+        is_live: whether readers search this model version now; asked where the slot was filled by another one.
         renamed_from: the source's name before; a first snapshot takes what vectors that one has of this model.
         known_dead: rejections besides the last snapshot's, found by runs that committed nothing.
         replay: hex hashes of the texts that are sent again although they are dead letters.
@@ -81,11 +81,12 @@ def prepare_embeddings(
     if previous is not None and previous.model is not None and binding.is_recorded_as(previous.model):
         identity = previous.model  # whatever name the settings give it first now: its parts keep theirs
     if previous is not None and previous.model != identity:
-        if live and previous.model is not None:
+        if previous.model is not None and is_live():
             raise BindingChanged(
                 f"{asset} of source {source} holds vectors of {previous.model}, the settings now say {identity}. "
                 f"Slot {binding.slot} is live: changing it would buy everything anew while readers use it. Cure: put "
-                "the old model back, bind the new one to the other slot, and switch live_model when that one is filled."
+                "the old model back, bind the new one to the other slot, run embedding-assets materialize, then "
+                "embedding-assets migration promote."
             )
         previous_vectors = None
     else:

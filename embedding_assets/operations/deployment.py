@@ -20,7 +20,7 @@ from embedding_assets.pgvector.indexes.hnsw import Means
 from embedding_assets.pgvector.locks import QUEUE_SECONDS, SourceBusy
 from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.schema import language, migrations, roles
-from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound
+from embedding_assets.pgvector.schema.models import Model, ensure_models, is_bound, live_slot
 from embedding_assets.settings.models import ModelVersion, Settings
 from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import Slot
@@ -31,6 +31,16 @@ from embedding_assets.telemetry.events import LockAwaited, Tell, unheard
 _log = logging.getLogger(__name__)
 
 _SLICE_SECONDS: Final = 1.0
+
+
+def another_live_model(first: Slot, live: Slot | None) -> str | None:
+    """A sentence on settings that name another live model than the region has, and the cure; None where they agree."""
+    if live is None or live == first:
+        return None
+    return (
+        f"live_model is {first} in the settings, and {live} is live. Nothing switches by that: it says only what a "
+        f"region begins with. Cure: embedding-assets migration promote --to {first}, or write live_model: {live}"
+    )
 
 
 @dataclass(frozen=True)
@@ -64,10 +74,29 @@ class Deployment:
         """
         migrations.migrate(self.dsn(region), tell)
         with self.connect(region) as conn:
-            ensure_models(conn, self._models, self.settings.live_model)
+            ensure_models(
+                conn,
+                self._models,
+                self.settings.live_model,
+                {name: source.chunking.model_dump(mode="json") for name, source in self.settings.sources.items()},
+                self.settings.migration.validation_days,
+            )
+            self._note_another_live_model(conn, region)
             roles.ensure_readers(conn, self.settings.row_level_security)
             language.ensure_language(conn, self.settings.hybrid.language if self.settings.hybrid else None)
         self._prepared.add(region)
+
+    def is_live(self, slot: Slot) -> bool:
+        """Whether searches of any region read the slot. Raises TransientError where one can't be asked."""
+        for region in self.settings.regions:
+            with self.connect(region) as conn:
+                if migrations.is_migrated(conn) and live_slot(conn) == slot:
+                    return True
+        return False
+
+    def _note_another_live_model(self, conn: Connection, region: str) -> None:
+        if (note := another_live_model(self.settings.live_model, live_slot(conn))) is not None:
+            _log.warning("Region %s: %s", region, note)
 
     @contextmanager
     def connect(self, region: str) -> Iterator[Connection]:

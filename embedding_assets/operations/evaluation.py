@@ -65,7 +65,8 @@ class Score(BaseModel):
 
 class Way(BaseModel):
     """What one way to search found. `against_live` is its nDCG@10 less that of the live model's vectors, question by
-    question: a way is better or worse where its interval leaves out 0."""
+    question: a way is better or worse where its interval leaves out 0. `overlap_at_10` is the share of its first ten
+    documents that are among the live model's, from 0 to 1."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -76,6 +77,7 @@ class Way(BaseModel):
     mrr: Score
     recall_at_10: Score
     against_live: Score | None
+    overlap_at_10: float
     p50_ms: float
 
 
@@ -261,10 +263,16 @@ def _scored(
                 mrr=_mean(reciprocal),
                 recall_at_10=_mean(found),
                 against_live=None if way == live else _mean(ndcg - figures[live][0]),
+                overlap_at_10=_overlap(ranking.documents, rankings[live].documents),
                 p50_ms=float(np.median(ranking.seconds)) * 1000,
             )
         )
     return ways
+
+
+def _overlap(rankings: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> float:
+    """The mean share of a ranking's documents that are in the other one's; an empty one has all of none."""
+    return float(np.mean([len({*a} & {*b}) / max(1, len(a)) for a, b in zip(rankings, others, strict=True)]))
 
 
 def measured(asked: Sequence[Question], documents: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:

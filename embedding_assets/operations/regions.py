@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from embedding_assets.errors import PermanentError, PipelineError
-from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.deployment import Deployment, another_live_model
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.indexes.hnsw import graphs_for, next_larger, parameters_of
 from embedding_assets.pgvector.indexes.measurement import shortfall, stored_measurement
@@ -112,7 +112,10 @@ def _of_database(deployment: Deployment, conn: Connection, asked: RegionState, s
     served = {
         each.source: _look(deployment, conn, each, live) for each in region_status(conn) if each.source in sources
     }
-    unsaid = _UNSAID if deployment.settings.row_level_security is None and is_row_security_on(conn) else None
+    notes = [another_live_model(deployment.settings.live_model, live)]
+    if deployment.settings.row_level_security is None and is_row_security_on(conn):
+        notes.append(_UNSAID)
+    unsaid = ". ".join(note for note in notes if note) or None
     return asked._replace(live=live, served=served, unsaid=unsaid, held=held(conn))
 
 

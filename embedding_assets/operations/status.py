@@ -161,7 +161,6 @@ def _serves_newest(primary: _Primary, region: RegionState) -> bool:
         and served.what.target_root == replica.head.root
         and _index(served) == "valid"
         and served.as_set
-        and region.live == region.settings.live_model
     )
 
 

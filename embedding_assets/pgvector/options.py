@@ -20,6 +20,8 @@ from embedding_assets.errors import Problem
 from embedding_assets.options import Options
 from embedding_assets.snapshots.slots import SLOTS, Slot
 
+VALIDATION_DAYS: Final = 7.0
+
 LARGEST_VECTOR: Final = 2_000
 LARGEST_HALFVEC: Final = 4_000
 """Dimensions that pgvector can index (HNSW) as 4-byte and as 2-byte floats."""
@@ -139,8 +141,19 @@ ReadersOrOff = Annotated[
 ]
 
 
+class Migration(Options):
+    """From one model to the next."""
+
+    validation_days: float = Field(default=VALIDATION_DAYS, ge=0, le=3650, strict=True)
+    """How long the model that was live is kept after another one was promoted, to roll back to."""
+    promote: Literal["by hand", "automatically"] = "by hand"
+    """Whether a model whose gates are all green is promoted by itself."""
+
+
 class TableOptions(Options):
     """What holds for the tables of every region."""
+
+    migration: Migration = Migration()
 
     hybrid: Hybrid | None = None
     row_level_security: Annotated[ReadersOrOff | None, BeforeValidator(_readers_or_off)] = None

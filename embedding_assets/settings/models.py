@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import unquote
 
@@ -76,6 +77,8 @@ class _Handling(Options):
     chunking: Chunking = Chunking()
     renamed_from: Name | None = None
     """What this source was called before: its vectors are taken over, and it is forgotten once this one serves."""
+    questions: Path | None = None
+    """Labelled questions, JSONL as `evaluate --queries` takes it: by them two models are compared before a switch."""
     max_rejected: Share = 0.05
     """Share of the documents, or chunks, that may be dead letters before their check fails instead of warning."""
 

@@ -110,13 +110,18 @@ def _doubled(document: yaml.Node) -> Iterator[tuple[str, int]]:
 def _located(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The settings with relative paths and stores made absolute."""
     located = dict(values)
-    for part, key, place in (("sources", "path", _absolute_path), ("regions", "store", _absolute_store)):
+    places = (
+        ("sources", "path", _absolute_path),
+        ("sources", "questions", _absolute_path),
+        ("regions", "store", _absolute_store),
+    )
+    for part, key, place in places:
         if isinstance(values.get(part), dict):
             located[part] = {
                 name: {**entry, key: place(entry[key], folder)}
                 if isinstance(entry, dict) and isinstance(entry.get(key), str)
                 else entry
-                for name, entry in values[part].items()
+                for name, entry in located[part].items()
             }
     return located
 

@@ -12,7 +12,7 @@ VARIABLE: Final = "EMBEDDING_ASSETS_FAILPOINT"
 
 
 class Failpoint(StrEnum):
-    """Every failpoint there is, in the order of a run. The sweep of kills in the tests visits each."""
+    """Every failpoint, in the order of a run, then of a switch. The sweeps of kills in the tests visit all."""
 
     BEFORE_PART = "before-part"
     AFTER_PART = "after-part"
@@ -42,6 +42,11 @@ class Failpoint(StrEnum):
     PUBLISH_SWAP = "publish-swap"
     PUBLISH_SWAPPED = "publish-swapped"
     PUBLISH_DROPPED = "publish-dropped"
+    SWITCH_RECORDED = "switch-recorded"
+    SWITCH_SHOWN = "switch-shown"
+    SWITCH_COMMITTED = "switch-committed"
+    RETIRE_EMPTIED = "retire-emptied"
+    RETIRE_COMMITTED = "retire-committed"
 
 
 _hits: dict[Failpoint, int] = {}

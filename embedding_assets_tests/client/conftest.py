@@ -18,6 +18,7 @@ from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading.generations import load_generation
+from embedding_assets.pgvector.publishing.promotion import promote
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema import language, migrations, roles
@@ -80,7 +81,7 @@ class Region(NamedTuple):
         """Make a slot's model the live one."""
         with connect(self.pipeline) as conn:
             roles.act_as_ingest(conn)
-            ensure_models(conn, MODELS, live)
+            promote(conn, live)
 
 
 @pytest.fixture(scope="session")

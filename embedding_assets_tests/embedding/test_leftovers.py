@@ -38,7 +38,7 @@ def run(pipeline: Pipeline, chunks: Snapshot, tokens: int | None = None, *, new_
         chunks,
         pipeline.standin.binding(max_items=5, max_in_flight=1),
         pipeline.home / "journals",
-        live=True,
+        is_live=lambda: True,
         budget=Budget(max_tokens=tokens),
     )
     snapshot = log.append(pipeline.store, draft)
@@ -147,7 +147,7 @@ def test_leftovers_of_another_model_are_no_vectors_of_this_one_and_go(pipeline: 
         chunks,
         pipeline.standin.binding(name="another-standin-model", max_items=5),
         pipeline.home / "journals",
-        live=True,
+        is_live=lambda: True,
     )
     assert bought.new == len(TEXTS)
     assert list(bought.needless) == left(pipeline)
@@ -168,7 +168,7 @@ def test_a_renamed_source_takes_what_was_left_under_its_former_name(pipeline: Pi
         chunks,
         pipeline.standin.binding(max_items=5),
         pipeline.home / "journals",
-        live=True,
+        is_live=lambda: True,
         renamed_from="former",
     )
     assert pipeline.sent() == ONCE

@@ -108,7 +108,9 @@ class Pipeline:
     ) -> tuple[Snapshot, Cost]:
         bound = self.standin.binding(**{"max_items": 4, **binding})
         journals = self.home / "journals"
-        draft, bought = prepare_embeddings(self.store, chunks, bound, journals, live=live, heal=heal, tell=tell)
+        draft, bought = prepare_embeddings(
+            self.store, chunks, bound, journals, is_live=lambda: live, heal=heal, tell=tell
+        )
         return log.append(self.store, draft), bought
 
     def assert_holds(self, snapshot: Snapshot, *shards: Sequence[str | None]) -> None:
@@ -161,7 +163,9 @@ def test_a_former_name_of_which_nothing_is_left_is_told_of(
     bound = pipeline.standin.binding()
     journals = pipeline.home / "journals"
 
-    prepare_embeddings(pipeline.store, pipeline.chunks(["a"]), bound, journals, live=True, renamed_from="misspelt")
+    prepare_embeddings(
+        pipeline.store, pipeline.chunks(["a"]), bound, journals, is_live=lambda: True, renamed_from="misspelt"
+    )
 
     assert "renamed_from: nothing of a source 'misspelt' is in the store" in caplog.text
 
@@ -304,7 +308,7 @@ def test_the_attempts_of_one_run_share_its_budget_and_the_next_run_has_its_own(p
             chunks,
             binding,
             pipeline.home / "journals",
-            live=True,
+            is_live=lambda: True,
             budget=Budget(max_tokens=budget, account=Account(pipeline.home / "budgets" / "runs.sqlite", run)),
         )
 

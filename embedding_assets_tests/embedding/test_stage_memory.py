@@ -96,7 +96,7 @@ def main(folder: Path, shards: int) -> None:
     provider.dimensions = DIMENSIONS
     provider.rows = np.ascontiguousarray(Prompt.rows[:, :DIMENSIONS])
     with mock.patch.object(engine, "open_provider", return_value=provider):
-        _, bought = prepare_embeddings(store, chunks, binding, folder / "journals", live=True)
+        _, bought = prepare_embeddings(store, chunks, binding, folder / "journals", is_live=lambda: True)
     assert bought.new == shards * SHARD
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     print(int(status["VmHWM"].split()[0]) // 1024)

@@ -16,6 +16,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import programs
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.publishing.promotion import promote
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.models import bound_models
@@ -73,6 +74,7 @@ class Pipeline:
         uri = f"postgresql:///?{urlencode(conninfo_to_dict(self.dsn), quote_via=quote)}"
         box = Sandbox(self._folder, {PRIMARY: uri}, models=MODELS, more=settings)
         with self._log.at_level(logging.WARNING), box.deployment.prepared(PRIMARY) as conn:
+            promote(conn, settings.get("live_model", "v1"))
             wanted.publish(conn)
         with connect(self.dsn) as conn:
             assert_serves(conn, wanted)

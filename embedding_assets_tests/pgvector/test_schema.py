@@ -19,8 +19,8 @@ from embedding_assets.pgvector.schema.models import Model, bound_models, bound_t
 from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, assert_serves, bind, row, source
 
 TABLES = [
-    "chunks", "dead_letters", "fusion", "generations", "ledger", "lexemes", "lock_schema", "models", "readers",
-    "recall", "surface", "surface_files", "words",
+    "chunks", "comparisons", "dead_letters", "fusion", "generations", "ledger", "lexemes", "lock_schema",
+    "model_changes", "models", "readers", "recall", "surface", "surface_files", "words",
 ]  # fmt: skip
 
 
@@ -241,7 +241,7 @@ def test_switching_the_live_model_is_seen_by_search_and_by_prepared_statements(
 
 
 def test_the_live_slot_must_be_bound(region: Connection) -> None:
-    with pytest.raises(PermanentError, match=r"the models bound are v1, the live one is v2\. Cure: bind"):
+    with pytest.raises(PermanentError, match=r"the models bound are v1, the first one to be live is v2\. Cure: bind"):
         ensure_models(region, {"v1": MODELS["v1"]}, "v2")
 
 

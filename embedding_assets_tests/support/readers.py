@@ -24,11 +24,12 @@ from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL
 from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.publishing.promotion import promote
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema.generations import published_generation
-from embedding_assets.pgvector.schema.models import Model, ensure_models
+from embedding_assets.pgvector.schema.models import Model
 from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets_tests.support.toy import Row, row, shard_rows, unit
@@ -214,8 +215,8 @@ def operations(dsn: str, conn: Connection, library: Library) -> list[tuple[str, 
         return third
 
     def switch() -> Library:
-        ensure_models(conn, library.models, "v2")
-        ensure_models(conn, library.models, "v1")
+        promote(conn, "v2")
+        promote(conn, "v1")
         return third
 
     return [

@@ -20,10 +20,11 @@ from embedding_assets.pgvector.connection import Connection, connect, pipeline_e
 from embedding_assets.pgvector.indexes import recall
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.options import Hnsw
+from embedding_assets.pgvector.publishing.promotion import promote
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.schema import migrations, roles
 from embedding_assets.snapshots.rejections import RejectedText
-from embedding_assets_tests.support.toy import Toy, bind, edited, source
+from embedding_assets_tests.support.toy import Toy, edited, source
 
 OLD: Final = Toy()
 NEW: Final = OLD.edited()
@@ -46,7 +47,7 @@ Operation = Callable[[Connection, str], Any]
 OPERATIONS: Final[dict[str, Operation]] = {
     "publish": lambda conn, _: publish(conn, NEW.name, NEW.root, NEW.refs),
     "delta": lambda conn, _: CHANGED.load(conn),
-    "switch": lambda conn, _: bind(conn, live="v2"),
+    "switch": lambda conn, _: promote(conn, "v2"),
     "rename": lambda conn, _: build_indexes(
         conn, OLD.name, OLD.root, {"v1": Hnsw(m=8, ef_construction=32), "v2": Hnsw()}
     ),

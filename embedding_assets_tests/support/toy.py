@@ -16,6 +16,7 @@ from embedding_assets.pgvector.indexes.index import build_indexes, invalid_index
 from embedding_assets.pgvector.loading.generations import Loaded, load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.compare import compare
+from embedding_assets.pgvector.publishing.promotion import promote
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardChange, ShardRef, ShardRows
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
@@ -44,12 +45,13 @@ class Row(NamedTuple):
 
 
 def bind(conn: Connection, d1: int = D1, d2: int = D2, live: Slot = "v1", halfvec: Collection[str] = ()) -> None:
-    """Bind toy models of these dimensions, these slots as 2-byte floats."""
+    """Bind toy models of these dimensions, these slots as 2-byte floats, and have one of them live."""
     models = {
         slot: Model(f"toy-{dimensions}", dimensions, "test", slot in halfvec)
         for slot, dimensions in zip(SLOTS, (d1, d2), strict=True)
     }
-    ensure_models(conn, models, live)
+    ensure_models(conn, models, live, validation_days=0)
+    promote(conn, live)
 
 
 def unit(rng: np.random.Generator, dimensions: int) -> npt.NDArray[np.float32]:

@@ -6,6 +6,9 @@ COMMENT ON TABLE embedding_assets.chunks IS 'All chunks, by source: each partiti
 COMMENT ON TABLE embedding_assets.generations IS 'The tables of chunks, generation_<id> each: loading, published or retired.';
 COMMENT ON TABLE embedding_assets.ledger IS 'What each shard of a generation was loaded from.';
 COMMENT ON TABLE embedding_assets.models IS 'The model of each slot, and which of them is live.';
+COMMENT ON TABLE embedding_assets.model_changes IS
+    'What was changed in models: when, by which role, why, and with what evidence.';
+COMMENT ON TABLE embedding_assets.comparisons IS 'How the searches of the slot that is not live compare with the live one''s.';
 COMMENT ON TABLE embedding_assets.recall IS 'What was measured on the HNSW indexes of generations.';
 COMMENT ON TABLE embedding_assets.readers IS 'Which role may read which source, where row-level security is on.';
 COMMENT ON TABLE embedding_assets.dead_letters IS 'What could not be processed, and what was done about it.';

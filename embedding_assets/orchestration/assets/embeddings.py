@@ -100,7 +100,7 @@ def build(slot: Slot, bound: Binding | None, partitions: dg.PartitionsDefinition
                 cut,
                 binding,
                 deployment.journals,
-                live=settings.live_model == slot,
+                is_live=lambda: deployment.is_live(slot),
                 renamed_from=settings.sources[source].renamed_from,
                 known_dead=rejections.known,
                 replay=rejections.replayed,

@@ -7,6 +7,7 @@ from typing import Any
 import dagster as dg
 
 from embedding_assets.operations.deployment import Deployment
+from embedding_assets.operations.regions import searched_slot
 from embedding_assets.operations.replica_shards import shard_refs
 from embedding_assets.orchestration.assets import metadata
 from embedding_assets.orchestration.assets.boundary import Stopwatch, at_work, stage_asset
@@ -57,7 +58,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             reports = build_indexes(conn, source, replica.root, deployment.hnsw, target, tell, means)
             serving = publish(conn, source, replica.root, refs, tell)
             invalid = invalid_indexes(conn, serving)
-        live = deployment.settings.live_model
+            live = searched_slot(conn, region)
         _alert_if_degraded(context, reports[live], target)
         found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
         for slot, report in reports.items():

@@ -201,7 +201,7 @@ def _settings_of_source(settings: Settings, source: str) -> str:
 
 def _settings_of_region(settings: Settings, region: str) -> str:
     """A hash of what decides a region's tables, indexes and rights, beside its replica; secrets are only hashed."""
-    decisive = settings.model_dump(mode="json", include={"live_model", "target_recall", "hybrid", "row_level_security"})
+    decisive = settings.model_dump(mode="json", include={"target_recall", "hybrid", "row_level_security"})
     hnsw = {slot: binding.hnsw.model_dump(mode="json") for slot, binding in settings.models.items()}
     place = settings.regions[region]
     return _hash({**decisive, "hnsw": hnsw, "region": [place.store, place.database.get_secret_value()]})

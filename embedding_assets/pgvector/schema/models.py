@@ -1,6 +1,7 @@
 """What the slots are bound to: the models' columns, and the view of the live one."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg import sql
@@ -9,6 +10,7 @@ from psycopg.types.json import Jsonb
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.locks import schema_lock, short_transaction
+from embedding_assets.pgvector.options import VALIDATION_DAYS
 from embedding_assets.pgvector.rows.vector_types import EMPTY, VectorType, VectorTypes, vector_type
 from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.generations import drop_tables
@@ -53,42 +55,62 @@ class BoundModel(NamedTuple):
     model: Model
     live: bool
     ef_search: int
+    chunking: Mapping[str, Any]
+    """By source, how the texts are cut that its vectors are of."""
+    superseded_at: datetime | None
+    """When another model was promoted in its place."""
 
 
-def ensure_models(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
+def ensure_models(
+    conn: Connection,
+    models: Mapping[Slot, Model],
+    first: Slot,
+    chunking: Mapping[str, Any] | None = None,
+    validation_days: float = VALIDATION_DAYS,
+) -> None:
     """Have the columns of both slots, their recorded binding, and the search surface of the live one.
 
     A slot without a model is empty: its column has NULL alone. A slot that is not live may be bound to another model,
-    or be emptied: its column is made anew, empty, and every source's next generation is loaded with it. `live` may name
-    the other slot once every published generation has its index: that is one transaction. Raises PermanentError, before
-    anything is changed, where a model has too many dimensions, where the slot that is live would be bound to another
-    model, or where the slot to become live is not filled everywhere.
+    or be emptied: its column is made anew, empty, and every source's next generation is loaded with it. Where no slot
+    is live yet, `first` is from now on; which one is live is the registry's fact else, and `promote` and `roll_back`
+    alone change it. `chunking` is how each source's texts are cut. Raises PermanentError, before anything is changed,
+    where a model has too many dimensions, where the slot that is live would be emptied or bound to another model, or
+    where a slot would be that was live within the last `validation_days`.
     """
-    if live not in models:
+    if first not in models:
         raise PermanentError(
-            f"the models bound are {', '.join(sorted(models)) or 'none'}, the live one is {live}. Cure: bind a model "
-            f"to {live} under models, or name one that is bound as live_model"
+            f"the models bound are {', '.join(sorted(models)) or 'none'}, the first one to be live is {first}. Cure: "
+            f"bind a model to {first} under models, or name one that is bound as live_model"
         )
     for model in models.values():
         vector_type(model.dimensions)
     with roles.with_way_out(conn, "binding the models in the region's database"):
-        present = bound_models(conn)
-        wanted = {slot: model.recorded for slot, model in models.items()}
-        if {slot: bound.model for slot, bound in present.items()} == wanted and present[live].live:
+        if _is_as(conn, models, chunking):
             return
-        short_transaction(conn, "binding the models", lambda: _bind(conn, models, live))
+        short_transaction(conn, "binding the models", lambda: _bind(conn, models, first, chunking, validation_days))
         failpoint(Failpoint.MODELS_BOUND)
+
+
+def _is_as(conn: Connection, models: Mapping[Slot, Model], chunking: Mapping[str, Any] | None) -> bool:
+    present = bound_models(conn)
+    return (
+        {slot: bound.model for slot, bound in present.items()} == {slot: m.recorded for slot, m in models.items()}
+        and any(bound.live for bound in present.values())
+        and (chunking is None or all(bound.chunking == chunking for bound in present.values()))
+    )
 
 
 def bound_models(conn: Connection) -> dict[Slot, BoundModel]:
     """The slots' models as recorded, by slot; empty before the first load."""
     rows = conn.execute(
-        "SELECT slot, live, ef_search, name, dimensions, provider, halfvec, endpoint "
+        "SELECT slot, live, ef_search, chunking, superseded_at, name, dimensions, provider, halfvec, endpoint "
         "FROM embedding_assets.models ORDER BY slot"
     )
     return {
-        slot: BoundModel(slot, Model(name, dimensions, provider, halfvec, endpoint=endpoint), live, ef_search)
-        for slot, live, ef_search, name, dimensions, provider, halfvec, endpoint in rows
+        slot: BoundModel(
+            slot, Model(name, dimensions, provider, halfvec, (), endpoint), live, ef_search, chunking, superseded_at
+        )
+        for slot, live, ef_search, chunking, superseded_at, name, dimensions, provider, halfvec, endpoint in rows
     }
 
 
@@ -111,37 +133,76 @@ def bound_types(conn: Connection) -> VectorTypes:
     return tuple(models[slot].model.type if slot in models else EMPTY for slot in SLOTS)
 
 
-def _describe(model: Model) -> str:
+def describe(model: Model) -> str:
+    """The model as messages name it."""
     return f"{model.name} ({model.type.name}({model.type.dimensions}))"
 
 
-def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
+def note_change(
+    conn: Connection,
+    change: str,
+    slot: Slot,
+    model: Model,
+    *,
+    reason: str | None = None,
+    evidence: Any = None,
+    forced: bool = False,
+) -> None:
+    """Record a change of the registry, in the transaction that makes it."""
+    about = {
+        "name": model.name,
+        "dimensions": model.dimensions,
+        "provider": model.provider,
+        "type": f"{model.type.name}({model.type.dimensions})",
+    }
+    conn.execute(
+        "INSERT INTO embedding_assets.model_changes (change, slot, model, reason, evidence, forced) "
+        "VALUES (%s, %s, %s, %s, %s, %s)",
+        [change, slot, Jsonb(about), reason, None if evidence is None else Jsonb(evidence), forced],
+    )
+
+
+def _bind(
+    conn: Connection,
+    models: Mapping[Slot, Model],
+    first: Slot,
+    chunking: Mapping[str, Any] | None,
+    validation_days: float,
+) -> None:
     schema_lock(conn)
     recorded = bound_models(conn)
-    published = [
-        row[0] for row in conn.execute("SELECT id FROM embedding_assets.generations WHERE state = 'published'")
-    ]
+    published = is_published(conn)
+    for slot, before in recorded.items():
+        if not _is_another(models.get(slot), before.model):
+            continue
+        becomes = f"become {describe(models[slot])}" if slot in models else "be emptied"
+        if before.live and published:
+            raise PermanentError(
+                f"slot {slot} is live with model {describe(before.model)} and cannot {becomes}: searches would find "
+                f"nothing until every source is loaded again. Cure: leave models.{slot} as it was. Bind the new model "
+                f"to {other(slot)}, run embedding-assets materialize, then embedding-assets migration promote --to "
+                f"{other(slot)}"
+            )
+        _refuse_in_validation(conn, before, becomes, validation_days)
+        if before.live:  # nothing is published: nobody misses a row of the view
+            conn.execute("UPDATE embedding_assets.models SET live = false WHERE live")
+            conn.execute("SELECT embedding_assets.show_live_model()")
     for slot, model in models.items():
-        before = recorded.get(slot)
-        names = (model.name, *model.other_names)
-        if before is None or before.model.name not in names or before.model.type != model.type:
-            if before is not None and before.live and published:
-                raise PermanentError(
-                    f"slot {slot} is live with model {_describe(before.model)} and cannot become {_describe(model)}: "
-                    f"searches would find nothing until every source is loaded again. Cure: leave {slot} as it was. "
-                    f"Bind the new model to {other(slot)}, materialize every source, then set live_model: {other(slot)}"
-                )
-            if before is not None and before.live:  # nothing is published: nobody misses a row of the view
-                conn.execute("UPDATE embedding_assets.models SET live = false WHERE live")
-                conn.execute("SELECT embedding_assets.show_live_model()")
+        known = recorded.get(slot)
+        if known is None or _is_another(model, known.model):
             _renew_column(conn, slot, model.type)
+            conn.execute("DELETE FROM embedding_assets.models WHERE slot = %s", [slot])
+            note_change(conn, "bound", slot, model)
+        elif chunking is not None and known.chunking not in ({}, chunking):
+            note_change(conn, "rechunked", slot, model, evidence={"before": known.chunking, "after": chunking})
         conn.execute(
             """
-            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, endpoint, live)
-            VALUES (%s, %s, %s, %s, %s, %s, false)
+            INSERT INTO embedding_assets.models (slot, name, dimensions, provider, halfvec, endpoint, chunking, live)
+            VALUES (%s, %s, %s, %s, %s, %s, coalesce(%s, '{}'::jsonb), false)
             ON CONFLICT (slot) DO UPDATE
             SET name = excluded.name, dimensions = excluded.dimensions, provider = excluded.provider,
-                halfvec = excluded.halfvec, endpoint = excluded.endpoint
+                halfvec = excluded.halfvec, endpoint = excluded.endpoint,
+                chunking = CASE WHEN %s THEN excluded.chunking ELSE models.chunking END
             """,
             [
                 slot,
@@ -150,28 +211,67 @@ def _bind(conn: Connection, models: Mapping[Slot, Model], live: Slot) -> None:
                 model.provider,
                 model.halfvec,
                 None if model.endpoint is None else Jsonb(dict(model.endpoint)),
+                None if chunking is None else Jsonb(dict(chunking)),
+                chunking is not None,
             ],
         )
-    if published and not (live in recorded and recorded[live].live):
-        _refuse_unfilled(conn, live)
-    # Cleared first: two rows must not be live for a moment.
-    conn.execute("UPDATE embedding_assets.models SET live = false WHERE live AND slot <> %s", [live])
-    conn.execute("UPDATE embedding_assets.models SET live = true WHERE slot = %s", [live])
-    conn.execute("SELECT embedding_assets.show_live_model()")
-    for slot in SLOTS:  # the view shows none of these any more
+    for slot in SLOTS:  # the view shows none of these
         if slot not in models:
-            _empty(conn, slot)
+            empty_slot(conn, slot, "emptied")
+    if live_slot(conn) is None:
+        conn.execute("UPDATE embedding_assets.models SET live = true, live_since = now() WHERE slot = %s", [first])
+        note_change(conn, "promoted", first, models[first], reason="the first one")
+    conn.execute("SELECT embedding_assets.show_live_model()")
 
 
-def _empty(conn: Connection, slot: Slot) -> None:
-    """Have a slot without a model and without vectors."""
-    bound = conn.execute("DELETE FROM embedding_assets.models WHERE slot = %s RETURNING slot", [slot]).fetchone()
+def _is_another(model: Model | None, recorded: Model) -> bool:
+    """Whether vectors of the recorded model are none of this one, or of another type."""
+    return model is None or recorded.name not in (model.name, *model.other_names) or recorded.type != model.type
+
+
+def _refuse_in_validation(conn: Connection, before: BoundModel, becomes: str, days: float) -> None:
+    """A model that was live until a moment ago is what one rolls back to: no edit of the settings alone takes it."""
+    row = conn.execute(
+        "SELECT superseded_at + make_interval(secs => %s) FROM embedding_assets.models "
+        "WHERE slot = %s AND superseded_at + make_interval(secs => %s) > now()",
+        [days * 86_400, before.slot, days * 86_400],
+    ).fetchone()
+    if row is not None:
+        raise PermanentError(
+            f"slot {before.slot} was live until {before.superseded_at:%Y-%m-%d %H:%M} UTC with model "
+            f"{describe(before.model)} and cannot {becomes} before {row[0]:%Y-%m-%d %H:%M} UTC: it is what embedding-"
+            f"assets migration rollback goes back to. Cure: leave models.{before.slot} as it was until then, or say "
+            f"embedding-assets migration retire {before.slot} --force"
+        )
+
+
+def is_published(conn: Connection) -> bool:
+    """Whether readers find a generation of any source."""
+    return conn.execute(
+        "SELECT EXISTS (SELECT FROM embedding_assets.generations WHERE state = 'published')"
+    ).fetchone() == (True,)
+
+
+def empty_slot(conn: Connection, slot: Slot, change: str, *, reason: str | None = None, forced: bool = False) -> None:
+    """Have a slot without a model and without vectors, and record it as this change where it had one."""
+    bound = bound_models(conn).get(slot)
     column = conn.execute(
         "SELECT FROM pg_attribute WHERE attrelid = 'embedding_assets.chunks'::regclass AND attname = %s",
         [column_of(slot)],
     ).fetchone()
+    if bound is not None:
+        conn.execute("DELETE FROM embedding_assets.models WHERE slot = %s", [slot])
+        note_change(conn, change, slot, bound.model, reason=reason, forced=forced)
     if bound is not None or column is None:
         _renew_column(conn, slot, EMPTY)
+
+
+def unfilled(conn: Connection) -> list[str]:
+    """The published sources that wait to be loaded with the models that are bound now."""
+    rows = conn.execute(
+        "SELECT source FROM embedding_assets.generations WHERE state = 'published' AND target_root = '' ORDER BY source"
+    )
+    return [source for (source,) in rows]
 
 
 def _renew_column(conn: Connection, slot: Slot, column_type: VectorType) -> None:
@@ -191,22 +291,3 @@ def _renew_column(conn: Connection, slot: Slot, column_type: VectorType) -> None
             column, sql.SQL(column_type.name), sql.Literal(column_type.dimensions)
         )
     )
-
-
-def _refuse_unfilled(conn: Connection, slot: Slot) -> None:
-    """The column of a slot bound anew has no index until the source is loaded again: by that it is known."""
-    missing = conn.execute(
-        """
-        SELECT source FROM embedding_assets.generations WHERE state = 'published' AND NOT EXISTS (
-            SELECT FROM pg_index
-            WHERE indexrelid = to_regclass(format('embedding_assets.generation_%%s_%%s', id, %s::text)) AND indisvalid
-        ) ORDER BY source
-        """,
-        [slot],
-    ).fetchall()
-    if missing:
-        raise PermanentError(
-            f"slot {slot} cannot become live: it has no vectors yet for source "
-            f"{', '.join(repr(source) for (source,) in missing)}. Cure: set models and live_model as "
-            "they were, run embedding-assets materialize, then switch"
-        )

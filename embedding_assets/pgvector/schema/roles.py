@@ -171,7 +171,7 @@ def _in_place(conn: Connection) -> bool:
             pg_has_role(ingest, surface, 'USAGE') AND nspowner = ingest
             AND NOT EXISTS (
                 SELECT FROM pg_class
-                WHERE relnamespace = pg_namespace.oid AND relkind IN ('r', 'p', 'c') AND relowner <> ingest
+                WHERE relnamespace = pg_namespace.oid AND relkind IN ('r', 'p', 'v', 'c') AND relowner <> ingest
             )
             AND NOT EXISTS (SELECT FROM pg_proc WHERE pronamespace = pg_namespace.oid AND proowner <> ingest)
             AND NOT EXISTS (
@@ -268,7 +268,7 @@ def _hand_over(conn: Connection) -> None:
     owned = conn.execute(
         """
         SELECT CASE WHEN relkind = 'c' THEN 'TYPE' ELSE 'TABLE' END, oid::regclass::text FROM pg_class
-        WHERE relnamespace = 'embedding_assets'::regnamespace AND relkind IN ('r', 'p', 'c')
+        WHERE relnamespace = 'embedding_assets'::regnamespace AND relkind IN ('r', 'p', 'v', 'c')
         AND relowner <> %(ingest)s::regrole
         UNION ALL
         SELECT 'FUNCTION', oid::regprocedure::text FROM pg_proc

@@ -35,6 +35,7 @@ ORDER: Final = (
     "search_hybrid",
     "search_hybrid_overloads",
     "live_model",
+    "model_versions",
     "live_chunks",
     "data_live_chunks",
     "tables",
