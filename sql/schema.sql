@@ -748,6 +748,7 @@ CREATE TABLE embedding_assets.generations (
     published_at timestamp with time zone,
     rows_changed bigint DEFAULT 0 NOT NULL,
     language text,
+    proved xid8,
     CONSTRAINT generations_state_check CHECK ((state = ANY (ARRAY['loading'::text, 'published'::text, 'retired'::text])))
 );
 

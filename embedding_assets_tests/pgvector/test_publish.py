@@ -5,16 +5,20 @@ from collections.abc import Callable
 
 import psycopg
 import pytest
+from psycopg.sql import Composable
 
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.indexes.index import build_indexes
+from embedding_assets.pgvector.indexes.index import build_indexes, require_generation
 from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing import publish as publishing
 from embedding_assets.pgvector.publishing.compare import compare
-from embedding_assets.pgvector.publishing.publish import publish
+from embedding_assets.pgvector.publishing.publish import Difference, prove, publish
+from embedding_assets.pgvector.rows import fingerprint
+from embedding_assets.pgvector.rows.fingerprint import Content, Pages
 from embedding_assets.pgvector.rows.literals import vector_literal
+from embedding_assets.pgvector.rows.vector_types import VectorTypes
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.telemetry.events import Event, GenerationPublished
 from embedding_assets_tests.support.events import of_kind
@@ -26,6 +30,10 @@ READERS = 8
 def prepare(conn: Connection, toy: Toy) -> None:
     load_generation(conn, toy.name, toy.root, toy.refs, toy.read)
     build_indexes(conn, toy.name, toy.root)
+
+
+def proved(conn: Connection, toy: Toy) -> list[Difference]:
+    return prove(conn, require_generation(conn, toy.name, toy.root), toy.refs)
 
 
 def editions(conn: Connection) -> list[str]:
@@ -90,13 +98,21 @@ def lose_index(conn: Connection) -> None:
         (lose_index, "index generation_2_v2 is missing or invalid"),
     ],
 )
+@pytest.mark.parametrize("proved_before", [False, True])
 def test_a_table_that_is_not_what_was_sent_is_never_published_however_many_read_it(
-    region: Connection, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Connection], None], told: str, pages: int
+    region: Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Connection], None],
+    told: str,
+    pages: int,
+    proved_before: bool,
 ) -> None:
     monkeypatch.setattr(publishing, "_PAGES", pages)
     old, new = Toy(), Toy().edited()
     old.publish_to(region)
     prepare(region, new)
+    if proved_before:
+        assert proved(region, new) == []
     damage(region)
 
     with pytest.raises(PermanentError, match=told):
@@ -106,6 +122,50 @@ def test_a_table_that_is_not_what_was_sent_is_never_published_however_many_read_
     assert tables(region) == ["generation_1"]
     new.publish_to(region)
     assert compare(region, new.name, new.refs, new.read) == []
+
+
+@pytest.mark.parametrize("proved_before", [False, True])
+def test_a_proved_table_is_published_without_hashing_a_row_again(
+    region: Connection, monkeypatch: pytest.MonkeyPatch, proved_before: bool
+) -> None:
+    hashed: list[Pages] = []
+    of_table = fingerprint.of_table
+
+    def counted(conn: Connection, table: Composable, types: VectorTypes, pages: Pages) -> dict[int, Content]:
+        hashed.append(pages)
+        return of_table(conn, table, types, pages)
+
+    toy = Toy()
+    prepare(region, toy)
+    if proved_before:
+        assert proved(region, toy) == []
+    monkeypatch.setattr(fingerprint, "of_table", counted)
+
+    publish(region, toy.name, toy.root, toy.refs)
+
+    assert bool(hashed) != proved_before
+    assert editions(region) == ["edition 0"]
+
+
+def test_what_was_written_by_who_was_at_it_during_the_proof_is_not_proved(region: Connection, database: str) -> None:
+    toy = Toy()
+    prepare(region, toy)
+    with psycopg.connect(database) as other:
+        other.execute("UPDATE embedding_assets.generation_1 SET content = 'forged' WHERE shard = 1 AND ordinal = 0")
+        assert proved(region, toy) == []
+
+    with pytest.raises(PermanentError, match="shard 1: 40 rows wanted"):
+        publish(region, toy.name, toy.root, toy.refs)
+
+
+def test_a_proof_that_fails_takes_back_the_one_before(region: Connection) -> None:
+    toy = Toy()
+    prepare(region, toy)
+    assert proved(region, toy) == []
+    region.execute("UPDATE embedding_assets.generation_1 SET content = 'forged' WHERE shard = 1 AND ordinal = 0")
+
+    assert [difference.shard for difference in proved(region, toy)] == [1]
+    assert region.execute("SELECT proved FROM embedding_assets.generations").fetchone() == (None,)
 
 
 def test_shards_that_the_snapshot_does_not_have_are_never_published(region: Connection) -> None:

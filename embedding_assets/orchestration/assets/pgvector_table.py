@@ -14,7 +14,7 @@ from embedding_assets.orchestration.partitions import region_and_source
 from embedding_assets.orchestration.resources.progress import Telemetry
 from embedding_assets.pgvector.loading.generations import Loaded
 from embedding_assets.pgvector.loading.load import load
-from embedding_assets.pgvector.publishing.publish import content_differences
+from embedding_assets.pgvector.publishing.publish import prove
 from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import TABLE
 from embedding_assets.snapshots.snapshot import Snapshot
@@ -55,7 +55,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             seconds = watch.seconds
             # A delta has proved its rows before it committed them, and the others were proved when they were written.
             whole = loaded.choice.way == "new generation"
-            differences = content_differences(conn, loaded.generation, refs) if whole else []
+            differences = prove(conn, loaded.generation, refs) if whole else []
         return dg.MaterializeResult(
             data_version=dg.DataVersion(replica.root),
             metadata=_metadata(context.log, loaded, replica.root, seconds),

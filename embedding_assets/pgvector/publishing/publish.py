@@ -6,7 +6,7 @@ Detach and attach are one short transaction: 10–20 ms in which readers wait; t
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Final, NamedTuple
 
@@ -52,7 +52,8 @@ def publish(
     """Attach the generation loaded from `target_root` in place of the source's present one, which is dropped after.
 
     Before that: the ledger must name exactly `shards`, each shard's rows and fingerprint in the table must be those
-    that were sent, and every index valid. Does nothing where it is published already. A crash leaves the old or the new
+    that were sent, and every index valid. Rows are hashed for that, unless `prove` has done it and none was written
+    since. Does nothing where it is published already. A crash leaves the old or the new
     one serving; what is left over is dropped by the next load or publication.
 
     Raises PermanentError with what differs, and drops the faulty generation, so that the next run loads it anew;
@@ -61,7 +62,8 @@ def publish(
     with pipeline_errors(f"publishing source {source!r}"), source_lock(conn, source, tell=tell):
         generation = require_generation(conn, source, target_root)
         if generation.state != "published":
-            if differences := [*content_differences(conn, generation, shards), *_invalid(conn, generation)]:
+            stored = _proved_content(conn, generation) or _content(conn, generation)
+            if differences := [*_differences(conn, generation, shards, stored), *_invalid(conn, generation)]:
                 drop_generation(conn, generation.id)
                 more = f", and {len(differences) - _NAMED} more" if len(differences) > _NAMED else ""
                 raise PermanentError(
@@ -80,8 +82,35 @@ def publish(
         return generation._replace(state="published")
 
 
-def content_differences(conn: Connection, generation: Generation, shards: Sequence[ShardRef]) -> list[Difference]:
-    """Where a generation's table is not the rows that were sent for exactly these shards. Reads the whole table."""
+def prove(conn: Connection, generation: Generation, shards: Sequence[ShardRef]) -> list[Difference]:
+    """Where a generation's table is not the rows that were sent for exactly these shards. Hashes the whole table.
+
+    Where nothing differs that is recorded, so that `publish` need not do it again.
+    """
+    # Asked before the rows are read: what is written meanwhile, or by who is at it now, is not proved.
+    horizon = conn.execute("SELECT pg_snapshot_xmin(pg_current_snapshot())::text").fetchone()
+    assert horizon is not None
+    found = _differences(conn, generation, shards, _content(conn, generation))
+    conn.execute(
+        "UPDATE embedding_assets.generations SET proved = %s::text::xid8 WHERE id = %s",
+        [None if found else horizon[0], generation.id],
+    )
+    return found
+
+
+def _proved_content(conn: Connection, generation: Generation) -> dict[int, Content] | None:
+    """What each shard holds by its stored digests, if they are known to be those of the content."""
+    row = conn.execute(
+        "SELECT proved::xid::text FROM embedding_assets.generations WHERE id = %s AND proved IS NOT NULL",
+        [generation.id],
+    ).fetchone()
+    return fingerprint.by_digests_since(conn, generation_table(generation.id), row[0]) if row else None
+
+
+def _differences(
+    conn: Connection, generation: Generation, shards: Sequence[ShardRef], table: Mapping[int, Content]
+) -> list[Difference]:
+    """Where the ledger does not have exactly these shards, or the table does not hold what the ledger says was sent."""
     ledger = {
         shard: (key, Fingerprint(rows, digest))
         for shard, key, rows, digest in conn.execute(
@@ -89,7 +118,6 @@ def content_differences(conn: Connection, generation: Generation, shards: Sequen
             [generation.id],
         )
     }
-    table = _content(conn, generation)
     wanted = {ref.shard: ref for ref in shards}
     found = []
     for shard in sorted(ledger.keys() | wanted.keys() | table.keys()):
