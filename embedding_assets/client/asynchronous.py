@@ -25,7 +25,7 @@ from embedding_assets.client.core import (
     asking,
     searching,
 )
-from embedding_assets.client.failures import may_pass, told
+from embedding_assets.client.failures import explained, may_pass
 from embedding_assets.client.questions import Questions
 
 T = TypeVar("T")
@@ -111,8 +111,8 @@ class AsyncSearchClient:
                 else:
                     step = steps.send(done)
         except StopIteration as end:
-            found: T = end.value
-            return found
+            answer: T = end.value
+            return answer
 
     async def _run(self, step: Run, deadline: Deadline) -> list[Rows]:
         await self._open()
@@ -138,7 +138,7 @@ class AsyncSearchClient:
                 try:  # a pool says that it got no connection, not why
                     await (await psycopg.AsyncConnection.connect(**self._parameters)).close()
                 except psycopg.Error as error:
-                    raise told(error) from error
+                    raise explained(error) from error
                 await self._pool.open()
                 self._opened = True
 

@@ -19,7 +19,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from embedding_assets.client.failures import may_pass, told
+from embedding_assets.client.failures import explained, may_pass
 from embedding_assets.embedding.engine.vectors import normalise
 from embedding_assets.embedding.options import Endpoint
 from embedding_assets.errors import PermanentError, PipelineError, TransientError
@@ -120,10 +120,10 @@ class Memory:
 
     def vector(self, model: LiveModel, question: str) -> Vector | None:
         with self._lock:
-            found = self._vectors.get((model, question))
-            if found is not None:
+            vector = self._vectors.get((model, question))
+            if vector is not None:
                 self._vectors.move_to_end((model, question))
-            return found
+            return vector
 
     def keep(self, model: LiveModel, question: str, vector: Vector) -> None:
         with self._lock:
@@ -172,9 +172,9 @@ def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
             (before,), found, (after,) = yield Run(((_LIVE, {}), _statement(asked, vector), (_LIVE, {})))
         except psycopg.errors.InvalidParameterValue as error:  # of other dimensions than the model that is live by now?
             embedded_by, live = live, (yield from asking(memory))
-            failed = told(error) if embedded_by == live else _switched()
+            failed = explained(error) if embedded_by == live else _switched()
         except psycopg.Error as error:
-            failed = told(error)
+            failed = explained(error)
             if not may_pass(error):
                 raise failed from error
             # A search changes nothing: it may be asked twice.
@@ -199,15 +199,15 @@ def asking(memory: Memory) -> Steps[LiveModel]:
         except psycopg.Error as error:
             if may_pass(error) and attempt + 1 < _ATTEMPTS:
                 continue
-            raise told(error) from error
+            raise explained(error) from error
         memory.live = _model(row)
         return memory.live
     raise AssertionError("the last attempt returns or raises")
 
 
-def unit(given: npt.ArrayLike, model: LiveModel) -> Vector:
+def unit(values: npt.ArrayLike, model: LiveModel) -> Vector:
     """The vector that was given for a question, (d,) float32, of length 1. Raises PermanentError if it can be none."""
-    vector = np.array(given, np.float32)
+    vector = np.array(values, np.float32)
     if vector.shape != (model.dimensions,):
         raise PermanentError(
             f"the question's vector has the shape {vector.shape}, the live model {model.name} has {model.dimensions} "
@@ -236,7 +236,7 @@ def _check(asked: Asked) -> None:
 
 
 def _statement(asked: Asked, vector: Vector) -> Statement:
-    given = {
+    parameters = {
         # Nine digits tell any two float32 apart.
         "vector": "[" + ",".join([f"{value:.9g}" for value in vector.tolist()]) + "]",
         "k": asked.k,
@@ -244,7 +244,7 @@ def _statement(asked: Asked, vector: Vector) -> Statement:
         "filter": Jsonb(dict(asked.filter or {})),
         "question": asked.question,
     }
-    return (_HYBRID if asked.hybrid else _SEARCH), given
+    return (_HYBRID if asked.hybrid else _SEARCH), parameters
 
 
 def _model(row: Mapping[str, Any]) -> LiveModel:

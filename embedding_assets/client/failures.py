@@ -20,7 +20,7 @@ def may_pass(error: psycopg.Error) -> bool:
     return error.sqlstate is None or error.sqlstate.startswith(_PASSING)
 
 
-def told(error: psycopg.Error) -> PipelineError:
+def explained(error: psycopg.Error) -> PipelineError:
     """The error as applications get it, with its cure."""
     words = error.diag.message_primary or str(error).strip() or type(error).__name__
     if isinstance(error, PoolTimeout):

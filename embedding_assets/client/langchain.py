@@ -7,7 +7,7 @@ from langchain_core.callbacks import CallbackManagerForRetrieverRun
 from langchain_core.documents import Document
 from langchain_core.retrievers import BaseRetriever
 
-from embedding_assets.client.retrieving import found, metadata_of
+from embedding_assets.client.retrieving import hits_of, metadata_of
 from embedding_assets.client.synchronous import SearchClient
 
 
@@ -21,5 +21,5 @@ class SearchRetriever(BaseRetriever):
     hybrid: bool = False
 
     def _get_relevant_documents(self, query: str, *, run_manager: CallbackManagerForRetrieverRun) -> list[Document]:
-        hits = found(self.client, query, self.k, self.source, self.filter, hybrid=self.hybrid)
+        hits = hits_of(self.client, query, self.k, self.source, self.filter, hybrid=self.hybrid)
         return [Document(id=str(hit.chunk_id), page_content=hit.text, metadata=metadata_of(hit)) for hit in hits]

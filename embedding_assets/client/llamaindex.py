@@ -7,7 +7,7 @@ from typing import Any
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
-from embedding_assets.client.retrieving import found, metadata_of
+from embedding_assets.client.retrieving import hits_of, metadata_of
 from embedding_assets.client.synchronous import SearchClient
 
 
@@ -27,7 +27,7 @@ class SearchRetriever(BaseRetriever):
         self._client, self._k, self._source, self._filter, self._hybrid = client, k, source, filter, hybrid
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = found(self._client, query_bundle.query_str, self._k, self._source, self._filter, hybrid=self._hybrid)
+        hits = hits_of(self._client, query_bundle.query_str, self._k, self._source, self._filter, hybrid=self._hybrid)
         return [
             NodeWithScore(
                 node=TextNode(id_=str(hit.chunk_id), text=hit.text, metadata=metadata_of(hit)), score=hit.score

@@ -49,11 +49,11 @@ class Questions:
                     except RequestError as error:
                         failed = error.message
                         _refuse(error, model)
-                        told = error.wait_asked
+                        wait = error.wait_asked
                     else:
                         vector: Vector = answer.vectors[0]
                         return vector
-                    await asyncio.sleep(told if told is not None else random.uniform(0, pause))  # noqa: S311 — jitter
+                    await asyncio.sleep(wait if wait is not None else random.uniform(0, pause))  # noqa: S311 — jitter
                     pause = min(_LONGEST_PAUSE, 2 * pause)
         except TimeoutError:
             raise TransientError(
@@ -74,7 +74,7 @@ class Questions:
             return self._providers[model]
 
     def _binding(self, model: LiveModel) -> Binding:
-        given = {"slot": model.slot, "provider": model.provider, "name": model.name, "dimensions": model.dimensions}
+        binding = {"slot": model.slot, "provider": model.provider, "name": model.name, "dimensions": model.dimensions}
         if model.provider == "openai":
             asked = model.endpoint
             if asked is None:
@@ -87,9 +87,9 @@ class Questions:
                     f"{model.name} takes its key from the variable {asked.api_key_env}, which this client may not "
                     f"read. Cure: name it: keys=[{asked.api_key_env!r}]"
                 )
-            given |= {**asked.model_dump(), "timeout_seconds": self._timeout}
+            binding |= {**asked.model_dump(), "timeout_seconds": self._timeout}
         try:
-            return Binding.model_validate(given)
+            return Binding.model_validate(binding)
         except ValidationError as error:
             reasons = "; ".join(one["msg"] for one in error.errors(include_input=False, include_url=False))
             raise PermanentError(

@@ -26,7 +26,7 @@ from embedding_assets.client.core import (
     asking,
     searching,
 )
-from embedding_assets.client.failures import may_pass, told
+from embedding_assets.client.failures import explained, may_pass
 from embedding_assets.client.questions import Questions
 
 T = TypeVar("T")
@@ -121,8 +121,8 @@ class SearchClient:
                 else:
                     step = steps.send(done)
         except StopIteration as end:
-            found: T = end.value
-            return found
+            answer: T = end.value
+            return answer
 
     def _run(self, step: Run, deadline: Deadline) -> list[Rows]:
         self._open()
@@ -147,7 +147,7 @@ class SearchClient:
                 try:  # a pool says that it got no connection, not why
                     psycopg.connect(**self._parameters).close()
                 except psycopg.Error as error:
-                    raise told(error) from error
+                    raise explained(error) from error
                 self._pool.open()
                 self._opened = True
 

@@ -213,10 +213,10 @@ class Assembly:
         for row, text_hash in enumerate(hashes):
             rows.setdefault(text_hash, []).append(row)
         matrix = np.zeros((len(hashes), self.dimensions), np.float32)
-        found = self.journal.find([text_hash for text_hash in rows if text_hash not in dead])
-        for text_hash, vector in found.here.items():
+        places_of = self.journal.find([text_hash for text_hash in rows if text_hash not in dead])
+        for text_hash, vector in places_of.here.items():
             matrix[rows.pop(text_hash)] = np.frombuffer(vector, np.float32)
-        for holder, places in found.elsewhere:
+        for holder, places in places_of.elsewhere:
             try:
                 stored = self.read(holder, ["embedding"]).table.column("embedding")
             except LayerDamaged as error:

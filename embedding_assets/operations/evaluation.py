@@ -228,8 +228,8 @@ def _choose_weight(
             ranked_documents_hybrid(conn, vector, question.query, _CHUNKS, source, weight)
             for vector, question in zip(vectors, asked, strict=True)
         ]
-        found = [list(dict.fromkeys(documents))[:DEPTH] for documents in rankings]
-        scores[weight] = float(measured(asked, found)[0].mean())
+        documents_found = [list(dict.fromkeys(documents))[:DEPTH] for documents in rankings]
+        scores[weight] = float(measured(asked, documents_found)[0].mean())
     best = max(scores, key=lambda weight: (scores[weight], -abs(weight - 0.5)))
     by_weight = {f"{weight:g}": round(score, 4) for weight, score in scores.items()}
     set_fusion_weight(conn, source, model, best, {"questions": len(asked), "ndcg_at_10": by_weight})

@@ -102,9 +102,9 @@ class Address(NamedTuple):
             with suppress(OSError):
                 recorded = self.record.readlink()
                 descriptor = os.open(recorded, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-                found = os.fstat(descriptor)
-                ours = os.geteuid() == found.st_uid or (os.geteuid() == 0 and self._owner().st_uid == found.st_uid)
-                if recorded.is_absolute() and ours and stat.S_IMODE(found.st_mode) == 0o700:
+                owner = os.fstat(descriptor)
+                ours = os.geteuid() == owner.st_uid or (os.geteuid() == 0 and self._owner().st_uid == owner.st_uid)
+                if recorded.is_absolute() and ours and stat.S_IMODE(owner.st_mode) == 0o700:
                     folder = recorded
             yield folder, descriptor
         finally:

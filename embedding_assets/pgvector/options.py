@@ -124,11 +124,11 @@ def _quiet_hours(text: object) -> QuietHours:
 RoleName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[^\x00]*$")]
 
 
-def _readers_or_off(given: object) -> object:
-    if given == "off":  # in quotes; without them YAML has read it as false
+def _readers_or_off(value: object) -> object:
+    if value == "off":  # in quotes; without them YAML has read it as false
         return False
-    if given is None or given is False or isinstance(given, dict):
-        return given
+    if value is None or value is False or isinstance(value, dict):
+        return value
     raise Problem(
         "not the sources that each database role may read",
         "write {my_app: [my_source]}, or off to have it switched off",
@@ -137,7 +137,7 @@ def _readers_or_off(given: object) -> object:
 
 ReadersOrOff = Annotated[
     Annotated[dict[RoleName, tuple[str, ...]], Tag("readers")] | Annotated[Literal[False], Tag("off")],
-    Discriminator(lambda given: "off" if given is False else "readers"),
+    Discriminator(lambda value: "off" if value is False else "readers"),
 ]
 
 

@@ -108,6 +108,6 @@ def _place(database: str) -> Hashable:
     return parts.get("hostaddr") or parts.get("host"), str(parts.get("port", 5432)), parts.get("dbname")
 
 
-def one_of(known: Mapping[str, object] | list[str], given: str) -> str:
-    close = difflib.get_close_matches(given, list(known), n=1)
+def one_of(known: Mapping[str, object] | list[str], word: str) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
     return f"{close[0]} (perhaps that was meant)" if close else f"one of {', '.join(known)}"

@@ -62,13 +62,13 @@ class Region(BuildOptions):
         if not value.startswith("env:"):
             return value
         name = value.removeprefix("env:")
-        found = os.environ.get(name, "")
-        if not is_dsn(found):
+        dsn = os.environ.get(name, "")
+        if not is_dsn(dsn):
             raise SettingsError(
-                f"the database is {value}, and that variable {'holds no DSN' if found else 'is not set'}. "
+                f"the database is {value}, and that variable {'holds no DSN' if dsn else 'is not set'}. "
                 f"Cure: set {name} to postgresql://user@host:port/database."
             )
-        return found
+        return dsn
 
 
 class _Handling(Options):
@@ -112,16 +112,16 @@ class Settings(TableOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _slots_know_their_names(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or not isinstance(given.get("models"), dict):
-            return given
+    def _slots_know_their_names(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not isinstance(values.get("models"), dict):
+            return values
         models = {
             slot: {**model, "slot": slot} if isinstance(model, dict) and slot in SLOTS else model
-            for slot, model in given["models"].items()
+            for slot, model in values["models"].items()
         }
         bound = [slot for slot in SLOTS if slot in models]
         live = {"live_model": [*bound, *SLOTS][0]} if len(bound) < 2 else {}
-        return {**live, **given, "models": models}
+        return {**live, **values, "models": models}
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Settings":

@@ -48,28 +48,28 @@ def set_aside(store: Store, path: str, now: datetime) -> None:
 class _Aside(NamedTuple):
     """An object that was set aside: what lies in the store now, when that was done, and where it lay."""
 
-    found: Entry
+    entry: Entry
     at: datetime
     was: str
 
 
 def _all_aside(store: Store) -> Iterator[_Aside]:
     """Other files in the folder are nobody's."""
-    for found in store.entries(_ASIDE):
-        named = _ASIDE_NAME.fullmatch(found.path)
+    for entry in store.entries(_ASIDE):
+        named = _ASIDE_NAME.fullmatch(entry.path)
         with suppress(ValueError):  # 99 is no month
             if named is not None:
-                yield _Aside(found, datetime.strptime(named["time"], _TIME).replace(tzinfo=UTC), named["was"])
+                yield _Aside(entry, datetime.strptime(named["time"], _TIME).replace(tzinfo=UTC), named["was"])
 
 
 def aside(store: Store, path: str) -> list[str]:
     """Where objects of this path lie that were set aside, the newest first."""
-    return sorted((one.found.path for one in _all_aside(store) if one.was == path), reverse=True)
+    return sorted((one.entry.path for one in _all_aside(store) if one.was == path), reverse=True)
 
 
 def aside_of(store: Store, source: str) -> list[str]:
     """Where all objects of a source lie that were set aside."""
-    return sorted(one.found.path for one in _all_aside(store) if one.was.split("/")[2] == source)
+    return sorted(one.entry.path for one in _all_aside(store) if one.was.split("/")[2] == source)
 
 
 def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None = None) -> Collected:
@@ -86,23 +86,23 @@ def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None =
     named, stale_entries = _retained(store, keep, oldest_kept)
     store.delete(stale_entries)
     moved = 0
-    for found in store.entries("parts"):
-        if found.path not in named and _is_older(store, found, oldest_kept):
-            set_aside(store, found.path, now)
+    for entry in store.entries("parts"):
+        if entry.path not in named and _is_older(store, entry, oldest_kept):
+            set_aside(store, entry.path, now)
             moved += 1
     # Whoever committed while parts were set aside is seen now.
     named, _ = _retained(store, keep, oldest_kept)
     put_back, deleted = _settle(store, named, oldest_kept)
-    return Collected(len(stale_entries), moved, put_back, len(deleted), sum(found.bytes for found in deleted))
+    return Collected(len(stale_entries), moved, put_back, len(deleted), sum(entry.bytes for entry in deleted))
 
 
 def _retained(store: Store, keep: int, oldest_kept: datetime) -> tuple[set[str], list[str]]:
     """(the paths of the parts that retained snapshots name, the paths of the entries to go)."""
     logs: dict[tuple[str, str], dict[int, Entry]] = defaultdict(dict)
-    for found in store.entries("snapshots"):
-        named_as = _LOG_NAME.fullmatch(found.path)  # other files are nobody's
+    for entry in store.entries("snapshots"):
+        named_as = _LOG_NAME.fullmatch(entry.path)  # other files are nobody's
         if named_as is not None and (number := log.number_of(named_as[3])) is not None:
-            logs[named_as[1], named_as[2]][number] = found
+            logs[named_as[1], named_as[2]][number] = entry
     named: set[str] = set()
     stale: list[str] = []
     for (asset, source), entries in logs.items():
@@ -121,11 +121,11 @@ def _retained(store: Store, keep: int, oldest_kept: datetime) -> tuple[set[str],
     return named, stale
 
 
-def _is_older(store: Store, found: Entry, oldest_kept: datetime) -> bool:
+def _is_older(store: Store, entry: Entry, oldest_kept: datetime) -> bool:
     """Whether a part is old, and still is a moment before it is set aside: a run may have renewed it since."""
-    if found.modified >= oldest_kept:
+    if entry.modified >= oldest_kept:
         return False
-    modified = store.modified(found.path)
+    modified = store.modified(entry.path)
     return modified is not None and modified < oldest_kept
 
 
@@ -135,10 +135,10 @@ def _settle(store: Store, named: Collection[str], oldest_kept: datetime) -> tupl
     deleted: list[Entry] = []
     for one in _all_aside(store):
         if one.was in named:
-            data = store.get(one.found.path)
+            data = store.get(one.entry.path)
             put_back += data is not None and store.put_if_absent(one.was, data)
-            store.delete([one.found.path])
+            store.delete([one.entry.path])
         elif one.at < oldest_kept:
-            deleted.append(one.found)
-    store.delete([found.path for found in deleted])
+            deleted.append(one.entry)
+    store.delete([entry.path for entry in deleted])
     return put_back, deleted

@@ -112,11 +112,11 @@ def find_layer(
         return None
     try:
         with pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True) as file:
-            told = file.metadata.metadata or {}
+            footer = file.metadata.metadata or {}
             table = file.read(use_threads=False)
-        said = told.get(_GONE, b"").decode()
-        gone = _named(said, table.schema)
-        if told.get(_CONTENT) != content_digest(table, said).encode():
+        gone_names = footer.get(_GONE, b"").decode()
+        gone = _named(gone_names, table.schema)
+        if footer.get(_CONTENT) != content_digest(table, gone_names).encode():
             return None
     except (pa.ArrowException, OSError, ValueError, OverflowError):
         return None

@@ -61,11 +61,11 @@ class Part(_Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_format_2(cls, given: Any) -> Any:
+    def _of_format_2(cls, entry: Any) -> Any:
         """A part of format 2 was one file."""
-        if not isinstance(given, dict) or "layers" in given:
-            return given
-        return {name: given[name] for name in given if name not in ("bytes", "sha256")} | {"layers": [given]}
+        if not isinstance(entry, dict) or "layers" in entry:
+            return entry
+        return {name: entry[name] for name in entry if name not in ("bytes", "sha256")} | {"layers": [entry]}
 
     @classmethod
     def alone(cls, base: Layer) -> "Part":

@@ -91,16 +91,16 @@ class Store:
         """
         with self._named_errors("read", path):
             try:
-                found = obstore.get(self.objects, path)
+                answer = obstore.get(self.objects, path)
             except (NotFoundError, FileNotFoundError):
                 return None
-            size = found.meta["size"]
+            size = answer.meta["size"]
             if at_most is not None and size > at_most:
                 raise ObjectTooLarge(
                     f"store {self.url}: {path} has {size:,} bytes, and at most {at_most:,} are expected. Cure: restore "
                     "the file, or delete it, and run again."
                 )
-            return bytes(found.bytes())
+            return bytes(answer.bytes())
 
     def replace(self, path: str, data: bytes) -> None:
         """Write an object over whatever is there: only for one that is proved to be damaged."""

@@ -84,7 +84,7 @@ class Gone(NamedTuple):
     """The documents of the last snapshot that the source has no more."""
 
     number: int
-    some: list[str]
+    first: list[str]
     """The first of their ids."""
 
 
@@ -274,8 +274,8 @@ class Catalog:
         gone = """from dropped where not exists (
             select 1 from documents where documents.document_id = dropped.document_id)"""
         (count,) = self._db.execute(f"select count(*) {gone}").fetchone()
-        some = self._db.execute(f"select document_id {gone} order by document_id limit 3").fetchall()
-        return Gone(count, [document_id for (document_id,) in some])
+        first = self._db.execute(f"select document_id {gone} order by document_id limit 3").fetchall()
+        return Gone(count, [document_id for (document_id,) in first])
 
     def totals(self) -> tuple[int, int]:
         """(documents, bytes of text) of the source."""

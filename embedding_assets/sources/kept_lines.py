@@ -46,10 +46,10 @@ class KeptLines:
         if self._at == len(self._ahead):
             self._look_further()
         if self._at == len(self._ahead) or self._ahead[self._at].line_hash != line_hash:
-            found = self._find(line_hash)
-            if found is None:
+            position = self._find(line_hash)
+            if position is None:
                 return False
-            self._jump(found)
+            self._jump(position)
         was = self._ahead[self._at]
         self._at += 1
         self._keep(was.position, self.next_place() - was.position, line - (was.line or 0))
@@ -94,13 +94,13 @@ class KeptLines:
         """
         ahead = self._ahead[self._at].position if self._at < len(self._ahead) else 0
         for begin in sorted({ahead, 0}, reverse=True):
-            found = self._db.execute(
+            row = self._db.execute(
                 """select position from documents indexed by documents_by_line
                    where item = ? and line_hash = ? and position >= ? order by position limit 1""",
                 (self._item, line_hash, begin),
             ).fetchone()
-            if found is not None and not self._is_kept(found[0]):
-                return int(found[0])
+            if row is not None and not self._is_kept(row[0]):
+                return int(row[0])
         return None
 
     def _is_kept(self, position: int) -> bool:

@@ -200,10 +200,10 @@ def _guard(source: str, previous: Snapshot | None, gone: Gone, max_deleted: floa
     before = previous.counts["documents"] if previous else 0
     if gone.number <= max_deleted * before:
         return
-    some = ", ".join(f'"{shown(document_id[:_SHOWN_ID])}"' for document_id in gone.some)
+    first = ", ".join(f'"{shown(document_id[:_SHOWN_ID])}"' for document_id in gone.first)
     raise MassDelete(
         f"source {source}: {gone.number} of {before} documents are gone ({gone.number / before:.0%}; allowed without a "
-        f"word: {max_deleted:.0%}). Among them: {some}. Nothing was changed. Cure: if the source lost them by "
+        f"word: {max_deleted:.0%}). Among them: {first}. Nothing was changed. Cure: if the source lost them by "
         f"accident, restore it; if they are meant to go, run `embedding-assets materialize --source {source} "
         "--allow-deletes`, or launch raw_docs with allow_deletes: true."
     )

@@ -55,8 +55,8 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             draft = prepare_chunks(store, documents, chunking, partial(local, tell=tell))
             checks = [inline.offsets_reproduce_text(store, documents, draft)]
             snapshot = yield from commit(store, draft, checks, tell)
-            found = _metadata(context.log, store, previous, snapshot, draft.made, watch.seconds)
-        yield handed_on(snapshot, found, checks)
+            figures = _metadata(context.log, store, previous, snapshot, draft.made, watch.seconds)
+        yield handed_on(snapshot, figures, checks)
 
     return chunks
 
@@ -72,7 +72,7 @@ def _metadata(
     """What is told of a snapshot of chunks, with a sample of what the run made."""
     count = partial(count_changes, store, CHUNKS, "chunk_id", "text_hash", previous, snapshot)
     rows_made = sum(layer.rows for layer in made)
-    found = metadata.figures(
+    figures = metadata.figures(
         log,
         snapshot,
         metadata.optional(log, "What was changed", lambda: metadata.changes(count)) | {"chunks_made": rows_made},
@@ -80,8 +80,8 @@ def _metadata(
         seconds=seconds,
     )
     if made:
-        found |= metadata.optional(log, "A sample of the chunks", lambda: _sample(store, snapshot.source, made[0]))
-    return found
+        figures |= metadata.optional(log, "A sample of the chunks", lambda: _sample(store, snapshot.source, made[0]))
+    return figures
 
 
 def _sample(store: Store, source: str, layer: Layer) -> dict[str, Any]:

@@ -120,9 +120,9 @@ def build(slot: Slot, bound: Binding | None, partitions: dg.PartitionsDefinition
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)
             checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.sources[source].max_rejected))
-            found = _metadata(context, snapshot, binding, bought, watch.seconds)
-            found |= _pictures(context.log, deployment, snapshot, binding, pace, lengths)
-        yield handed_on(snapshot, found, checks)
+            figures = _metadata(context, snapshot, binding, bought, watch.seconds)
+            figures |= _pictures(context.log, deployment, snapshot, binding, pace, lengths)
+        yield handed_on(snapshot, figures, checks)
 
     return embeddings
 
@@ -162,7 +162,7 @@ def _metadata(
     context: dg.AssetExecutionContext, snapshot: Snapshot, binding: Binding, bought: Cost, seconds: float
 ) -> dict[str, Any]:
     """What is told of a snapshot of vectors, and of what they took."""
-    did = {
+    figures = {
         "model": binding.name,
         "dimensions": binding.dimensions,
         "new": bought.new,
@@ -173,7 +173,7 @@ def _metadata(
     return metadata.figures(
         context.log,
         snapshot,
-        did,
+        figures,
         lambda: metadata.rate("vectors_per_second", bought.new, bought.usage.seconds),
         lambda: metadata.to_date(context, _spent(bought)),
         seconds=seconds,

@@ -60,13 +60,16 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
             invalid = invalid_indexes(conn, serving)
             live = searched_slot(conn, region)
         _alert_if_degraded(context, reports[live], target)
-        found: dict[str, Any] = {"dagster/row_count": sum(ref.rows for ref in refs), "seconds": round(watch.seconds, 3)}
+        figures: dict[str, Any] = {
+            "dagster/row_count": sum(ref.rows for ref in refs),
+            "seconds": round(watch.seconds, 3),
+        }
         for slot, report in reports.items():
-            found |= _metadata(context.log, slot, report)
-        found |= {"serving_generation": serving.id, "root": replica.root}
+            figures |= _metadata(context.log, slot, report)
+        figures |= {"serving_generation": serving.id, "root": replica.root}
         return dg.MaterializeResult(
             data_version=dg.DataVersion(replica.root),
-            metadata=found | _curves(context.log, reports, target),
+            metadata=figures | _curves(context.log, reports, target),
             check_results=[inline.index_valid(invalid), inline.recall_at_10(reports, live, target)],
         )
 

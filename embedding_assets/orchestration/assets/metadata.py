@@ -19,13 +19,15 @@ _TABLE_ROWS: Final = 20
 _CELL: Final = 160
 
 
-def of_snapshot(snapshot: Snapshot, did: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """What is told of every snapshot, in the order of interest: what there is, what the run `did` and how long that
-    took, what was refused, and where it lies."""
+def of_snapshot(snapshot: Snapshot, of_run: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """The metadata of every snapshot, in the order of interest.
+
+    What there is; what the run did (`of_run`) and how long it took; what was rejected; where it lies.
+    """
     return {
         "dagster/row_count": sum(part.rows for part in snapshot.parts),
         **snapshot.counts,
-        **did,
+        **of_run,
         "seconds": round(seconds, 3),
         "rejected": len(snapshot.rejected),
         "stored_bytes": snapshot.total_bytes,
@@ -49,15 +51,15 @@ def optional(log: logging.Logger, what: str, make: Callable[[], Mapping[str, Any
 def figures(
     log: logging.Logger,
     snapshot: Snapshot,
-    did: Mapping[str, Any],
+    of_run: Mapping[str, Any],
     *more: Callable[[], Mapping[str, Any]],
     seconds: float,
 ) -> dict[str, Any]:
-    """`of_snapshot`, with what the run `did` and `more` of it; each is left out where it fails.
+    """`of_snapshot`, with what the run did (`of_run`) and `more` of it. Each of `more` is left out where it fails.
 
     Call it after the commit, which nothing that is only to be looked at may hold up.
     """
-    done = dict(did)
+    done = dict(of_run)
     for make in more:
         done |= optional(log, "A figure", make)
     shown = optional(log, "What there is now", lambda: of_snapshot(snapshot, done, seconds)) or done

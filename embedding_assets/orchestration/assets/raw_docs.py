@@ -84,8 +84,8 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             rejections.commit(snapshot)
             unaccepted = rejections.unaccepted(snapshot.rejected)
             checks.append(inline.nothing_rejected(unaccepted, snapshot, settings.max_rejected))
-            found = _metadata(context.log, store, previous, snapshot, looked, watch.seconds)
-        yield handed_on(snapshot, found, checks)
+            figures = _metadata(context.log, store, previous, snapshot, looked, watch.seconds)
+        yield handed_on(snapshot, figures, checks)
 
     return raw_docs
 
@@ -101,7 +101,7 @@ def _metadata(
 ) -> dict[str, Any]:
     """What is told of a snapshot of documents, and of the look at the source."""
     count = partial(count_changes, store, RAW_DOCS, "document_id", "content_hash", previous, snapshot)
-    did = metadata.optional(log, "What was changed", lambda: metadata.changes(count)) | {
+    figures = metadata.optional(log, "What was changed", lambda: metadata.changes(count)) | {
         "items_listed": looked.items,
         "items_read": looked.read,
         "parts_written": looked.parts_written,
@@ -109,11 +109,11 @@ def _metadata(
     }
     if looked.passed_over:
         more = ", …" if looked.passed_over > len(looked.passed_over_first) else ""
-        did["passed_over_first"] = ", ".join(looked.passed_over_first) + more
+        figures["passed_over_first"] = ", ".join(looked.passed_over_first) + more
     return metadata.figures(
         log,
         snapshot,
-        did,
+        figures,
         lambda: metadata.rate("items_per_second", looked.items, seconds),
         seconds=seconds,
     )

@@ -38,8 +38,8 @@ def nearest(
     kind, dimensions = column_type(conn, generation, slot)
     stored = np.dtype(">f4" if kind == "vector" else ">f2")
     # As pgvector compares them: a query has the column's type.
-    asked = queries.astype(stored.newbyteorder("=")).astype(np.float32)
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    unit_queries = queries.astype(stored.newbyteorder("=")).astype(np.float32)
+    unit_queries /= np.linalg.norm(unit_queries, axis=1, keepdims=True)
     ids = np.zeros((len(queries), 0), "V16")
     distances = np.zeros((len(queries), 0), np.float32)
     vectors_read = 0
@@ -49,12 +49,12 @@ def nearest(
         with np.errstate(
             divide="ignore", invalid="ignore"
         ):  # a vector of zeros has no distance: it is nobody's nearest
-            found = 1 - (asked @ vectors.T) / np.linalg.norm(vectors, axis=1)
-        found = np.where(np.isfinite(found), found, np.float32(2))
-        few = min(count, found.shape[1])
-        places = np.argpartition(found, few - 1, axis=1)[:, :few]
+            block_distances = 1 - (unit_queries @ vectors.T) / np.linalg.norm(vectors, axis=1)
+        block_distances = np.where(np.isfinite(block_distances), block_distances, np.float32(2))
+        kept = min(count, block_distances.shape[1])
+        places = np.argpartition(block_distances, kept - 1, axis=1)[:, :kept]
         ids = np.concatenate((ids, rows["id"][places]), axis=1)
-        distances = np.concatenate((distances, np.take_along_axis(found, places, axis=1)), axis=1)
+        distances = np.concatenate((distances, np.take_along_axis(block_distances, places, axis=1)), axis=1)
         order = np.argsort(distances, axis=1, kind="stable")[:, :count]
         ids, distances = np.take_along_axis(ids, order, axis=1), np.take_along_axis(distances, order, axis=1)
     return vectors_read, [

@@ -280,12 +280,12 @@ def leftovers(conn: Connection, generation: Generation) -> list[str]:
 def drop_leftovers(conn: Connection, generation: Generation) -> list[str]:
     """Drop the `leftovers`, whose upkeep every load pays for and no search uses; returns their names."""
     concurrently = sql.SQL("CONCURRENTLY" if generation.state == "published" else "")
-    found = leftovers(conn, generation)
-    for name in found:
+    names = leftovers(conn, generation)
+    for name in names:
         _log.info("dropping index %s, which nothing uses", name)
         with patience(conn):
             conn.execute(sql.SQL("DROP INDEX {} embedding_assets.{}").format(concurrently, sql.Identifier(name)))
-    return found
+    return names
 
 
 def _count(conn: Connection, generation: Generation, slot: Slot) -> int:

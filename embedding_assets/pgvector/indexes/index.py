@@ -130,10 +130,10 @@ def require_generation(conn: Connection, source: str, target_root: str) -> Gener
 def invalid_indexes(conn: Connection, generation: Generation) -> list[str]:
     """Names of the indexes that a generation must have, and does not have in a valid state."""
     names = [f"generation_{generation.id}_{name}" for name in ("pkey", "shard", *bound_models(conn))]
-    found = [name for name in names if not _is_valid(conn, name)]
+    invalid = [name for name in names if not _is_valid(conn, name)]
     if language.language_of(conn, generation) is not None and not words.in_step(conn, generation):
-        found.append(f"generation_{generation.id}_words")
-    return found
+        invalid.append(f"generation_{generation.id}_words")
+    return invalid
 
 
 def ensure_index(

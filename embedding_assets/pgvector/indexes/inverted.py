@@ -16,12 +16,12 @@ def ensure_metadata_index(conn: Connection, generation: Generation) -> None:
     """Have the inverted index of a generation, valid; on a published one while readers go on."""
     name = f"generation_{generation.id}_metadata"
     concurrently = sql.SQL("CONCURRENTLY" if generation.state == "published" else "")
-    found = conn.execute(
+    valid = conn.execute(
         "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", [f"embedding_assets.{name}"]
     ).fetchone()
-    if found == (True,):
+    if valid == (True,):
         return
-    if found is not None:
+    if valid is not None:
         conn.execute(sql.SQL("DROP INDEX {} embedding_assets.{}").format(concurrently, sql.Identifier(name)))
     # Without a list of what is yet to be put in: a delta writes little, and every search would read the list.
     conn.execute(

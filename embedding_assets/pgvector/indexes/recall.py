@@ -94,10 +94,10 @@ def answers(curve: Sequence[Measured], target: float) -> bool:
     """Whether a curve, measured for this target or another, tells the smallest ef_search that reaches this one."""
     if not curve:  # fewer than two vectors: nothing to measure
         return True
-    told = [point for point in curve if point.questions == _most(curve)]
-    left_early = [point for point in curve if point not in told]
+    complete = [point for point in curve if point.questions == _most(curve)]
+    left_early = [point for point in curve if point not in complete]
     return all(point.recall < target for point in left_early) and (
-        any(point.recall >= target for point in told) or curve[-1].ef_search == EF_SEARCH[-1]
+        any(point.recall >= target for point in complete) or curve[-1].ef_search == EF_SEARCH[-1]
     )
 
 
@@ -157,11 +157,11 @@ def measure_recall(
             answer = [Neighbour(*row) for row in conn.execute(statement, {"query": query}, prepare=True)]
             seconds.append(time.perf_counter() - began)
             counts.append(recalled(own, truth, answer))
-            if not to_the_end and shows_less_than(target, [found / wanted for found, wanted in counts]):
+            if not to_the_end and shows_less_than(target, [hits / wanted for hits, wanted in counts]):
                 break
-        found, wanted = (sum(each) for each in zip(*counts, strict=True))
+        hits, wanted = (sum(each) for each in zip(*counts, strict=True))
         p50, p95 = np.percentile(seconds, [50, 95]) * 1000
-        return Measured(ef_search, found / wanted, float(p50), float(p95), len(counts))
+        return Measured(ef_search, hits / wanted, float(p50), float(p95), len(counts))
 
     points: list[Measured] = []
     with transaction(conn):
@@ -194,8 +194,8 @@ def recalled(own: UUID, exact: Sequence[tuple[UUID, float]], answer: Sequence[tu
     """
     farthest = exact[-1][1] + _SAME_DISTANCE
     wanted = len(exact) - any(chunk_id == own for chunk_id, _ in (*exact, *answer))
-    found = sum(distance <= farthest for chunk_id, distance in answer if chunk_id != own)
-    return min(found, wanted), wanted
+    hits = sum(distance <= farthest for chunk_id, distance in answer if chunk_id != own)
+    return min(hits, wanted), wanted
 
 
 def _questions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

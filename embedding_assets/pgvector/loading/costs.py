@@ -76,11 +76,11 @@ def choose(rows: int, differing: int, drifted: int, types: VectorTypes) -> Choic
     merged = sum(fixed + each_dimension * dimensions for dimensions in bound)
     generation_seconds = _GENERATION + sum(index_seconds(rows, dimensions, Hnsw()) for dimensions in bound)
     crossover = int(generation_seconds / merged)
-    given = rows, differing, crossover, differing * merged, generation_seconds
+    figures = rows, differing, crossover, differing * merged, generation_seconds
     if drifted + differing > crossover:
         before = f" after {drifted:,} that deltas changed before" if drifted else ""
-        return Choice("new generation", f"about {differing:,} rows differ{before}, over {crossover:,}", *given)
-    return Choice("delta", f"about {differing:,} rows differ, of {crossover:,} at most", *given)
+        return Choice("new generation", f"about {differing:,} rows differ{before}, over {crossover:,}", *figures)
+    return Choice("delta", f"about {differing:,} rows differ, of {crossover:,} at most", *figures)
 
 
 def forced(way: Way, why: str, rows: int, types: VectorTypes) -> Choice:

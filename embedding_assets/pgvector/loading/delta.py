@@ -200,8 +200,8 @@ def compare(incoming: Incoming, stored: "Stored", *, wholesale: bool = False) ->
         return Compared(difference(chunk_ids, digests, *stored), fingerprint.of_digests(digests))
     touched = pc.is_in(stored_ids, value_set=pa.concat_arrays([chunk_ids, incoming.gone]))
     mask = touched.to_numpy(zero_copy_only=False)
-    found = difference(chunk_ids, digests, stored_ids.filter(touched), stored_digests[mask])
-    return Compared(found, fingerprint.of_digests(np.concatenate([stored_digests[~mask], digests])))
+    differing = difference(chunk_ids, digests, stored_ids.filter(touched), stored_digests[mask])
+    return Compared(differing, fingerprint.of_digests(np.concatenate([stored_digests[~mask], digests])))
 
 
 Stored = tuple[pa.FixedSizeBinaryArray, npt.NDArray[np.int64]]
@@ -253,12 +253,12 @@ def replace_shards(
 
     with closing(on_connections(conn, refs, merge)) as done:
         for merged in done:
-            found = merged.difference
+            differing = merged.difference
             loaded = loaded._replace(
-                rows_written=loaded.rows_written + found.inserted + found.updated,
-                rows_updated=loaded.rows_updated + found.updated,
-                rows_deleted=loaded.rows_deleted + found.deleted,
-                shards_written=loaded.shards_written + bool(found.rows),
+                rows_written=loaded.rows_written + differing.inserted + differing.updated,
+                rows_updated=loaded.rows_updated + differing.updated,
+                rows_deleted=loaded.rows_deleted + differing.deleted,
+                shards_written=loaded.shards_written + bool(differing.rows),
                 bytes_written=loaded.bytes_written + merged.bytes_written,
             )
             shards, rows = shards + bool(merged.ref.rows), rows + merged.ref.rows
@@ -310,14 +310,14 @@ def _merge(conn: Connection, generation: Generation, incoming: Incoming, reader:
         if not held.rowcount:
             raise _taken_over(generation)
         stored = stored_rows(conn, generation, ref.shard)
-        found, expected = compare(incoming, stored, wholesale=wholesale)
+        differing, expected = compare(incoming, stored, wholesale=wholesale)
         if incoming.since is not None and (
             expected.rows != ref.rows
             or _entered(conn, generation, ref.shard) != (incoming.since, fingerprint.of_digests(stored[1]))
         ):
             # The table is not what the ledger says: what else differs is found in all of the shard's rows.
             incoming = reader.whole(ref)
-            found, expected = compare(incoming, stored)
+            differing, expected = compare(incoming, stored)
         shard = incoming.shard
         chunk_ids, digests = one_array(shard.rows.chunks.column("chunk_id")), shard.digests
         table = generation_table(generation.id)
@@ -325,22 +325,22 @@ def _merge(conn: Connection, generation: Generation, incoming: Incoming, reader:
             # The new rows' ids could stand in a wrong shard.
             misplaced = sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s) AND shard IS DISTINCT FROM %s").format(table)
             conn.execute(misplaced, [_uuids(chunk_ids), ref.shard])
-        if found.rows:
+        if differing.rows:
             # Only from this shard: ids that were read a moment ago another connection may have put where they belong.
             stale = sql.SQL("DELETE FROM {} WHERE chunk_id = ANY (%s) AND shard = %s").format(table)
-            conn.execute(stale, [_uuids(found.stale), ref.shard])
+            conn.execute(stale, [_uuids(differing.stale), ref.shard])
             failpoint(Failpoint.DELTA_DELETED)
-            chosen = shard.rows.each(lambda table: table.filter(pa.array(found.written)))
-            sent = copy_into(conn, generation.id, encode(chosen, digests[found.written], ref.shard, types))
+            chosen = shard.rows.each(lambda table: table.filter(pa.array(differing.written)))
+            sent = copy_into(conn, generation.id, encode(chosen, digests[differing.written], ref.shard, types))
             failpoint(Failpoint.DELTA_COPIED)
-        if found.rows or wholesale:
-            chosen_ids = _uuids(chunk_ids.filter(pa.array(found.written)))
-            words.replace(conn, generation, ref.shard, _uuids(found.stale), chosen_ids, whole=wholesale)
-        _prove(conn, generation, ref, expected, _uuids(chunk_ids.filter(pa.array(found.written))), types)
+        if differing.rows or wholesale:
+            chosen_ids = _uuids(chunk_ids.filter(pa.array(differing.written)))
+            words.replace(conn, generation, ref.shard, _uuids(differing.stale), chosen_ids, whole=wholesale)
+        _prove(conn, generation, ref, expected, _uuids(chunk_ids.filter(pa.array(differing.written))), types)
         _enter(conn, generation, ref, expected)
         failpoint(Failpoint.DELTA_LEDGER)
     failpoint(Failpoint.DELTA_COMMITTED)
-    return _Merged(ref, found, sent)
+    return _Merged(ref, differing, sent)
 
 
 def _prove(

@@ -195,10 +195,10 @@ def read_digested(source: str, ref: ShardRef, read_shard: ReadShard, types: Vect
     """Read a shard. Raises PermanentError where its rows and the bound models do not fit."""
     rows = read_shard(ref)
     check_aligned(rows, ref)
-    found, bound = tuple(map(dimensions_of, rows.vectors)), tuple(each.dimensions for each in types)
-    if found != bound:
+    actual, bound = tuple(map(dimensions_of, rows.vectors)), tuple(each.dimensions for each in types)
+    if actual != bound:
         raise PermanentError(
-            f"source {source!r}, shard {ref.shard}: its vectors have {found} dimensions ({', '.join(SLOTS)}) where "
+            f"source {source!r}, shard {ref.shard}: its vectors have {actual} dimensions ({', '.join(SLOTS)}) where "
             f"this database's models have {bound}. Cure: materialize the embeddings of this source "
             f"with the models as bound: embedding-assets materialize --source {source}"
         )

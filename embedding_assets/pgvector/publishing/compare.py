@@ -26,16 +26,18 @@ def compare(conn: Connection, source: str, shards: Sequence[ShardRef], read_shar
         table = fingerprint.of_table(conn, generation_table(generation.id), types)
         broken = [f"index {name} is missing or invalid" for name in invalid_indexes(conn, generation)]
         broken += filter(None, [words.mismatched(conn, generation)])
-    found = [
+    differences = [
         Difference(source, shard, f"{table[shard].fingerprint.rows} rows in the table, and not in the snapshot")
         for shard in sorted(table.keys() - {ref.shard for ref in shards})
     ]
     for ref in shards:
         stored, *unsound = table.get(ref.shard, fingerprint.NO_CONTENT)
         if stored.rows != ref.rows:
-            found.append(Difference(source, ref.shard, f"{stored.rows} rows in the table, {ref.rows} in the snapshot"))
+            differences.append(
+                Difference(source, ref.shard, f"{stored.rows} rows in the table, {ref.rows} in the snapshot")
+            )
         elif (expected := fingerprint.of_rows(read_shard(ref), types)) != stored:
-            found.append(
+            differences.append(
                 Difference(
                     source,
                     ref.shard,
@@ -43,5 +45,5 @@ def compare(conn: Connection, source: str, shards: Sequence[ShardRef], read_shar
                 )
             )
         elif any(unsound):
-            found.append(Difference(source, ref.shard, unsound_rows(*unsound)))
-    return found + [Difference(source, None, what) for what in broken]
+            differences.append(Difference(source, ref.shard, unsound_rows(*unsound)))
+    return differences + [Difference(source, None, what) for what in broken]

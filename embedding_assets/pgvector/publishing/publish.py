@@ -119,16 +119,18 @@ def _differences(
         )
     }
     wanted = {ref.shard: ref for ref in shards}
-    found = []
+    differences = []
     for shard in sorted(ledger.keys() | wanted.keys() | table.keys()):
         ref, (key, sent) = wanted.get(shard), ledger.get(shard, ("", fingerprint.NOTHING))
         stored, *unsound = table.get(shard, fingerprint.NO_CONTENT)
         if ref is None:
-            found.append(Difference(generation.source, shard, f"loaded ({key}), and not in the snapshot"))
+            differences.append(Difference(generation.source, shard, f"loaded ({key}), and not in the snapshot"))
         elif key != ref.key:
-            found.append(Difference(generation.source, shard, f"loaded from {key or 'nothing'}, wanted {ref.key}"))
+            differences.append(
+                Difference(generation.source, shard, f"loaded from {key or 'nothing'}, wanted {ref.key}")
+            )
         elif sent.rows != ref.rows or stored != sent:
-            found.append(
+            differences.append(
                 Difference(
                     generation.source,
                     shard,
@@ -137,8 +139,8 @@ def _differences(
                 )
             )
         elif any(unsound):
-            found.append(Difference(generation.source, shard, unsound_rows(*unsound)))
-    return found
+            differences.append(Difference(generation.source, shard, unsound_rows(*unsound)))
+    return differences
 
 
 def _content(conn: Connection, generation: Generation) -> dict[int, Content]:

@@ -21,6 +21,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.rows.shards import ShardRows
 from embedding_assets.pgvector.rows.vector_types import VectorType, VectorTypes
 from embedding_assets.snapshots.binary import HASHED_COLUMNS, binary_vectors, chunk_hashes, vector_hashes
+from embedding_assets.snapshots.slots import SLOTS, column_of
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -35,8 +36,7 @@ COLUMNS: Final = (
     "end_offset",
     "content",
     "metadata",
-    "embedding_v1",
-    "embedding_v2",
+    *map(column_of, SLOTS),
 )
 """The columns of a row in the stream, in order; `source` is the table's default."""
 
@@ -81,8 +81,8 @@ def digests_of(rows: ShardRows, types: VectorTypes) -> npt.NDArray[np.int64]:
         return np.zeros(0, np.int64)
     digests = _chunk_hashes(rows.chunks)[:, 0].astype(np.int64)
     for place, (table, each) in enumerate(zip(rows.vectors, types, strict=True), start=1):
-        given = _given(one_array(table.column("embedding")))
-        digests ^= np.where(given, _vector_hashes(table, each)[:, place], 0)
+        present = _present(one_array(table.column("embedding")))
+        digests ^= np.where(present, _vector_hashes(table, each)[:, place], 0)
     return digests
 
 
@@ -99,9 +99,9 @@ def encode(
     `vector` or `halfvec`; NULL stays NULL. Raises PermanentError for a row that Postgres cannot hold.
     """
     first = 0
-    for some in _slices(rows, types, block_bytes):
-        n = some.chunks.num_rows
-        yield _block(some, digests[first : first + n], shard, types)
+    for block in _slices(rows, types, block_bytes):
+        n = block.chunks.num_rows
+        yield _block(block, digests[first : first + n], shard, types)
         first += n
 
 
@@ -167,19 +167,19 @@ def _block(rows: ShardRows, digests: npt.NDArray[np.int64], shard: int, types: V
 
 def _vector_field(embedding: pa.FixedSizeBinaryArray, each: VectorType) -> list[pa.Array]:
     """A vector's field: its length (-1 where NULL), and its body in pgvector's binary form."""
-    given = _given(embedding)
+    present = _present(embedding)
     values = _fixed(embedding, np.dtype(("<f4", each.dimensions)))
-    body = binary_vectors(values if given.all() else values[given], "f4" if each.name == "vector" else "f2")
-    length = np.where(given, body.dtype.itemsize, -1).astype(">i4")
-    return [_as_binary(length), _as_binary(body, given * body.dtype.itemsize)]
+    body = binary_vectors(values if present.all() else values[present], "f4" if each.name == "vector" else "f2")
+    length = np.where(present, body.dtype.itemsize, -1).astype(">i4")
+    return [_as_binary(length), _as_binary(body, present * body.dtype.itemsize)]
 
 
-def _given(embedding: pa.FixedSizeBinaryArray) -> npt.NDArray[np.bool_]:
+def _present(embedding: pa.FixedSizeBinaryArray) -> npt.NDArray[np.bool_]:
     """Where there is a vector."""
     if not embedding.null_count:
         return np.ones(len(embedding), bool)
-    given: npt.NDArray[np.bool_] = embedding.is_valid().to_numpy(zero_copy_only=False)
-    return given
+    present: npt.NDArray[np.bool_] = embedding.is_valid().to_numpy(zero_copy_only=False)
+    return present
 
 
 def _as_binary(records: npt.NDArray[Any], lengths: npt.NDArray[np.int64] | None = None) -> pa.BinaryArray:

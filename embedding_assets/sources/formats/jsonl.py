@@ -154,10 +154,10 @@ def _bound(line: str) -> None:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise _BrokenJsonError("an object has a key twice")
-    return found
+    return members
 
 
 def _integer(digits: str) -> int | Decimal:

@@ -81,21 +81,21 @@ def walk(source: str, root: Path, include: Sequence[str]) -> Iterator[Item | Unk
             matches = any(_matches(name.split("/"), pattern) for pattern in patterns)
             if not matches and not entry.is_folder:
                 yield PassedOver(name)
-            for found in _look(source, name, folder, entry, matches, real_root):
-                if isinstance(found, _Way):
-                    by_link = folder.by_link or found.by_link
+            for listed in _look(source, name, folder, entry, matches, real_root):
+                if isinstance(listed, _Way):
+                    by_link = folder.by_link or listed.by_link
                     if by_link:
-                        if found.parts in entered_by_link or any(found.parts == above.parts for above in stack):
+                        if listed.parts in entered_by_link or any(listed.parts == above.parts for above in stack):
                             continue
-                        entered_by_link.add(found.parts)
+                        entered_by_link.add(listed.parts)
                     try:
-                        stack.append(_Folder(f"{name}/", found.parts, by_link, _entries(descriptor, found.parts)))
+                        stack.append(_Folder(f"{name}/", listed.parts, by_link, _entries(descriptor, listed.parts)))
                     except OSError as error:
                         empty = False
                         yield Unknown(f"{name}/", unreadable(error, source=source, item=f"{shown(name)}/"))
                     continue
-                empty = empty and isinstance(found, Unknown) and found.rejected is None
-                yield found
+                empty = empty and isinstance(listed, Unknown) and listed.rejected is None
+                yield listed
     finally:
         os.close(descriptor)
     if empty:
