@@ -40,7 +40,6 @@ from embedding_assets.embedding.providers.local import LocalProvider
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.options import EF_CONSTRUCTION, M
 from embedding_assets.pgvector.publishing.forget import forget
 from embedding_assets.pgvector.publishing.publish import publish
@@ -49,6 +48,7 @@ from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.settings.default import default_settings
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.generations import load_generation
 
 ROWS: Final = 20_000
 DIMENSIONS: Final = 384

@@ -49,7 +49,7 @@ from embedding_assets.pgvector import embedded, programs
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import load
-from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET, load_generation
+from embedding_assets.pgvector.loading.generations import TOAST_TUPLE_TARGET
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows, dimensions_of
@@ -61,6 +61,7 @@ from embedding_assets.snapshots.binary import chunk_hashes, vector_hashes
 from embedding_assets.snapshots.keys import shard_bits
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.generations import load_generation
 
 SIZES: Final = ((50_000, 384), (20_000, 1_536))
 WITHOUT_HNSW: Final = (200_000, 384)

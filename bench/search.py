@@ -36,13 +36,13 @@ from bench.load import chunks_part, no_vectors_part, vectors_part
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.generations import load_generation
 
 SIZES: Final = (10_000, 100_000, 400_000)
 QUICK: Final = SIZES[:1]

@@ -17,13 +17,13 @@ from embedding_assets.embedding.query import embed_questions
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.promotion import promote
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema import language, migrations, roles
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Row, row, shard_rows
 
 HANDBOOK: Final = (

@@ -13,9 +13,9 @@ import pytest
 
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import recall
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Source, Toy, assert_serves, bind, edited, row, source
 
 # A child that starts with everything imported is there in a blink.

@@ -20,7 +20,7 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.loading import costs, delta
 from embedding_assets.pgvector.loading.delta import Incoming, difference, repair
-from embedding_assets.pgvector.loading.generations import Loaded, load_generation
+from embedding_assets.pgvector.loading.generations import Loaded
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.options import Hnsw
 from embedding_assets.pgvector.publishing.publish import publish
@@ -32,6 +32,7 @@ from embedding_assets.pgvector.schema import roles
 from embedding_assets.pgvector.schema.generations import Generation, published_generation
 from embedding_assets.pgvector.schema.migrations import MIGRATIONS
 from embedding_assets.telemetry.events import Event, LoadProgress
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import (
     D1,
     D2,

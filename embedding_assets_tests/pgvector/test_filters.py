@@ -21,11 +21,11 @@ from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import inverted
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.settings.default import default_settings
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Row, bind, shard_rows
 
 ROWS, K, QUESTIONS = 12_000, 10, 40

@@ -11,7 +11,6 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import parallel
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.status import region_status
@@ -19,6 +18,7 @@ from embedding_assets.pgvector.rows.shards import ShardRef, ShardRows
 from embedding_assets.pgvector.schema.generations import find_generation
 from embedding_assets.telemetry.events import Event, LoadProgress
 from embedding_assets_tests.support.events import of_kind
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Toy, bind, row, shard_rows
 
 

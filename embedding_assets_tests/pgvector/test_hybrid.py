@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.publish import publish
 from embedding_assets.pgvector.reading.search import HybridHit, search, search_hybrid, set_fusion_weight
 from embedding_assets.pgvector.rows.shards import ShardRef
 from embedding_assets.pgvector.schema import language
 from embedding_assets.pgvector.schema.generations import Generation
 from embedding_assets_tests.pgvector.test_search import literal, query
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import MODELS, Row, Toy, bind, row, shard_rows
 
 WORDS = ["refund", "invoice", "login", "password", "shipping", "Müller", "C++", "e-mail"]

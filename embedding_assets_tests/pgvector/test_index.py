@@ -17,7 +17,6 @@ from embedding_assets.pgvector.connection import Connection, connect, dsn_of, pi
 from embedding_assets.pgvector.indexes import hnsw, index
 from embedding_assets.pgvector.indexes.hnsw import SERVERS, Means
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.locks import source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, Hnsw
 from embedding_assets.pgvector.publishing.publish import publish
@@ -29,6 +28,7 @@ from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.telemetry.events import Event, IndexBuilt, IndexProgress, RecallMeasured, Tell
 from embedding_assets_tests.support.events import of_kind
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Toy, bind, row, shard_rows
 
 INDEXES = [f"generation_1_{name}" for name in ("metadata", "pkey", "shard", "v1", "v2")]

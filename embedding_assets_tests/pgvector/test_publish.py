@@ -11,7 +11,6 @@ from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes, require_generation
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing import publish as publishing
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.publish import Difference, prove, publish
@@ -22,6 +21,7 @@ from embedding_assets.pgvector.rows.vector_types import VectorTypes
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.telemetry.events import Event, GenerationPublished
 from embedding_assets_tests.support.events import of_kind
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Toy, row
 
 READERS = 8

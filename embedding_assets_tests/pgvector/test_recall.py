@@ -13,11 +13,11 @@ from embedding_assets.pgvector.indexes.index import IndexReport, build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured
 from embedding_assets.pgvector.indexes.recall import QUESTIONS, smallest_ef_search
 from embedding_assets.pgvector.indexes.sequential import shows_less_than
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.options import TARGET_RECALL, Hnsw
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
 
 points = st.tuples(st.floats(0, 1), st.sampled_from([7, QUESTIONS]))

@@ -10,12 +10,12 @@ import pytest
 from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.connection import Connection, connect
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.rows.vector_types import EMPTY
 from embedding_assets.pgvector.schema import migrations
 from embedding_assets.pgvector.schema.models import Model, bound_models, bound_types, ensure_models, is_bound
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import D1, D2, MODELS, Toy, assert_serves, bind, row, source
 
 TABLES = [

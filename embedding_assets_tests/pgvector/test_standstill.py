@@ -13,9 +13,9 @@ import pytest
 from embedding_assets.pgvector import locks
 from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes.index import build_indexes
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.rows.literals import vector_literal
 from embedding_assets.pgvector.schema.models import bound_models
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.standstill import CHANGED, NEW, OLD, SERVED
 from embedding_assets_tests.support.toy import assert_serves, row
 

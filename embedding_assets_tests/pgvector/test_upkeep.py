@@ -18,7 +18,6 @@ from embedding_assets.pgvector.indexes.hnsw import parameters_of
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.measurement import Measured, Measurement
 from embedding_assets.pgvector.indexes.upkeep import Finding, IndexState, State, act, examine, findings
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.locks import SourceBusy, source_lock
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw, QuietHours
 from embedding_assets.pgvector.publishing.publish import publish
@@ -26,6 +25,7 @@ from embedding_assets.pgvector.reading.search import search
 from embedding_assets.pgvector.schema.generations import Generation
 from embedding_assets.pgvector.schema.models import bound_models
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Toy, bind, row
 
 POOR = Hnsw(m=2, ef_construction=4)

@@ -20,7 +20,6 @@ from embedding_assets.pgvector.connection import Connection, connect
 from embedding_assets.pgvector.indexes import recall
 from embedding_assets.pgvector.indexes.index import build_indexes
 from embedding_assets.pgvector.indexes.upkeep import Cure, Finding, act
-from embedding_assets.pgvector.loading.generations import load_generation
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL
 from embedding_assets.pgvector.publishing.compare import compare
@@ -32,6 +31,7 @@ from embedding_assets.pgvector.schema.generations import published_generation
 from embedding_assets.pgvector.schema.models import Model
 from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
 from embedding_assets.snapshots.slots import Slot
+from embedding_assets_tests.support.generations import load_generation
 from embedding_assets_tests.support.toy import Row, row, shard_rows, unit
 
 CLIENTS: Final = 8

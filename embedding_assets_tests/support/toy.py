@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from embedding_assets.pgvector.connection import Connection
 from embedding_assets.pgvector.indexes.index import build_indexes, invalid_indexes
-from embedding_assets.pgvector.loading.generations import Loaded, load_generation
+from embedding_assets.pgvector.loading.generations import Loaded
 from embedding_assets.pgvector.loading.load import load
 from embedding_assets.pgvector.publishing.compare import compare
 from embedding_assets.pgvector.publishing.promotion import promote
@@ -23,6 +23,7 @@ from embedding_assets.pgvector.schema.generations import Generation, published_g
 from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.schemas import CHUNKS, vectors
 from embedding_assets.snapshots.slots import SLOTS, Slot
+from embedding_assets_tests.support.generations import load_generation
 
 D1, D2 = 8, 12
 MODELS: Final[dict[Slot, Model]] = {"v1": Model("toy-8", D1, "test"), "v2": Model("toy-12", D2, "test")}

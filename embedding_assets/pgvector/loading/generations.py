@@ -17,7 +17,7 @@ from embedding_assets.errors import PermanentError
 from embedding_assets.pgvector.connection import Connection, pipeline_errors
 from embedding_assets.pgvector.loading import costs
 from embedding_assets.pgvector.loading.costs import Choice
-from embedding_assets.pgvector.locks import source_lock, transaction
+from embedding_assets.pgvector.locks import transaction
 from embedding_assets.pgvector.parallel import on_connections
 from embedding_assets.pgvector.rows import fingerprint
 from embedding_assets.pgvector.rows.copy import COLUMNS, HEADER, TRAILER, digests_of, encode
@@ -29,7 +29,7 @@ from embedding_assets.pgvector.schema.models import bound_types
 from embedding_assets.pgvector.schema.names import generation_table
 from embedding_assets.snapshots.failpoints import Failpoint, failpoint
 from embedding_assets.snapshots.slots import SLOTS
-from embedding_assets.telemetry.events import LoadProgress, Tell, unheard
+from embedding_assets.telemetry.events import LoadProgress, Tell
 
 _log = logging.getLogger(__name__)
 
@@ -63,19 +63,6 @@ class Loaded(NamedTuple):
     rows_deleted: int = 0
     shards_written: int = 0
     bytes_written: int = 0
-
-
-def load_generation(
-    conn: Connection,
-    source: str,
-    target_root: str,
-    shards: Sequence[ShardRef],
-    read_shard: ReadShard,
-    tell: Tell = unheard,
-) -> Loaded:
-    """`fill_generation`, holding the lock of the source: a second loader waits and finds the work done."""
-    with pipeline_errors(f"loading source {source!r}"), source_lock(conn, source, tell=tell):
-        return fill_generation(conn, source, target_root, shards, read_shard, tell)
 
 
 def fill_generation(
