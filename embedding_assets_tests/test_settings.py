@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from embedding_assets import machine
 from embedding_assets.operations.deployment import Deployment
-from embedding_assets.pgvector import embedded
 from embedding_assets.pgvector.indexes.hnsw import SERVERS, Means
 from embedding_assets.pgvector.options import TARGET_RECALL, USUAL, Hnsw
 from embedding_assets.settings.current import current_settings
@@ -331,7 +331,7 @@ def test_an_index_is_built_as_usual_unless_a_model_says_otherwise_which_changes_
 def test_a_build_may_use_what_its_region_says_or_a_quarter_of_the_machine_of_an_embedded_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "memory", lambda: 64 << 30)
+    monkeypatch.setattr(machine, "memory", lambda: 64 << 30)
     settings = default_settings(tmp_path).model_dump()
     regions = settings["regions"]
     regions["us-east-1"] |= {"build_memory": "8GiB", "build_workers": 15}
