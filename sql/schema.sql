@@ -181,8 +181,9 @@ BEGIN
             ) AS sums
         )
         SELECT source, document_id, ordinal, content, metadata, distance,
-               $9 * coalesce((near.mean - least(distance, near.worst)) / near.spread, 0)
-               + (1 - $9) * coalesce((coalesce(bm25, 0) - told.mean) / told.spread, 0) AS score, chunk_id
+               $9 * embedding_assets.standing(coalesce((near.mean - least(distance, near.worst)) / near.spread, 0))
+               + (1 - $9) * embedding_assets.standing(coalesce((coalesce(bm25, 0) - told.mean) / told.spread, 0))
+               AS score, chunk_id
         FROM found CROSS JOIN near LEFT JOIN told ON true
         ORDER BY score DESC, distance, source, document_id, ordinal LIMIT $2
         $query$,
@@ -463,13 +464,21 @@ ALTER FUNCTION embedding_assets.show_live_model() OWNER TO embedding_ingest;
 
 COMMENT ON FUNCTION embedding_assets.show_live_model() IS 'Makes the view live_chunks for the model that is live; the pipeline calls it when that changes.';
 
+CREATE FUNCTION embedding_assets.standing(deviations double precision) RETURNS double precision
+    LANGUAGE sql IMMUTABLE
+    RETURN ln(((1)::double precision + exp(GREATEST(('-100'::integer)::double precision, LEAST((100)::double precision, ((pi() / sqrt((3)::double precision)) * deviations))))));
+
+ALTER FUNCTION embedding_assets.standing(deviations double precision) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION embedding_assets.standing(deviations double precision) IS 'How unlikely a score is so many standard deviations above the mean: -ln of its logistic tail.';
+
 CREATE FUNCTION embedding_assets.word_terms(language regconfig, query_text text, source text, filter jsonb, readable text[], OUT score text, OUT candidates text, OUT lexemes tsquery[], OUT weights double precision[], OUT condition tsquery, OUT allowed tsquery) RETURNS record
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET client_min_messages TO 'warning'
     AS $_$
 DECLARE
-    most CONSTANT integer := 10000;
+    most CONSTANT integer := 5000;
     asked record := embedding_assets.read_words(language, left(query_text, 10000));
     chunks double precision;
     average double precision;

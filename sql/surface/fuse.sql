@@ -1,10 +1,21 @@
+-- How unlikely a score is so many standard deviations above the mean, by chance: -ln P of a logistic distribution with that
+-- mean and deviation. Far above it grows evenly; at the mean and below, where nothing tells one chunk from another, it
+-- says little. Beyond the bounds, exp() would overflow or underflow.
+CREATE OR REPLACE FUNCTION embedding_assets.standing(deviations double precision) RETURNS double precision
+LANGUAGE sql IMMUTABLE
+RETURN ln(1 + exp(greatest(-100, least(100, pi() / sqrt(3::double precision) * deviations))));
+
+COMMENT ON FUNCTION embedding_assets.standing(double precision) IS
+    'How unlikely a score is so many standard deviations above the mean: -ln of its logistic tail.';
+
 -- search_hybrid(), with a weight of the vector where one is to be tried; NULL for the one that holds.
 --
--- Both are made comparable by where they stand among the hundred best of their ranking: in standard deviations from the
--- mean of these (a chunk without the words counts as 0, one that is farther than the hundredth as that). A chunk's score is the mean of both, the vector's with the weight
--- that was chosen for the source and the live model (table fusion), else 0.6: a convex combination of normalised scores,
--- which Bruch, Gai and Ingber (ACM TOIS 42, 2023) found to be better than ranks, and to need few questions to be chosen.
--- With z-scores one weight does for a weak model and a good one, whose best hits stand out more (docs/decisions/0016).
+-- Both are made comparable by how unlikely such a standing is among the hundred best of their ranking: standing() of the
+-- standard deviations from the mean of these (a chunk without the words counts as 0, one that is farther than the
+-- hundredth as that). A chunk's score is the mean of both, the vector's with the weight that was chosen for the source and
+-- the live model (table fusion), else 0.6: a convex combination of normalised scores, which Bruch, Gai and Ingber (ACM
+-- TOIS 42, 2023) found to be better than ranks, and to need few questions to be chosen. So normalised one weight does for
+-- a weak model and a good one, whose best hits stand out more (docs/decisions/0016).
 --
 -- A phrase narrows what the words rank. What is excluded is in no hit, so that fewer than k may come.
 CREATE OR REPLACE FUNCTION embedding_assets.fuse(
@@ -77,8 +88,9 @@ BEGIN
             ) AS sums
         )
         SELECT source, document_id, ordinal, content, metadata, distance,
-               $9 * coalesce((near.mean - least(distance, near.worst)) / near.spread, 0)
-               + (1 - $9) * coalesce((coalesce(bm25, 0) - told.mean) / told.spread, 0) AS score, chunk_id
+               $9 * embedding_assets.standing(coalesce((near.mean - least(distance, near.worst)) / near.spread, 0))
+               + (1 - $9) * embedding_assets.standing(coalesce((coalesce(bm25, 0) - told.mean) / told.spread, 0))
+               AS score, chunk_id
         FROM found CROSS JOIN near LEFT JOIN told ON true
         ORDER BY score DESC, distance, source, document_id, ordinal LIMIT $2
         $query$,

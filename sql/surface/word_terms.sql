@@ -6,9 +6,10 @@
 -- $8 condition. `allowed` is the condition on every hit.
 --
 -- Time is bounded by what is read. Of a question's first 10,000 characters the 32 rarest lexemes count. Candidates are
--- the chunks with the rarest of these, as many lexemes as have 10,000 chunks together: the others have too little weight
--- to bring another chunk to the top, and count for whoever is there. Where the rarest alone has more than that, 10,000
--- that have all the lexemes and 10,000 of those with the rarest are ranked.
+-- the chunks with the rarest of these, as many lexemes as have 5,000 chunks together: the others have too little weight
+-- to bring another chunk to the top, and count for whoever is there. (Of 60,000 real texts 99.4 % of the ten best are
+-- those of all candidates then; 10,000 have all of them at 1.7 times the CPU.) Where the rarest alone has more than that,
+-- 5,000 that have all the lexemes and 5,000 of those with the rarest are ranked.
 CREATE OR REPLACE FUNCTION embedding_assets.word_terms(
     language regconfig, query_text text, source text, filter jsonb, readable text[],
     OUT score text, OUT candidates text, OUT lexemes tsquery[], OUT weights double precision[], OUT condition tsquery,
@@ -18,7 +19,7 @@ SET search_path = pg_catalog, pg_temp
 SET client_min_messages = 'warning' -- a notice for each word that is none
 AS $$
 DECLARE
-    most CONSTANT integer := 10000;
+    most CONSTANT integer := 5000;
     asked record := embedding_assets.read_words(language, left(query_text, 10000));
     chunks double precision;
     average double precision;
