@@ -74,6 +74,7 @@ def test_every_way_to_search_is_scored_by_labelled_questions(served: Sandbox) ->
     assert live.recall_at_10.high is not None
     assert live.recall_at_10.low < live.recall_at_10.value < live.recall_at_10.high
     assert all(way.against_live is not None for way in found.ways[1:])
+    assert [way.against_words is None for way in found.ways] == [False, False, True, False]
     assert found.unknown == ("gone.md",)
 
 
@@ -147,9 +148,11 @@ def test_the_command_prints_a_table_or_json_and_draws(served: Sandbox, monkeypat
     assert (table.exit_code, answer.exit_code) == (0, 0), table.output + answer.output
     assert "v1, live" in table.output
     assert "3 questions of handbook" in table.output
+    assert "Hybrid search of handbook less " in table.output.replace("\n", " ")
     (fields,) = json.loads(answer.output)
     assert set(fields) == {"region", "source", "questions", "self_made", "unknown", "weight", "ways"}
     assert set(fields["ways"][0]) == {
-        "way", "model", "live", "ndcg_at_10", "mrr", "recall_at_10", "against_live", "p50_ms",
+        "way", "model", "live", "ndcg_at_10", "mrr", "recall_at_10", "against_live", "against_words", "overlap_at_10",
+        "p50_ms",
     }  # fmt: skip
     assert picture.read_text().startswith("<?xml")

@@ -45,7 +45,8 @@ def evaluate(
     words in a row of a chunk, whose document is sought: they compare two models, and say less of people's questions.
 
     nDCG@10, MRR (of the first ten) and recall@10 count documents, with bootstrap intervals of 95 %. "against live" is
-    the nDCG@10 less that of the live model's vectors: better or worse where its interval leaves out 0.
+    the nDCG@10 less that of the live model's vectors: better or worse where its interval leaves out 0. Hybrid search is
+    compared in a line of its own with the better of the two that it is made of.
 
     With --choose hybrid search is tried with every weight of the vector from 0 to 1, by tenths, and answers with the
     best from then on, as long as the same model is live. It takes FILE: questions made of the texts' own words would
@@ -53,7 +54,8 @@ def evaluate(
 
     With --json a list of {region, source, questions, self_made, unknown, weight, ways}, unknown the documents named
     that the region does not serve, weight what was chosen so, ways a list of {way, model, live, ndcg_at_10, mrr,
-    recall_at_10, against_live, overlap_at_10, p50_ms}, each figure {value, low, high}; way is v1, v2, words or hybrid.
+    recall_at_10, against_live, against_words, overlap_at_10, p50_ms}, each figure {value, low, high}; way is v1, v2,
+    words or hybrid.
     """
     from embedding_assets.cli import scores
     from embedding_assets.operations import evaluation

@@ -51,7 +51,19 @@ def evaluation_notes(evaluations: Sequence[Evaluation]) -> list[str]:
         if evaluation.weight is not None:
             counts = f"{evaluation.weight:.0%}"
             notes.append(f"In hybrid search of {plain(evaluation.source)} the vector was chosen to count {counts}.")
+        notes += _hybrid_note(evaluation)
         if evaluation.unknown:
             first = ", ".join(plain(document) for document in evaluation.unknown[:3])
             notes.append(f"{len(evaluation.unknown)} of the documents named are not in this region, such as {first}.")
     return notes
+
+
+def _hybrid_note(evaluation: Evaluation) -> list[str]:
+    """Hybrid search against the better of the two that it is made of."""
+    ways = {"the live vectors" if way.live else way.way: way for way in evaluation.ways}
+    if "hybrid" not in ways:
+        return []
+    hybrid = ways["hybrid"]
+    halves = {"the live vectors": hybrid.against_live, "the words": hybrid.against_words}
+    better, score = min(((name, score) for name, score in halves.items() if score), key=lambda half: half[1].value)
+    return [f"Hybrid search of {plain(evaluation.source)} less {better}, the better of the two: {_score(score, '+')}."]

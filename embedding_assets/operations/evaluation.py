@@ -65,8 +65,8 @@ class Score(BaseModel):
 
 class Way(BaseModel):
     """What one way to search found. `against_live` is its nDCG@10 less that of the live model's vectors, question by
-    question: a way is better or worse where its interval leaves out 0. `overlap_at_10` is the share of its first ten
-    documents that are among the live model's, from 0 to 1."""
+    question, `against_words` less that of the words: a way is better or worse where the interval leaves out 0.
+    `overlap_at_10` is the share of its first ten documents that are among the live model's, from 0 to 1."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -77,6 +77,7 @@ class Way(BaseModel):
     mrr: Score
     recall_at_10: Score
     against_live: Score | None
+    against_words: Score | None
     overlap_at_10: float
     p50_ms: float
 
@@ -262,7 +263,8 @@ def _scored(
                 ndcg_at_10=_mean(ndcg),
                 mrr=_mean(reciprocal),
                 recall_at_10=_mean(found),
-                against_live=None if way == live else _mean(ndcg - figures[live][0]),
+                against_live=_less(figures, way, live),
+                against_words=_less(figures, way, "words"),
                 overlap_at_10=_overlap(ranking.documents, rankings[live].documents),
                 p50_ms=float(np.median(ranking.seconds)) * 1000,
             )
@@ -273,6 +275,10 @@ def _scored(
 def _overlap(rankings: Sequence[Sequence[str]], others: Sequence[Sequence[str]]) -> float:
     """The mean share of a ranking's documents that are in the other one's; an empty one has all of none."""
     return float(np.mean([len({*a} & {*b}) / max(1, len(a)) for a, b in zip(rankings, others, strict=True)]))
+
+
+def _less(figures: Mapping[str, npt.NDArray[np.float64]], way: str, other: str) -> Score | None:
+    return None if way == other or other not in figures else _mean(figures[way][0] - figures[other][0])
 
 
 def measured(asked: Sequence[Question], documents: Sequence[Sequence[str]]) -> npt.NDArray[np.float64]:
