@@ -9,20 +9,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import psycopg
 import pytest
 
 from embedding_assets.operations import migration
 from embedding_assets.operations.gates import Gate, gates
 from embedding_assets.operations.migration import Step, changes, promote, retire, roll_back, versions
+from embedding_assets.operations.plan import plan
 from embedding_assets.operations.search import search
 from embedding_assets.operations.verification import verify_and_repair
+from embedding_assets.orchestration.automation.migration import PROMOTE_JOB, RETIRE_JOB, ROLL_BACK_JOB
+from embedding_assets.orchestration.build import build_defs
 from embedding_assets.pgvector.publishing import promotion
 from embedding_assets.pgvector.schema.models import live_slot
 from embedding_assets.snapshots.failpoints import VARIABLE, Failpoint
 from embedding_assets.snapshots.slots import Slot, other
 from embedding_assets_tests.conftest import databases
-from embedding_assets_tests.support.harness import MODELS, PRIMARY, REGIONS, SOURCE, Sandbox
+from embedding_assets_tests.support.harness import MODELS, PRIMARY, QUIET, REGIONS, SOURCE, Sandbox
 from embedding_assets_tests.test_kill_sweep import OF_A_MIGRATION
 
 WORDS = ["parcels", "lamps", "soups", "doors", "chairs", "rivers", "letters", "gardens"]
@@ -340,6 +344,74 @@ def test_another_way_to_cut_moves_a_source_as_a_whole_and_is_recorded(sandbox: S
     rechunked = [change for change in changes(one.deployment, PRIMARY) if change.change == "rechunked"]
     assert [change.slot for change in rechunked] == ["v1", "v2"]
     assert rechunked[0].evidence["after"][SOURCE]["max_tokens"] == 60
+
+
+# Before anything is bought
+
+
+def test_a_plan_says_what_the_next_run_buys(sandbox: Sandbox) -> None:
+    sandbox.write(refunds="Refunds take five days.", again="Refunds take five days.", lists="Lists are sequences.")
+    one = replace(sandbox, dsns={PRIMARY: sandbox.dsns[PRIMARY]}, models=V1)
+    one.materialize()
+    both = replace(one, models=MODELS)
+
+    (planned,) = plan(both.deployment, "v2")
+    outcomes = both.materialize()
+
+    bought = [outcome.metadata["embeddings_v2"]["new"] for outcome in outcomes if "embeddings_v2" in outcome.metadata]
+    assert (planned.chunks, planned.texts) == (3, 2)
+    assert bought == [planned.texts]
+    assert (planned.usd, planned.hours) == (0, None)
+    (nothing,) = plan(both.deployment, "v2")
+    assert (nothing.texts, nothing.tokens) == (0, 0)
+
+
+def test_a_plan_knows_the_price_and_the_quota(box: Sandbox) -> None:
+    bought = {"provider": "openai", "name": "text-embedding-3-small", "dimensions": 1536, "tokens_per_minute": 600}
+
+    (planned,) = plan(replace(box, models={**MODELS, "v2": bought}).deployment, "v2")
+
+    assert planned.texts == 24
+    assert planned.usd == pytest.approx(planned.tokens * 0.02 / 1e6)
+    assert planned.hours == pytest.approx(planned.tokens / 600 / 60)
+    assert planned.table_bytes == 24 * 1536 * 4
+
+
+# From the UI
+
+
+def test_the_jobs_do_what_the_commands_do(box: Sandbox) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def ran(job: str, op: str, **config: Any) -> bool:
+            found = build_defs(box.deployment).resolve_job_def(job)
+            return found.execute_in_process(
+                instance=instance, run_config={**QUIET, "ops": {op: {"config": config}}}, raise_on_error=False
+            ).success
+
+        assert ran(PROMOTE_JOB, "promote", to="v2", reason="from the UI")
+        assert live(box) == everywhere("v2")
+        assert ran(ROLL_BACK_JOB, "roll_back")
+        assert live(box) == everywhere("v1")
+        assert not ran(RETIRE_JOB, "retire", slot="v1")
+        assert not ran(PROMOTE_JOB, "promote", to="v3")
+        assert not ran(PROMOTE_JOB, "promote", to="v2", regions=["nowhere"])
+    assert live(box) == everywhere("v1")
+
+
+def test_a_sensor_promotes_where_the_settings_say_so_alone(sandbox: Sandbox) -> None:
+    fill(sandbox)
+    by_itself = with_settings(sandbox, migration={"promote": "automatically"})
+
+    assert "promotes_by_itself" not in {s.name for s in build_defs(sandbox.deployment).sensors or []}
+    (sensor,) = (s for s in build_defs(by_itself.deployment).sensors or [] if s.name == "promotes_by_itself")
+    with dg.build_sensor_context(resources={"deployment": by_itself.deployment}) as context:
+        request = sensor(context)
+        assert isinstance(request, dg.RunRequest)
+        assert request.run_config["ops"]["promote"]["config"]["to"] == "v2"
+        done(promote(by_itself.deployment, "v2", REGIONS))
+        done(roll_back(by_itself.deployment, REGIONS))
+        assert isinstance(sensor(context), dg.SkipReason)  # somebody has taken it back
 
 
 # Killed anywhere

@@ -30,6 +30,25 @@ def migration() -> None:
     """
 
 
+@migration.command("plan")
+@click.option("--to", type=click.Choice(SLOTS), required=True, help="The slot that the model is bound to.")
+@json_option
+def plan_(to: Slot, as_json: bool) -> None:
+    """What the model of a slot takes before it is filled: nothing is bought, and nothing written.
+
+    Bind it in the settings first. Texts that no part has a vector of yet are counted once each; their tokens, money and
+    time at the quota; the bytes of a store, and of each region's table and index.
+
+    With --json a list of {source, slot, model, chunks, texts, tokens, usd, hours, stored_bytes, table_bytes,
+    index_bytes}; hours is null where the model has no quota.
+    """
+    from embedding_assets.cli import migrations_shown
+    from embedding_assets.operations.plan import plan
+
+    plans = list(plan(current_deployment(), to))
+    print_json([one._asdict() for one in plans]) if as_json else OUT.print(migrations_shown.plans_table(plans))
+
+
 @migration.command()
 @_to_option
 @region_option

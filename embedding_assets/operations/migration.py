@@ -77,11 +77,13 @@ def changes(deployment: Deployment, region: str) -> list[Change]:
         return [Change(region, *row) for row in rows]
 
 
-def candidate(deployment: Deployment, region: str) -> Slot | None:
-    """The slot that might be promoted in a region: the one that is not live, if a model is bound to it."""
+def candidate(deployment: Deployment, region: str, *, never_live: bool = False) -> Slot | None:
+    """The slot that might be promoted in a region: the one that is not live, if a model is bound to it; if it was never
+    live, where that is asked for."""
     with _asked(deployment, region) as conn:
         models = bound_models(conn) if is_migrated(conn) else {}
-        return next((slot for slot, bound in models.items() if not bound.live), None) if len(models) > 1 else None
+    waiting = (slot for slot, bound in models.items() if not (bound.live or (never_live and bound.superseded_at)))
+    return next(waiting, None)
 
 
 def promote(
