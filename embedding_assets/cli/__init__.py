@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from embedding_assets.cli import dead_letters, evaluate, housekeeping, looks, materialize, migration
+from embedding_assets.cli import dead_letters, evaluate, housekeeping, looks, materialize, migration, worker
 from embedding_assets.cli.shared import ERR, config_option
 from embedding_assets.errors import PipelineError
 
@@ -76,6 +76,7 @@ def cli() -> None:
 for command in (
     materialize.materialize,
     housekeeping.prepare,
+    worker.worker,
     looks.status,
     looks.search,
     evaluate.evaluate,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +26,10 @@ from embedding_assets.settings.models import ModelVersion, Settings
 from embedding_assets.snapshots.folders import private_folder
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.snapshots.stores import Store, opened
+from embedding_assets.snapshots.tasks import Run
 from embedding_assets.sources.reader import Reader, open_reader
 from embedding_assets.telemetry.events import LockAwaited, Tell, unheard
+from embedding_assets.work.pool import local
 
 _log = logging.getLogger(__name__)
 
@@ -174,6 +177,21 @@ class Deployment:
         if memory is None and place.dsn() is None:
             memory = machine.memory() // 4  # this machine's: up to four runs build at once
         return Means(memory, place.build_workers)
+
+    def runner(self, region: str, tell: Tell = unheard) -> Run:
+        """Who works on tasks that write to the region's store, as the settings have it."""
+        work = self.settings.work
+        if work.backend == "local":
+            return partial(local, tell=tell)
+        # Imported here: the extra [celery] has what it needs.
+        from embedding_assets.work.celery_runner import Workers
+
+        return partial(Workers(work, self.stores, region), tell=tell)
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """The URL of each region's store."""
+        return {name: region.store for name, region in self.settings.regions.items()}
 
     def catalog(self, source: str) -> Path:
         """What the last look at the source found."""

@@ -24,7 +24,6 @@ from embedding_assets.snapshots.replication import harmed, prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.telemetry.events import Tell, unheard
-from embedding_assets.work.pool import local
 
 _PARTS: Final = (Kind.PART_MISSING, Kind.PART_DAMAGED)
 
@@ -215,7 +214,7 @@ def _replicate(
         return  # its source's own run comes first
     with deployment.sole_writer(REPLICA, region, source, tell=tell):
         primary, store = deployment.primary, deployment.store(region)
-        draft, layers, copied = prepare_replica(primary, store, source, newest, local)
+        draft, layers, copied = prepare_replica(primary, store, source, newest, deployment.runner(region, tell))
         log.append(store, draft, derived_in=primary)
     yield Repair(tuple(findings), f"replicated again, {layers} files and {copied:,} bytes copied")
 

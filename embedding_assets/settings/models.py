@@ -23,6 +23,7 @@ from embedding_assets.settings.fit import is_dsn, misfits, shallow
 from embedding_assets.snapshots.names import Name
 from embedding_assets.snapshots.slots import SLOTS, Slot
 from embedding_assets.sources.options import FilesOptions, JsonlOptions
+from embedding_assets.work.options import WorkOptions
 
 
 class SettingsError(PermanentError):
@@ -108,6 +109,7 @@ class Settings(TableOptions):
     live_model: Slot
     """The slot that a region's search begins with; where one is bound it need not be said."""
     run_budget: RunBudget = RunBudget()
+    work: WorkOptions = WorkOptions()
     sources: dict[Name, Source] = Field(min_length=1)
 
     @model_validator(mode="before")

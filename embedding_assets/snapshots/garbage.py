@@ -85,6 +85,8 @@ def collect(store: Store, *, keep: int, grace: timedelta, now: datetime | None =
     oldest_kept = now - grace
     named, stale_entries = _retained(store, keep, oldest_kept)
     store.delete(stale_entries)
+    # Of steps that were killed: nobody looks for these answers any more.
+    store.delete([found.path for found in store.entries("answers") if found.modified < oldest_kept])
     moved = 0
     for entry in store.entries("parts"):
         if entry.path not in named and _is_older(store, entry, oldest_kept):

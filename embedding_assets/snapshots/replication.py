@@ -33,6 +33,10 @@ class CopyTask(Task):
     """URL of the store that has it."""
     layer: Layer
 
+    @property
+    def stores(self) -> frozenset[str]:
+        return frozenset({self.primary})
+
 
 def prepare_replica(
     primary: Store, region: Store, source: str, upstream: Sequence[Snapshot], run: Run

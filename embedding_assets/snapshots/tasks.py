@@ -25,6 +25,11 @@ class Task(BaseModel):
         """How long the work holds the interpreter's lock, about, so that threads would wait for each other."""
         return 0.0
 
+    @property
+    def stores(self) -> frozenset[str]:
+        """URLs of the stores that the work uses besides the one that it is given."""
+        return frozenset()
+
 
 T = TypeVar("T", bound=Task)
 R = TypeVar("R")

@@ -76,14 +76,14 @@ def understood(line: bytes) -> Job:
     try:
         asked = Order.model_validate_json(line)
     except ValidationError as error:
-        raise PermanentError(f"not an order for work: {_first(error)}. {cure}") from error
+        raise PermanentError(f"not an order for work: {first_of(error)}. {cure}") from error
     if asked.work not in MODULES:
         raise PermanentError(f"no work is named {asked.work[:80]!r}, there are {', '.join(MODULES)}. {cure}")
     work = work_of(asked.work)
     try:
         task: Task = get_type_hints(work)["task"].model_validate(asked.task)
     except ValidationError as error:
-        raise PermanentError(f"not a task for {asked.work}: {_first(error)}. {cure}") from error
+        raise PermanentError(f"not a task for {asked.work}: {first_of(error)}. {cure}") from error
     return Job(work, opened(asked.store), task)
 
 
@@ -112,7 +112,7 @@ def _results(work: Work) -> TypeAdapter[Any]:
     return TypeAdapter(get_type_hints(work)["return"])
 
 
-def _first(error: ValidationError) -> str:
+def first_of(error: ValidationError) -> str:
     """The first of its errors, without the value: that comes from outside."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     place = ".".join(map(str, first["loc"]))[:80]

@@ -32,7 +32,7 @@ from embedding_assets.snapshots.layers import LayerDamaged, write_layer
 from embedding_assets.snapshots.replication import CopyTask, copy_layer
 from embedding_assets.snapshots.snapshot import Layer, Part
 from embedding_assets.snapshots.stores import Store, open_store
-from embedding_assets.snapshots.tasks import Run, Task
+from embedding_assets.snapshots.tasks import Task
 from embedding_assets.sources.options import FilesOptions
 from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import prepare_source
@@ -41,6 +41,7 @@ from embedding_assets.work import pool
 from embedding_assets.work.pool import in_processes, in_threads, worth_processes
 from embedding_assets.work.processes import WorkerLost, Workers
 from embedding_assets.work.tasks import MODULES, Work, order, understood, work_of
+from embedding_assets_tests.support.brokers import Site
 from embedding_assets_tests.support.events import of_kind
 from embedding_assets_tests.support.runners import R, T, one_by_one
 
@@ -59,31 +60,50 @@ class Copies(NamedTuple):
         return [task.layer.bytes for task in self.tasks]
 
 
-@pytest.fixture
-def copies(tmp_path: Path) -> Copies:
-    primary = open_store((tmp_path / "primary").as_uri())
+def copies_between(primary: Store, region: Store, source: str = SOURCE) -> Copies:
     layers = [
         write_layer(
             primary,
             pa.table({"name": pa.array([str(row) for row in range(10 * number)])}),
             asset="chunks",
-            source=SOURCE,
+            source=source,
             shard=number,
             key=part_key("chunks", "1", [str(number)]),
             compression="none",
         )
         for number in range(8)
     ]
-    tasks = [CopyTask(source=SOURCE, primary=primary.url, layer=layer) for layer in layers]
-    return Copies(open_store((tmp_path / "region").as_uri()), tasks)
+    return Copies(region, [CopyTask(source=source, primary=primary.url, layer=layer) for layer in layers])
 
 
-@pytest.mark.parametrize(
-    ("run", "number"), [(in_threads, 0), (in_threads, 1), (in_threads, 8), (in_processes, 0), (in_processes, 8)]
-)
-def test_each_task_is_done_once_and_told_of_in_its_order_in_the_callers_thread(
-    run: Any, number: int, copies: Copies
-) -> None:
+@pytest.fixture
+def copies(tmp_path: Path) -> Copies:
+    return copies_between(open_store((tmp_path / "primary").as_uri()), open_store((tmp_path / "region").as_uri()))
+
+
+class Given(NamedTuple):
+    """A runner, and what it is to do."""
+
+    run: Any
+    copies: Copies
+
+
+@pytest.fixture(params=["threads", "processes", "RabbitMQ", "Redis"])
+def given(request: pytest.FixtureRequest) -> Given:
+    """Each runner; its workers are the same for all tests."""
+    match request.param:
+        case "threads" | "processes":
+            run = in_threads if request.param == "threads" else in_processes
+            return Given(run, request.getfixturevalue("copies"))
+        case broker:
+            site: Site = request.getfixturevalue(f"at_{broker.lower()}")
+            site.empty()
+            return Given(site.runner(), copies_between(*map(open_store, site.stores.values())))
+
+
+@pytest.mark.parametrize("number", [0, 1, 8])
+def test_each_task_is_done_once_and_told_of_in_its_order_in_the_callers_thread(number: int, given: Given) -> None:
+    run, copies = given
     events: list[tuple[int, Event]] = []
     tell = lambda event: events.append((threading.get_ident(), event))  # noqa: E731
 
@@ -98,10 +118,18 @@ def test_each_task_is_done_once_and_told_of_in_its_order_in_the_callers_thread(
     assert {thread for thread, _ in events} <= {threading.get_ident()}
 
 
-@pytest.mark.parametrize("run", [in_threads, in_processes])
-def test_the_error_of_the_first_task_that_failed_is_raised_with_all_that_healing_needs(
-    run: Run, copies: Copies
-) -> None:
+def test_nothing_but_the_work_is_left_in_the_store(given: Given) -> None:
+    primary = open_store(given.copies.tasks[0].primary)
+    alone = copies_between(primary, given.copies.region, "alone")  # no late worker of another test has this source
+
+    given.run(copy_layer, alone.region, alone.tasks)
+
+    found = {entry.path for entry in alone.region.entries("") if "/alone/" in entry.path}
+    assert found == {task.layer.path("alone") for task in alone.tasks}
+
+
+def test_the_error_of_the_first_task_that_failed_is_raised_with_all_that_healing_needs(given: Given) -> None:
+    run, copies = given
     primary = open_store(copies.tasks[0].primary)
     lost = copies.tasks[2].layer
     primary.delete([task.layer.path(SOURCE) for task in copies.tasks[2:]])

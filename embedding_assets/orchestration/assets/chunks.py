@@ -20,7 +20,6 @@ from embedding_assets.snapshots.layers import read_layer
 from embedding_assets.snapshots.names import CHUNKS
 from embedding_assets.snapshots.snapshot import Layer, Snapshot
 from embedding_assets.snapshots.stores import Store
-from embedding_assets.work.pool import local
 
 _SAMPLE: Final = 8
 
@@ -52,7 +51,9 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
             documents = log.newest(store, raw_docs)
             previous = log.head(store, CHUNKS, source)
             chunking = deployment.settings.sources[source].chunking
-            draft = prepare_chunks(store, documents, chunking, partial(local, tell=tell))
+            draft = prepare_chunks(
+                store, documents, chunking, deployment.runner(deployment.settings.primary_region, tell)
+            )
             checks = [inline.offsets_reproduce_text(store, documents, draft)]
             snapshot = yield from commit(store, draft, checks, tell)
             figures = _metadata(context.log, store, previous, snapshot, draft.made, watch.seconds)

@@ -20,7 +20,6 @@ from embedding_assets.snapshots.rejections import RejectedDocument
 from embedding_assets.snapshots.snapshot import Snapshot
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.sources.stage import Looked, prepare_source, remember
-from embedding_assets.work.pool import local
 
 
 class RawDocsConfig(dg.Config):
@@ -72,7 +71,7 @@ def build(partitions: dg.PartitionsDefinition[str]) -> dg.AssetsDefinition:
                 source,
                 deployment.reader(source),
                 catalog,
-                partial(local, tell=tell),
+                deployment.runner(deployment.settings.primary_region, tell),
                 max_deleted=settings.max_deleted,
                 allow_deletes=config.allow_deletes,
                 again=None if config.reread else _replayed(previous, rejections),

@@ -1,7 +1,6 @@
 """The replica: a region's store brought in step with the primary's."""
 
 from collections.abc import Iterator
-from functools import partial
 
 import dagster as dg
 
@@ -15,7 +14,6 @@ from embedding_assets.snapshots import log
 from embedding_assets.snapshots.names import CHUNKS, REPLICA, VECTORS
 from embedding_assets.snapshots.replication import prepare_replica
 from embedding_assets.snapshots.snapshot import Snapshot
-from embedding_assets.work.pool import local
 
 
 def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
@@ -46,7 +44,7 @@ def build(partitions: dg.MultiPartitionsDefinition) -> dg.AssetsDefinition:
         tell = telemetry.of(context)
         with at_work(context, deployment, tell):
             upstream = [log.newest(primary, snapshot) for snapshot in (chunks, *map(vectors.__getitem__, VECTORS))]
-            draft, parts, copied = prepare_replica(primary, store, source, upstream, partial(local, tell=tell))
+            draft, parts, copied = prepare_replica(primary, store, source, upstream, deployment.runner(region, tell))
             checks = [
                 inline.replica_parity(draft, upstream),
                 inline.models_cover_same_chunks(draft, deployment.settings.models),
