@@ -87,6 +87,18 @@ def test_a_file_named_relative_to_the_working_directory_resolves_against_its_own
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (
+            changed("live_model: v1", "live_model: v1\nwork: {backend: celery}"),
+            "9: work: workers need a broker. Cure: add `broker: env:NAME`",
+        ),
+        (
+            changed("live_model: v1", "live_model: v1\nwork: {backend: celery, broker: 'amqp://u:sekret@h'}"),
+            "9: work.broker: not a variable. Cure: write env:NAME",
+        ),
+        (
+            changed("live_model: v1", "live_model: v1\nwork: {backend: clery}"),
+            "9: work.backend: is not known here. Cure: write 'local' or 'celery'",
+        ),
         (changed("live_model", "live_modle"), "8: live_modle: is not a setting. Cure: write live_model"),
         (changed("live_model: v1\n", ""), "1: live_model: is missing. Cure: add `live_model: …`"),
         (changed("live_model: v1", "live_model: v3"), "8: live_model: is not known here. Cure: write 'v1' or 'v2'"),

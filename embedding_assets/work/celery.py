@@ -19,8 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from embedding_assets.errors import PermanentError, PipelineError
 from embedding_assets.snapshots.stores import opened
 from embedding_assets.work.errands import Errand
-from embedding_assets.work.failures import failure_of
-from embedding_assets.work.processes import WorkerLost
+from embedding_assets.work.failures import WorkerLost, failure_of
 from embedding_assets.work.tasks import Answer, Job, answered, first_of, understood
 
 _log = logging.getLogger(__name__)
@@ -132,7 +131,7 @@ def do(stores: frozenset[str], *given: Any, **named: Any) -> None:
     if store.modified(errand.answer) is not None:
         return
     try:
-        job = understood(errand.order.encode())
+        job = understood(errand.line)
         _allowed(stores, job)
         if not any(store.put_if_absent(errand.begun(time), _me()) for time in range(1, TRIES + 1)):
             raise WorkerLost(
@@ -143,7 +142,7 @@ def do(stores: frozenset[str], *given: Any, **named: Any) -> None:
         refusal = Answer(failure=failure_of(error), seconds=0)
         store.put_if_absent(errand.answer, refusal.model_dump_json().encode())
         raise Reject(str(error), requeue=False) from error
-    store.put_if_absent(errand.answer, answered(errand.order.encode()))
+    store.put_if_absent(errand.answer, answered(errand.line))
 
 
 def _errand(stores: frozenset[str], given: tuple[Any, ...], named: Mapping[str, Any]) -> Errand:

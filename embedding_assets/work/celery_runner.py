@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
+from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu.exceptions import OperationalError
 
@@ -20,7 +21,7 @@ from embedding_assets.work import errands, pool
 from embedding_assets.work.celery import DEAD, NAME, QUEUES, application
 from embedding_assets.work.errands import Errand
 from embedding_assets.work.options import WorkOptions
-from embedding_assets.work.tasks import Answer, order, result_of
+from embedding_assets.work.tasks import Answer, ordered, result_of
 
 T = TypeVar("T", bound=Task)
 R = TypeVar("R")
@@ -84,6 +85,12 @@ def _application(broker: str, stores: tuple[tuple[str, str], ...]) -> Celery:
     return application(broker, dict(stores))
 
 
+def _errors(app: Celery) -> tuple[type[Exception], ...]:
+    """What a broker that is away, or full, raises."""
+    found = app.connection_for_write().connection_errors
+    return (OperationalError, MessageNacked, *(error for error in found if error is not KeyError))
+
+
 class _Step:
     """What one call of the runner has sent, and heard."""
 
@@ -104,8 +111,7 @@ class _Step:
                 source=task.source,
                 submission=self._submission,
                 number=number,
-                store=store.url,
-                order=order(work, store, task).decode(),
+                **ordered(work, store, task).model_dump(),
             )
             for number, task in enumerate(tasks)
         ]
@@ -115,6 +121,7 @@ class _Step:
         self._read: set[int] = set()
         self._heard = self._sent = time.monotonic()
         self._refusal = ""
+        self._declared = False
 
     def results(self, tell: Tell) -> list[Any]:
         """The results, when all are there; raises what the first task that failed has raised."""
@@ -136,7 +143,7 @@ class _Step:
         if self._out:
             try:
                 self._app.control.revoke([self._errands[number].id for number in self._out])
-            except (OSError, OperationalError) as error:
+            except _errors(self._app) as error:
                 _log.warning(
                     "source %s: tasks could not be revoked, and may be done for nothing: %s", self._source, error
                 )
@@ -149,25 +156,35 @@ class _Step:
             number = self._unsent[0]
             errand = self._errands[number]
             try:
+                self._declare()
                 self._app.send_task(
                     NAME,
                     [errand.model_dump(mode="json")],
                     task_id=errand.id,
                     queue=self._queue,
-                    declare=[DEAD, self._app.amqp.queues[self._queue]],
+                    declare=[],  # kombu would remember for ever that a queue is there
                     expires=_EXPIRES,
                     retry_policy={"max_retries": 1, "interval_start": 0.2},
                     confirm_timeout=_CONFIRMED,
                     timeout=_CONFIRMED,
                 )
-            except (OSError, OperationalError) as error:
+            except _errors(self._app) as error:
                 if not self._refusal:
                     _log.warning("source %s: the broker takes no task, it is tried again: %s", self._source, error)
                 self._refusal = str(error) or type(error).__name__
+                self._declared = False
                 return
             self._refusal = ""
             self._unsent.popleft()
             self._out[number] = None
+
+    def _declare(self) -> None:
+        """See that the queues are there: a message to none is lost, without a word, though it is confirmed."""
+        if not self._declared:
+            with self._app.connection_for_write() as connection, connection.channel() as channel:
+                for queue in (DEAD, self._app.amqp.queues[self._queue]):
+                    queue.bind(channel).declare()
+            self._declared = True
 
     def _look(self) -> bool:
         """Read the answers that are new; whether there are any. After a failure nothing behind it is sent."""
@@ -203,6 +220,7 @@ class _Step:
             _log.warning("source %s: %d tasks are overdue and are sent again", self._source, len(self._out))
             self._unsent.extendleft(reversed(self._out))
             self._out.clear()
+            self._declared = False
             self._sent = now
 
 
@@ -214,6 +232,6 @@ def listening(options: WorkOptions, stores: Mapping[str, str], seconds: float = 
     app = _application(options.broker_url(), tuple(sorted(stores.items())))
     try:
         found = app.control.inspect(timeout=seconds).active_queues() or {}
-    except (OSError, OperationalError) as error:
+    except _errors(app) as error:
         raise TransientError(f"the broker does not answer: {error}. Cure: see that it runs, and is reached.") from error
     return {name: sorted(queue["name"] for queue in queues) for name, queues in found.items()}

@@ -8,28 +8,28 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from embedding_assets.snapshots.names import Name
 from embedding_assets.snapshots.stores import Store
+from embedding_assets.work.tasks import Order
 
 FOLDER: Final = "answers"
 
 
-class Errand(BaseModel):
-    """An order on its way."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Errand(Order):
+    """An order on its way; the answer goes to the store that its work writes to."""
 
     source: Name
     submission: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """What one call of a runner sends. Another call, of the same step too, looks for answers of its own."""
     number: Annotated[int, Field(ge=0, lt=10_000_000)]
     """Of the task among those of the submission."""
-    store: str
-    """URL of the store that the work writes to, and the answer."""
-    order: str
-    """As `work/tasks.py` has it."""
+
+    @property
+    def line(self) -> bytes:
+        """The order alone, as a line of JSON."""
+        return self.model_dump_json(include=set(Order.model_fields)).encode()
 
     @property
     def id(self) -> str:

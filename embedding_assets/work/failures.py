@@ -11,8 +11,14 @@ from embedding_assets.snapshots.snapshot import Layer
 from embedding_assets.snapshots.stores import opened
 from embedding_assets.sources.parts import CatalogStale
 
+
+class WorkerLost(TransientError):
+    """Each worker that was given a task died of it."""
+
+
 _CLASSES: Final[dict[str, type[TransientError] | type[PermanentError]]] = {
     "stale": CatalogStale,
+    "lost": WorkerLost,
     "transient": TransientError,
     "permanent": PermanentError,
 }
@@ -36,7 +42,7 @@ class Failure(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["damaged", "stale", "transient", "permanent", "fault"]
+    kind: Literal["damaged", "stale", "lost", "transient", "permanent", "fault"]
     """A fault is one of the code."""
     message: str
     damage: Damage | None = None

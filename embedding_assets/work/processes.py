@@ -8,17 +8,13 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, Final
 
-from embedding_assets.errors import TransientError
 from embedding_assets.snapshots.stores import Store
 from embedding_assets.snapshots.tasks import Task
+from embedding_assets.work.failures import WorkerLost
 from embedding_assets.work.tasks import Work, order, result_of
 
 _TRIES: Final = 2
 """Of a task whose worker dies. One may have met a memory that was short for a moment."""
-
-
-class WorkerLost(TransientError):
-    """Each worker that was given a task died of it."""
 
 
 class Workers:

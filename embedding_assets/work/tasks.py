@@ -62,8 +62,12 @@ class Job(NamedTuple):
 
 def order(work: Work, store: Store, task: Task) -> bytes:
     """The task as a line of JSON, without its end."""
-    sent = Order(work=work.__name__, store=store.url, task=task.model_dump(mode="json"))
-    return sent.model_dump_json().encode()
+    return ordered(work, store, task).model_dump_json().encode()
+
+
+def ordered(work: Work, store: Store, task: Task) -> Order:
+    """The task as it travels."""
+    return Order(work=work.__name__, store=store.url, task=task.model_dump(mode="json"))
 
 
 def understood(line: bytes) -> Job:

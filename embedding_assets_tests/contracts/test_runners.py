@@ -38,8 +38,9 @@ from embedding_assets.sources.reader import open_reader
 from embedding_assets.sources.stage import prepare_source
 from embedding_assets.telemetry.events import Event, TaskSettled
 from embedding_assets.work import pool
+from embedding_assets.work.failures import WorkerLost
 from embedding_assets.work.pool import in_processes, in_threads, worth_processes
-from embedding_assets.work.processes import WorkerLost, Workers
+from embedding_assets.work.processes import Workers
 from embedding_assets.work.tasks import MODULES, Work, order, understood, work_of
 from embedding_assets_tests.support.brokers import Site
 from embedding_assets_tests.support.events import of_kind
@@ -98,7 +99,8 @@ def given(request: pytest.FixtureRequest) -> Given:
         case broker:
             site: Site = request.getfixturevalue(f"at_{broker.lower()}")
             site.empty()
-            return Given(site.runner(), copies_between(*map(open_store, site.stores.values())))
+            primary, region = map(open_store, site.stores.values())
+            return Given(site.runner(), copies_between(primary, region))
 
 
 @pytest.mark.parametrize("number", [0, 1, 8])
@@ -159,7 +161,6 @@ STEP = """
 import sys
 from embedding_assets.snapshots.replication import CopyTask, copy_layer
 from embedding_assets.snapshots.stores import open_store
-from embedding_assets.work import pool
 from embedding_assets.work.pool import in_processes
 
 tasks = [CopyTask.model_validate_json(line) for line in sys.argv[2:]]

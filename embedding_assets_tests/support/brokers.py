@@ -110,10 +110,18 @@ class Broker:
         self._running().kill()
         self.program = None
 
+    def waiting(self, queue: str) -> int:
+        """How many messages a queue has that nobody has taken; none where there is no such queue."""
+        with Connection(self.url) as connection:
+            channel: Any = connection.default_channel
+            try:
+                return int(channel.queue_declare(queue, passive=True).message_count)
+            except connection.channel_errors:
+                return 0
+
     def dead(self) -> int:
         """How many messages were refused."""
-        with Connection(self.url) as connection:
-            return int(DEAD.bind(connection.default_channel).queue_declare(passive=True).message_count)
+        return self.waiting(DEAD.name)
 
     def _running(self) -> Program:
         assert self.program is not None
@@ -189,17 +197,8 @@ class Site:
     def worker(self, *arguments: str, **variables: str) -> Program:
         """A worker that plain Celery starts, of all queues unless told otherwise; it is not waited for."""
         name = f"w{len(self._workers)}@%h"
-        command = [
-            sys.executable,
-            "-m",
-            "celery",
-            "-A",
-            "embedding_assets.work.celery",
-            "worker",
-            "-n",
-            name,
-            *arguments,
-        ]
+        command = [sys.executable, "-m", "celery", "-A", "embedding_assets.work.celery", "worker", "-l", "INFO"]
+        command += ["-n", name, *arguments]
         environment = {**self.environment, **variables}
         worker = Program(command, self.folder / f"worker-{len(self._workers)}.log", environment)
         self._workers.append(worker)
