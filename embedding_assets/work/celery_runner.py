@@ -88,7 +88,11 @@ def _application(broker: str, stores: tuple[tuple[str, str], ...]) -> Celery:
 def _errors(app: Celery) -> tuple[type[Exception], ...]:
     """What a broker that is away, or full, raises."""
     found = app.connection_for_write().connection_errors
-    return (OperationalError, MessageNacked, *(error for error in found if error is not KeyError))
+    return (
+        OperationalError,
+        MessageNacked,
+        *(error for error in found if issubclass(error, Exception) and error is not KeyError),
+    )
 
 
 class _Step:
