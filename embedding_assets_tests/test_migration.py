@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from embedding_assets.operations import migration
+from embedding_assets.operations.evaluation import Way
 from embedding_assets.operations.gates import Gate, gates
 from embedding_assets.operations.migration import Step, changes, promote, retire, roll_back, versions
 from embedding_assets.operations.plan import plan
@@ -156,6 +157,17 @@ def test_what_was_compared_is_not_compared_again_until_the_rows_change(
     monkeypatch.setattr("embedding_assets.operations.gates.evaluate", None)
 
     assert of(gates(box.deployment, PRIMARY, "v2"))["quality"] == "green"
+
+
+def test_what_another_version_of_this_program_kept_is_compared_anew(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = gates(box.deployment, PRIMARY, "v2")
+    with psycopg.connect(box.dsns[PRIMARY]) as conn:
+        conn.execute("UPDATE embedding_assets.comparisons SET found = '{}'")
+    monkeypatch.setattr(Way, "model_fields", {**Way.model_fields, "one_more": None})
+
+    assert of(gates(box.deployment, PRIMARY, "v2")) == of(before)
 
 
 def test_a_model_that_answers_worse_is_red_by_the_questions_that_somebody_labelled(
