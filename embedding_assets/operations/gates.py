@@ -211,8 +211,8 @@ def compared(
     labelled = read_questions(file) if file is not None else None
     models = bound_models(conn)
     # With the fields of what is kept: a version of this program that keeps others asks anew.
-    asked_of = [labelled and [one.model_dump(mode="json") for one in labelled], models[to].model, models[live].model]
-    known_by = _digest([*asked_of, sorted(Way.model_fields)])
+    dumped = [one.model_dump(mode="json") for one in labelled] if labelled is not None else None
+    known_by = _digest([dumped, models[to].model, models[live].model, sorted(Way.model_fields)])
     kept = conn.execute(
         "SELECT found FROM embedding_assets.comparisons "
         "WHERE generation = %s AND slot = %s AND live_slot = %s AND target_root = %s AND questions = %s",
