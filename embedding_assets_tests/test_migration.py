@@ -1,9 +1,11 @@
 """From one model to the next: the registry, its gates, the switch, the way back, and what is kept of it all."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import dagster as dg
 import psycopg
 import pytest
 
+from embedding_assets.client import SearchClient
 from embedding_assets.operations import migration
 from embedding_assets.operations.evaluation import Way
 from embedding_assets.operations.gates import Gate, gates
@@ -424,6 +427,61 @@ def test_a_sensor_promotes_where_the_settings_say_so_alone(sandbox: Sandbox) -> 
         done(promote(by_itself.deployment, "v2", REGIONS))
         done(roll_back(by_itself.deployment, REGIONS))
         assert isinstance(sensor(context), dg.SkipReason)  # somebody has taken it back
+
+
+# Under load
+
+
+@pytest.mark.slow
+def test_clients_meet_no_error_from_the_binding_of_a_model_to_the_end_of_the_one_before(sandbox: Sandbox) -> None:
+    fill(sandbox)
+    one = replace(sandbox, dsns={PRIMARY: sandbox.dsns[PRIMARY]}, models=V1)
+    one.materialize()
+    texts = {path.name: path.read_text() for path in one.docs.iterdir()}
+    ended, asked, wrong = threading.Event(), dict.fromkeys(range(8), 0), list[str]()
+
+    def ask(number: int) -> None:
+        """A text is the nearest to itself by either model; by vectors of both it would be anything."""
+        with SearchClient(one.dsns[PRIMARY], timeout=60) as client:
+            for name, text in itertools.cycle(texts.items()):
+                if ended.is_set():
+                    return
+                try:
+                    (hit,) = client.search(text, 1)
+                except Exception as error:
+                    wrong.append(repr(error))
+                else:
+                    if hit.document_id != name or hit.distance > 1e-3:
+                        wrong.append(f"{name}: {hit}")
+                asked[number] += 1
+
+    both = replace(one, models=MODELS)
+    after = with_settings(replace(one, models=V2), migration=AT_ONCE)
+    clients = [threading.Thread(target=ask, args=(number,)) for number in asked]
+    for client in clients:
+        client.start()
+    try:
+        assert all(outcome.succeeded for outcome in both.materialize())  # bound, and filled
+        both.write(another="Another page, of herons.")
+        assert all(outcome.succeeded for outcome in both.materialize())
+        switches = [*done(promote(both.deployment, "v2", [PRIMARY], force=True))]
+        switches += done(roll_back(both.deployment, [PRIMARY]))
+        switches += done(promote(both.deployment, "v2", [PRIMARY], force=True))
+        both.write(another="Another page, of storks.")
+        assert all(outcome.succeeded for outcome in both.materialize())
+        done(retire(after.deployment, "v1", [PRIMARY]))
+        assert all(outcome.succeeded for outcome in after.materialize())
+    finally:
+        ended.set()
+        for client in clients:
+            client.join()
+
+    assert wrong == []
+    assert min(asked.values()) > 0
+    waited = [step.milliseconds for step in switches if step.milliseconds is not None]
+    print(f"{sum(asked.values())} questions, 0 errors; readers waited {max(waited):.1f} ms at most for a switch")
+    assert len(waited) == 3
+    assert versions(after.deployment, PRIMARY)[0].state == "empty"
 
 
 # Killed anywhere
