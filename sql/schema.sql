@@ -351,6 +351,11 @@ BEGIN
         RAISE EXCEPTION 'this database has no live model yet'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Materialize pgvector_table for this region.';
     END IF;
+    IF live.name <> coalesce(nullif(current_setting('embedding_assets.model', true), ''), live.name) THEN
+        RAISE EXCEPTION 'the query was embedded with %, the live model is % (%)',
+            current_setting('embedding_assets.model'), live.name, live.slot
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Embed the query with the live model.';
+    END IF;
     IF query IS NULL THEN
         RAISE EXCEPTION 'search needs a query vector, not NULL' USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -625,6 +630,33 @@ ALTER FUNCTION public.search(query text, k integer, source text, filter jsonb) O
 
 COMMENT ON FUNCTION public.search(query text, k integer, source text, filter jsonb) IS 'search() with the query as text, such as ''[0.1, 0.2]''.';
 
+CREATE FUNCTION public.search(query public.vector, k integer, source text, filter jsonb, model text) RETURNS SETOF embedding_assets.hit
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    before text := coalesce(current_setting('embedding_assets.model', true), '');
+BEGIN
+    PERFORM pg_catalog.set_config('embedding_assets.model', coalesce(model, ''), true);
+    RETURN QUERY SELECT * FROM public.search(query, k, source, filter);
+    PERFORM pg_catalog.set_config('embedding_assets.model', before, true);
+END
+$$;
+
+ALTER FUNCTION public.search(query public.vector, k integer, source text, filter jsonb, model text) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION public.search(query public.vector, k integer, source text, filter jsonb, model text) IS 'search() with a vector of this model: an error where another one is live.';
+
+CREATE FUNCTION public.search(query text, k integer, source text, filter jsonb, model text) RETURNS SETOF embedding_assets.hit
+    LANGUAGE sql
+    BEGIN ATOMIC
+ SELECT hit.*::embedding_assets.hit AS hit
+    FROM public.search((search.query)::public.vector, search.k, search.source, search.filter, search.model) hit(source, document_id, ordinal, content, metadata, distance, chunk_id);
+END;
+
+ALTER FUNCTION public.search(query text, k integer, source text, filter jsonb, model text) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION public.search(query text, k integer, source text, filter jsonb, model text) IS 'The same with the query as text, such as ''[0.1, 0.2]''.';
+
 CREATE FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text DEFAULT NULL::text, filter jsonb DEFAULT '{}'::jsonb) RETURNS SETOF embedding_assets.hybrid_hit
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -659,6 +691,33 @@ END;
 ALTER FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb) OWNER TO embedding_ingest;
 
 COMMENT ON FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb) IS 'search_hybrid() with the query as text, such as ''[0.1, 0.2]''.';
+
+CREATE FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb, model text) RETURNS SETOF embedding_assets.hybrid_hit
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    before text := coalesce(current_setting('embedding_assets.model', true), '');
+BEGIN
+    PERFORM pg_catalog.set_config('embedding_assets.model', coalesce(model, ''), true);
+    RETURN QUERY SELECT * FROM public.search_hybrid(query, query_text, k, source, filter);
+    PERFORM pg_catalog.set_config('embedding_assets.model', before, true);
+END
+$$;
+
+ALTER FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb, model text) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb, model text) IS 'search_hybrid() with a vector of this model: an error where another one is live.';
+
+CREATE FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb, model text) RETURNS SETOF embedding_assets.hybrid_hit
+    LANGUAGE sql
+    BEGIN ATOMIC
+ SELECT hit.*::embedding_assets.hybrid_hit AS hit
+    FROM public.search_hybrid((search_hybrid.query)::public.vector, search_hybrid.query_text, search_hybrid.k, search_hybrid.source, search_hybrid.filter, search_hybrid.model) hit(source, document_id, ordinal, content, metadata, distance, score, chunk_id);
+END;
+
+ALTER FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb, model text) OWNER TO embedding_ingest;
+
+COMMENT ON FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb, model text) IS 'The same with the query as text, such as ''[0.1, 0.2]''.';
 
 SET default_tablespace = '';
 
@@ -1068,6 +1127,12 @@ GRANT ALL ON FUNCTION public.search(query double precision[], k integer, source 
 REVOKE ALL ON FUNCTION public.search(query text, k integer, source text, filter jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search(query text, k integer, source text, filter jsonb) TO embedding_search;
 
+REVOKE ALL ON FUNCTION public.search(query public.vector, k integer, source text, filter jsonb, model text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search(query public.vector, k integer, source text, filter jsonb, model text) TO embedding_search;
+
+REVOKE ALL ON FUNCTION public.search(query text, k integer, source text, filter jsonb, model text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search(query text, k integer, source text, filter jsonb, model text) TO embedding_search;
+
 REVOKE ALL ON FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb) TO embedding_search;
 
@@ -1076,6 +1141,12 @@ GRANT ALL ON FUNCTION public.search_hybrid(query double precision[], query_text 
 
 REVOKE ALL ON FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb) TO embedding_search;
+
+REVOKE ALL ON FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb, model text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search_hybrid(query public.vector, query_text text, k integer, source text, filter jsonb, model text) TO embedding_search;
+
+REVOKE ALL ON FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb, model text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search_hybrid(query text, query_text text, k integer, source text, filter jsonb, model text) TO embedding_search;
 
 GRANT SELECT ON TABLE embedding_assets.chunks TO embedding_surface;
 

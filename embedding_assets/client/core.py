@@ -35,12 +35,13 @@ _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _LIVE: Final = "SELECT * FROM public.live_model()"
 # In the order in which the function returns them. Vectors go as text, which needs no type of pgvector's.
 _SEARCH: Final = """
-    SELECT * FROM public.search(%(vector)s::text, %(k)s::integer, %(source)s::text, %(filter)s::jsonb)
-    WITH ORDINALITY ORDER BY ordinality
+    SELECT * FROM public.search(
+        %(vector)s::text, %(k)s::integer, %(source)s::text, %(filter)s::jsonb, %(model)s::text
+    ) WITH ORDINALITY ORDER BY ordinality
 """
 _HYBRID: Final = """
     SELECT * FROM public.search_hybrid(
-        %(vector)s::text, %(question)s::text, %(k)s::integer, %(source)s::text, %(filter)s::jsonb
+        %(vector)s::text, %(question)s::text, %(k)s::integer, %(source)s::text, %(filter)s::jsonb, %(model)s::text
     ) WITH ORDINALITY ORDER BY ordinality
 """
 _TIMEOUT: Final = "SELECT set_config('statement_timeout', %(milliseconds)s::text, true)"
@@ -154,9 +155,8 @@ class Deadline:
 def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
     """The steps of a search.
 
-    The model that is live is asked for in the transaction of the search, before it and after it: where another one has
-    become live since the question was embedded, the hits are thrown away and the question is embedded anew. (Only a
-    switch there and back between the three statements would go unseen.)
+    The search names the model that the question was embedded with, and the database refuses it where another one is
+    live: then it is asked which, and the question is embedded anew.
 
     Raises PermanentError for a question, k or filter that cannot be, and TransientError where the database does not
     answer.
@@ -169,8 +169,9 @@ def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
             vector = unit((yield Embed(asked.question, live)), live)
             memory.keep(live, asked.question, vector)
         try:
-            (before,), found, (after,) = yield Run(((_LIVE, {}), _statement(asked, vector), (_LIVE, {})))
-        except psycopg.errors.InvalidParameterValue as error:  # of other dimensions than the model that is live by now?
+            (rows,) = yield Run((_statement(asked, vector, live),))
+            return [_hit(row) for row in rows]
+        except psycopg.errors.InvalidParameterValue as error:  # is another model live by now?
             embedded_by, live = live, (yield from asking(memory))
             failed = explained(error) if embedded_by == live else _switched()
         except psycopg.Error as error:
@@ -178,12 +179,6 @@ def searching(asked: Asked, memory: Memory) -> Steps[list[Hit]]:
             if not may_pass(error):
                 raise failed from error
             # A search changes nothing: it may be asked twice.
-        else:
-            embedded_by, live = live, _model(after)
-            memory.live = live
-            if embedded_by == live == _model(before):
-                return [_hit(row) for row in found]
-            failed = _switched()
     raise failed
 
 
@@ -235,7 +230,7 @@ def _check(asked: Asked) -> None:
         )
 
 
-def _statement(asked: Asked, vector: Vector) -> Statement:
+def _statement(asked: Asked, vector: Vector, model: LiveModel) -> Statement:
     parameters = {
         # Nine digits tell any two float32 apart.
         "vector": "[" + ",".join([f"{value:.9g}" for value in vector.tolist()]) + "]",
@@ -243,6 +238,7 @@ def _statement(asked: Asked, vector: Vector) -> Statement:
         "source": asked.source,
         "filter": Jsonb(dict(asked.filter or {})),
         "question": asked.question,
+        "model": model.name,
     }
     return (_HYBRID if asked.hybrid else _SEARCH), parameters
 

@@ -31,7 +31,8 @@ def explained(error: psycopg.Error) -> PipelineError:
         return PermanentError(f"searching: {words}. Cure: GRANT embedding_search TO the role that this logs in as")
     if isinstance(error, psycopg.errors.UndefinedFunction | psycopg.errors.InvalidSchemaName):
         return PermanentError(
-            f"searching: {words}. Cure: name a database in the DSN that embedding-assets materialize has filled"
+            f"searching: {words}. Cure: name a database in the DSN that embedding-assets materialize, of this version, "
+            "has filled"
         )
     if isinstance(error, psycopg.OperationalError) and error.sqlstate != "55000":
         if (error.sqlstate or "").startswith(("28", "3D")) or any(text in words for text in _REFUSED):

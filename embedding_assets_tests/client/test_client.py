@@ -16,6 +16,8 @@ from embedding_assets.client import AsyncSearchClient, LiveModel, SearchClient
 from embedding_assets.embedding.query import embed_query
 from embedding_assets.errors import PermanentError, TransientError
 from embedding_assets.pgvector.connection import connect
+from embedding_assets.pgvector.publishing.promotion import promote
+from embedding_assets.pgvector.schema.models import Model, ensure_models
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets_tests.client.conftest import BINDINGS, HANDBOOK, QUESTION, NewClient, Region
 from embedding_assets_tests.support.toy import D1, Toy, bind
@@ -85,15 +87,16 @@ def test_a_switch_after_the_question_was_embedded_is_seen_though_both_models_hav
 ) -> None:
     """A vector of the old model finds rows of the new one without any error: such hits must not be returned."""
     toy = Toy(d2=D1)
+    models: dict[Slot, Model] = {"v1": Model("one", D1, "test"), "v2": Model("another", D1, "test")}
     with connect(database) as conn:
-        bind(conn, d2=D1)
+        ensure_models(conn, models, "v1")
         toy.publish_to(conn)
         wanted = toy.all_rows()[7]
         embedded_by: list[str] = []
 
         def embed(question: str, model: LiveModel) -> npt.ArrayLike:
             embedded_by.append(model.slot)
-            bind(conn, d2=D1, live="v2")  # the first time another one is live from here on
+            promote(conn, "v2")  # the first time another one is live from here on
             return getattr(wanted, model.slot)  # type: ignore[no-any-return]
 
         client = new_client(database, embed=embed)

@@ -176,3 +176,19 @@ def test_the_live_model_is_told_and_follows_a_switch(served: Connection) -> None
 def test_before_a_model_is_live_live_model_says_so(database: str) -> None:
     with connect(database) as conn, pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState, match="no live model"):
         conn.execute("SELECT * FROM live_model()")
+
+
+def test_a_query_that_names_another_model_than_the_live_one_is_refused(served: Connection) -> None:
+    query = np.asarray(row(1).v1).tolist()
+    plain = served.execute("SELECT chunk_id FROM search(%s::vector, 3, NULL, '{}')", [str(query)]).fetchall()
+
+    for form in ("vector", "text"):
+        asked = f"SELECT chunk_id FROM search(%s::{form}, 3, NULL, '{{}}', %s)"
+        assert served.execute(asked.encode(), [str(query), "toy-8"]).fetchall() == plain
+        assert served.execute(asked.encode(), [str(query), None]).fetchall() == plain
+        with pytest.raises(
+            psycopg.errors.InvalidParameterValue, match=r"embedded with other-8, the live model is toy-8"
+        ):
+            served.execute(asked.encode(), [str(query), "other-8"])
+    # What one call named is no other call's.
+    assert served.execute("SELECT chunk_id FROM search(%s::vector, 3, NULL, '{}')", [str(query)]).fetchall() == plain

@@ -267,9 +267,10 @@ def test_whoever_was_granted_a_search_may_call_its_new_forms(from_before: str) -
             "AND proname ~ '^(search|search_hybrid|live_model)$' AND has_function_privilege(%s, oid, 'EXECUTE')"
         )
         assert {name for (name,) in admin.execute(callable_by, ["an application"])} == {
-            f"search({query_type},integer,text,jsonb)" for query_type in ("vector", "double precision[]", "text")
+            *(f"search({query_type},integer,text,jsonb)" for query_type in ("vector", "double precision[]", "text")),
+            *(f"search({query_type},integer,text,jsonb,text)" for query_type in ("vector", "text")),
         }
-        assert len(admin.execute(callable_by, [roles.SEARCH]).fetchall()) == 7
+        assert len(admin.execute(callable_by, [roles.SEARCH]).fetchall()) == 11
         admin.execute('DROP OWNED BY "an application"; DROP ROLE "an application"')
 
 

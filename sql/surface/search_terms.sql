@@ -23,6 +23,11 @@ BEGIN
         RAISE EXCEPTION 'this database has no live model yet'
             USING ERRCODE = 'object_not_in_prerequisite_state', HINT = 'Materialize pgvector_table for this region.';
     END IF;
+    IF live.name <> coalesce(nullif(current_setting('embedding_assets.model', true), ''), live.name) THEN
+        RAISE EXCEPTION 'the query was embedded with %, the live model is % (%)',
+            current_setting('embedding_assets.model'), live.name, live.slot
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'Embed the query with the live model.';
+    END IF;
     IF query IS NULL THEN
         RAISE EXCEPTION 'search needs a query vector, not NULL' USING ERRCODE = 'invalid_parameter_value';
     END IF;

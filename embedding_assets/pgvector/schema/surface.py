@@ -34,6 +34,7 @@ ORDER: Final = (
     "fuse",
     "search_hybrid",
     "search_hybrid_overloads",
+    "search_by_model",
     "live_model",
     "model_versions",
     "live_chunks",
