@@ -10,6 +10,7 @@ import pytest
 from embedding_assets.operations.status import is_current
 from embedding_assets.orchestration.automation.jobs import REGION_JOB
 from embedding_assets.orchestration.driver import Outcome
+from embedding_assets.orchestration.resources import progress
 from embedding_assets.pgvector.indexes import hnsw
 from embedding_assets.snapshots.slots import Slot
 from embedding_assets.telemetry.events import IndexProgress
@@ -64,6 +65,7 @@ def test_other_parameters_rebuild_the_index_that_every_region_serves_and_nothing
 def test_a_build_is_seen_in_the_log_of_its_run(box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On an instance that keeps its log in a file, as a thread beside the run's own writes to it."""
     monkeypatch.setattr(hnsw, "_EVERY_SECONDS", 0.0005)
+    monkeypatch.setattr(progress, "_EVERY_SECONDS", 0.0)  # also of a phase before which another one was seen
     overrides = {"telemetry": {"enabled": False}}
     with (
         dg.DagsterInstance.local_temp(str(tmp_path), overrides=overrides) as instance,
