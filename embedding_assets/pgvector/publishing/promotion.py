@@ -17,6 +17,7 @@ from embedding_assets.pgvector.schema.models import (
     bound_models,
     describe,
     empty_slot,
+    kept_until,
     live_slot,
     note_change,
     unfilled,
@@ -101,15 +102,11 @@ def retire(conn: Connection, slot: Slot, *, validation_days: float, reason: str 
                 f"slot {slot} is live with model {describe(bound.model)}: retired, nothing would be found. Cure: "
                 f"embedding-assets migration promote --to {other(slot)} first"
             )
-        until = conn.execute(
-            "SELECT superseded_at + make_interval(secs => %s) FROM embedding_assets.models "
-            "WHERE slot = %s AND superseded_at + make_interval(secs => %s) > now()",
-            [validation_days * 86_400, slot, validation_days * 86_400],
-        ).fetchone()
+        until = kept_until(conn, slot, validation_days)
         if until is not None and not forced:
             raise PermanentError(
                 f"slot {slot} was live until {bound.superseded_at:%Y-%m-%d %H:%M} UTC, and is kept to roll back to "
-                f"until {until[0]:%Y-%m-%d %H:%M} UTC. Cure: wait until then, set migration: {{validation_days: …}}, "
+                f"until {until:%Y-%m-%d %H:%M} UTC. Cure: wait until then, set migration: {{validation_days: …}}, "
                 "or add --force"
             )
         empty_slot(conn, slot, "retired", reason=reason, forced=forced and until is not None)

@@ -231,18 +231,24 @@ def _is_another(model: Model | None, recorded: Model) -> bool:
 
 def _refuse_in_validation(conn: Connection, before: BoundModel, becomes: str, days: float) -> None:
     """A model that was live until a moment ago is what one rolls back to: no edit of the settings alone takes it."""
-    row = conn.execute(
-        "SELECT superseded_at + make_interval(secs => %s) FROM embedding_assets.models "
-        "WHERE slot = %s AND superseded_at + make_interval(secs => %s) > now()",
-        [days * 86_400, before.slot, days * 86_400],
-    ).fetchone()
-    if row is not None:
+    until = kept_until(conn, before.slot, days)
+    if until is not None:
         raise PermanentError(
             f"slot {before.slot} was live until {before.superseded_at:%Y-%m-%d %H:%M} UTC with model "
-            f"{describe(before.model)} and cannot {becomes} before {row[0]:%Y-%m-%d %H:%M} UTC: it is what embedding-"
+            f"{describe(before.model)} and cannot {becomes} before {until:%Y-%m-%d %H:%M} UTC: it is what embedding-"
             f"assets migration rollback goes back to. Cure: leave models.{before.slot} as it was until then, or say "
             f"embedding-assets migration retire {before.slot} --force"
         )
+
+
+def kept_until(conn: Connection, slot: Slot, validation_days: float) -> datetime | None:
+    """When the validation window of a slot's model ends; None where it has ended, or the model was not live before."""
+    row = conn.execute(
+        "SELECT superseded_at + make_interval(secs => %(seconds)s) FROM embedding_assets.models "
+        "WHERE slot = %(slot)s AND superseded_at + make_interval(secs => %(seconds)s) > now()",
+        {"slot": slot, "seconds": validation_days * 86_400},
+    ).fetchone()
+    return row[0] if row else None
 
 
 def is_published(conn: Connection) -> bool:
