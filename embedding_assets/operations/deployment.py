@@ -29,7 +29,6 @@ from embedding_assets.snapshots.stores import Store, opened
 from embedding_assets.snapshots.tasks import Run
 from embedding_assets.sources.reader import Reader, open_reader
 from embedding_assets.telemetry.events import LockAwaited, Tell, unheard
-from embedding_assets.work.pool import local
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +181,9 @@ class Deployment:
         """Who works on tasks that write to the region's store, as the settings have it."""
         work = self.settings.work
         if work.backend == "local":
+            # Imported here: commands that only look need not wait for what reads parts.
+            from embedding_assets.work.pool import local
+
             return partial(local, tell=tell)
         # Imported here: the extra [celery] has what it needs.
         from embedding_assets.work.celery_runner import Workers
