@@ -361,6 +361,15 @@ def test_another_way_to_cut_moves_a_source_as_a_whole_and_is_recorded(sandbox: S
     assert rechunked[0].evidence["after"][SOURCE]["max_tokens"] == 60
 
 
+def test_a_source_that_is_added_is_no_other_way_to_cut(box: Sandbox) -> None:
+    before = changes(box.deployment, PRIMARY)
+
+    replace(box, sources={"more": box.settings["sources"][SOURCE]}).deployment.prepare(PRIMARY)
+
+    assert changes(box.deployment, PRIMARY) == before
+    box.deployment.prepare(PRIMARY)
+
+
 # Before anything is bought
 
 

@@ -193,7 +193,7 @@ def _bind(
             _renew_column(conn, slot, model.type)
             conn.execute("DELETE FROM embedding_assets.models WHERE slot = %s", [slot])
             note_change(conn, "bound", slot, model)
-        elif chunking is not None and known.chunking not in ({}, chunking):
+        elif chunking is not None and any(known.chunking.get(name, cut) != cut for name, cut in chunking.items()):
             note_change(conn, "rechunked", slot, model, evidence={"before": known.chunking, "after": chunking})
         conn.execute(
             """
@@ -218,10 +218,13 @@ def _bind(
     for slot in SLOTS:  # the view shows none of these
         if slot not in models:
             empty_slot(conn, slot, "emptied")
-    if live_slot(conn) is None:
+    begins = live_slot(conn) is None
+    if begins:
         conn.execute("UPDATE embedding_assets.models SET live = true, live_since = now() WHERE slot = %s", [first])
         note_change(conn, "promoted", first, models[first], reason="the first one")
-    conn.execute("SELECT embedding_assets.show_live_model()")
+    before_this = {slot: known.model for slot, known in recorded.items()}
+    if begins or before_this != {slot: model.recorded for slot, model in models.items()}:
+        conn.execute("SELECT embedding_assets.show_live_model()")
 
 
 def _is_another(model: Model | None, recorded: Model) -> bool:
